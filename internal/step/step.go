@@ -1,0 +1,127 @@
+// Package step is the shape of a program: a list of system calls as data.
+//
+// There is no container in the kernel; there is a process to which a list of
+// system calls was applied. Package program compiles an OCI spec into such a
+// list, package executor runs it in a freshly forked child, and both meet here,
+// so that neither knows the other.
+//
+//	Program ─┬─ Clone   flags of the clone3 that makes the child
+//	         ├─ Files   what descriptors 5, 6, ... of the child are
+//	         ├─ Steps   ┌ nr  result  (a0 … a5)  errno→skip …  name ┐
+//	         │          └ one system call, or one of two pseudo calls ┘
+//	         ├─ Data    strings, structs, the seccomp filter
+//	         └─ Relocs  pointers inside Data, patched when it is mapped
+//
+// A step may branch forward only, so every program ends. The child's
+// descriptors are fixed by convention: 0, 1 and 2 are its stdio, ReportFD
+// carries a Record for a milestone or a failure and is closed by a successful
+// execve, StartFD is what the start wait reads, and Files follow.
+//
+// The encoding is what crosses the socket to the monitor: versioned, flat, and
+// for one machine architecture, since system-call numbers differ. A newer
+// daemon may send its programs to an older monitor: the system-call interface
+// of the kernel is the stable part.
+package step
+
+// Descriptors that every child has at the same number.
+const (
+	ReportFD = 3 // pipe to the parent: records; close-on-exec
+	StartFD  = 4 // pipe from the parent: one byte releases the start wait
+	FirstFD  = 5 // Files[0]; by convention the root filesystem of a container
+)
+
+// Limits of a program. They bound what a decoder allocates and what the child
+// addresses.
+const (
+	MaxArgs     = 6       // of a Linux system call
+	MaxBranches = 4       // errno branches of one step
+	MaxSteps    = 1 << 15 // a thousand mounts are about twenty thousand steps
+	MaxFiles    = 4096    // descriptors handed over
+	MaxSize     = 16 << 20
+	Registers   = 64 // the last one is the child's own
+)
+
+// ReportRegister holds the descriptor that failures are written to. Programs
+// do not touch it; the executor's prologue does.
+const ReportRegister Register = Registers - 1
+
+// NoResult says that nobody reads what the call returned.
+const NoResult Register = 0xff
+
+// Pseudo calls live above every system-call number.
+const (
+	// OpExpect fails with errno a2 unless a0&a3 == a1. It is how a program looks at
+	// what an earlier call returned or wrote.
+	OpExpect uint32 = 1<<16 + iota
+	// OpSet returns a0, which moves a value between registers or only skips.
+	OpSet
+)
+
+// Register names one of the child's 64-bit result registers.
+type Register uint8
+
+// Kind says how an argument gets its value when the step runs.
+type Kind uint8
+
+// Kinds of arguments.
+const (
+	Const Kind = iota // the value itself
+	Addr              // address of the byte at this offset in Data
+	Reg               // content of this register
+	Mem8              // the byte at this offset in Data
+	Mem32             // 32 bits at this offset, native order
+	Mem64             // 64 bits at this offset, native order
+	kinds
+)
+
+// Arg is one argument of a step.
+type Arg struct {
+	Kind Kind
+	Val  uint64
+}
+
+// Branch says what follows when a call fails with Errno: Skip steps are left
+// out and the program goes on. An errno without a branch ends the child.
+type Branch struct {
+	Errno uint16
+	Skip  uint16
+}
+
+// Step is one system call or pseudo call.
+type Step struct {
+	Nr     uint32
+	Result Register // register for the return value, or NoResult
+	Args   [MaxArgs]Arg
+	OnErr  []Branch
+	Then   uint16 // steps left out after success
+	Name   string // what it is for, to be read by people
+}
+
+// Reloc says that the 8 bytes at At in Data hold a pointer to To in Data.
+type Reloc struct {
+	At, To uint32
+}
+
+// NoWait is the Wait of a program that runs through to its execve.
+const NoWait = -1
+
+// Program is a list of system calls with everything that they refer to.
+type Program struct {
+	Clone  uint64   // CLONE_NEW* flags for clone3
+	Wait   int      // index of the step that blocks until the start, or NoWait
+	Files  []string // what Files[i] (descriptor FirstFD+i) is
+	Steps  []Step
+	Data   []byte
+	Relocs []Reloc
+}
+
+// Record is what a child writes to ReportFD, 8 bytes in native order: errno 0
+// is the milestone of having reached step Step, any other errno is the failure
+// of that step. Negative steps belong to the executor's prologue.
+type Record struct {
+	Step  int32
+	Errno uint32
+}
+
+// RecordSize is the encoded size of a Record.
+const RecordSize = 8
