@@ -1,0 +1,60 @@
+# Vitrine. `make help` says what each target does.
+GO      ?= go
+BIN     := bin
+PREFIX  ?= /usr/local
+FUZZTIME ?= 20s
+CNI     := v1.9.1
+LINTER  := v2.15.0
+TAGS    := osusergo netgo containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_devicemapper
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+FLAGS   := -trimpath -buildvcs=false -tags "$(TAGS)"
+STATIC  := CGO_ENABLED=0 $(GO) build $(FLAGS)
+
+.DEFAULT_GOAL := all
+.PHONY: all build cni-plugins try test race fuzz lint bench conformance install clean deps help
+
+all: build cni-plugins ## build all that is shipped and all that is needed to try it
+
+build: ## the two static binaries, bin/vitrine and bin/vitrine-oci
+	$(STATIC) -ldflags "-s -w -X main.version=$(VERSION)" -o $(BIN)/ ./cmd/...
+
+cni-plugins: ## the network plugins of containernetworking $(CNI), into bin/cni
+	cd contrib/cni && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags "-s -w -X github.com/containernetworking/plugins/pkg/utils/buildversion.BuildVersion=$(CNI)" -o ../../$(BIN)/cni/ tool
+
+try: deps build cni-plugins ## run a real pod in private surroundings, show it, remove it (root)
+	@$(STATIC) -o $(BIN)/dev/ ./conformance/try && $(BIN)/dev/try
+
+test: deps build cni-plugins ## all tests; those that need root say so where they are not root
+	@$(STATIC) -o $(BIN)/dev/ ./conformance/tally && CGO_ENABLED=0 $(BIN)/dev/tally -tags "$(TAGS)" ./...
+
+race: deps build cni-plugins ## all tests under the race detector (needs gcc)
+	@$(STATIC) -o $(BIN)/dev/ ./conformance/tally && CGO_ENABLED=1 $(BIN)/dev/tally -race -tags "$(TAGS)" ./...
+
+fuzz: ## each fuzz target for FUZZTIME
+	@grep -rno '^func Fuzz[A-Za-z0-9_]*' --include=*_test.go . | sed 's/:[0-9]*:func / /' | while read -r file name; do \
+	  $(GO) test -tags "$(TAGS)" -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) "$$(dirname $$file)" || exit 1; done
+
+lint: $(BIN)/dev/golangci-lint ## go vet and golangci-lint with .golangci.yml
+	CGO_ENABLED=0 $(GO) vet -tags "$(TAGS)" ./...
+	CGO_ENABLED=0 $(BIN)/dev/golangci-lint run ./...
+
+$(BIN)/dev/golangci-lint:
+	GOBIN=$(CURDIR)/$(BIN)/dev CGO_ENABLED=0 $(GO) install -trimpath -ldflags "-s -w" github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINTER)
+
+bench: deps build cni-plugins ## start of a container beside crun, interleaved (root)
+	@contrib/deps crun && $(STATIC) -o $(BIN)/dev/ ./conformance/bench && $(BIN)/dev/bench
+
+conformance: deps build cni-plugins ## the integration tests alone, against the real daemon (root)
+	CGO_ENABLED=0 $(GO) test -tags "$(TAGS)" -count=1 -v ./conformance/integration/
+
+install: build ## both binaries into $(DESTDIR)$(PREFIX)/bin
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin $(BIN)/vitrine $(BIN)/vitrine-oci
+
+clean: ## remove what was built
+	rm -rf $(BIN)
+
+deps: ## install what is missing (Debian packages, as root) and say what that was
+	@contrib/deps busybox-static
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sed 's/$$(CNI)/$(CNI)/' | while IFS="$$(printf '\t')" read -r t d; do printf '  %-12s %s\n' "$$t" "$$d"; done
