@@ -1,0 +1,171 @@
+package executor
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/step"
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+)
+
+// Child is a process that runs, or ran, a program. Its methods are called by
+// one goroutine at a time, in the order Ready, Release, Close; Pid and PidFD at
+// any time before Close.
+type Child struct {
+	pid    int
+	pidfd  *sys.FD
+	report *sys.FD // read end: records, EOF at execve
+	start  *sys.FD // write end: one byte releases the start wait
+	wait   int     // index of the start wait, or step.NoWait
+	proc   int     // procfs directory, or -1
+	names  func(int) string
+
+	childReport, childStart *sys.FD // until the fork is over
+}
+
+// StepError says which step of a program failed, and how. Step is negative in
+// the executor's own prologue.
+type StepError struct {
+	Step  int
+	Name  string
+	Errno unix.Errno
+}
+
+func (e *StepError) Error() string {
+	name := e.Name
+	if name == "" {
+		name = "step " + strconv.Itoa(e.Step)
+	}
+	return name + ": " + e.Errno.Error()
+}
+
+// Unwrap returns the errno, so that errors.Is works with unix.ENOENT and with
+// fs.ErrNotExist.
+func (e *StepError) Unwrap() error { return e.Errno }
+
+// ErrDied is returned when the child ended before its execve without saying
+// why: killed from outside, by its own seccomp filter, or for want of memory.
+// The exit status is the reaper's to read.
+var ErrDied = errors.New("child died before execve")
+
+// Pid returns the child's process id as the parent sees it. After the child
+// was reaped the number may belong to somebody else: signal through PidFD.
+func (c *Child) Pid() int { return c.pid }
+
+// PidFD returns the descriptor of the child, which stays c's.
+func (c *Child) PidFD() *sys.FD { return c.pidfd }
+
+// Ready blocks until the program has reached its start wait. For a program
+// without one it blocks until execve succeeded. A step that failed is returned
+// as *StepError, a child that vanished as ErrDied.
+func (c *Child) Ready() error {
+	return c.await()
+}
+
+// Release ends the start wait and blocks until execve succeeded (nil), a step
+// failed (*StepError), or the child died (ErrDied).
+func (c *Child) Release() error {
+	_, err := unix.Write(c.start.Int(), []byte{1})
+	c.start.Close()
+	if err != nil && !errors.Is(err, unix.EPIPE) {
+		return os.NewSyscallError("write start pipe", err)
+	}
+	return c.await()
+}
+
+// Close closes the parent's ends of the pipes and the pidfd. A child that still
+// waits for its start then ends by itself: its read returns end of file.
+func (c *Child) Close() error {
+	c.report.Close()
+	c.start.Close()
+	return c.pidfd.Close()
+}
+
+func (c *Child) closeChildEnds() {
+	c.childReport.Close()
+	c.childStart.Close()
+}
+
+// await reads one record. End of file comes from execve, which closed the
+// pipe, or from death.
+func (c *Child) await() error {
+	var b [step.RecordSize]byte
+	n, err := readFull(c.report.Int(), b[:])
+	switch {
+	case err != nil:
+		return os.NewSyscallError("read report pipe", err)
+	case n == 0:
+		return c.executed()
+	case n < len(b):
+		return fmt.Errorf("report of %d bytes: %w", n, ErrDied)
+	}
+	i := int(int32(binary.NativeEndian.Uint32(b[:])))
+	errno := unix.Errno(binary.NativeEndian.Uint32(b[4:]))
+	if errno == 0 {
+		return nil
+	}
+	return &StepError{Step: i, Name: c.names(i), Errno: errno}
+}
+
+func readFull(fd int, b []byte) (int, error) {
+	n := 0
+	for n < len(b) {
+		m, err := unix.Read(fd, b[n:])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || m == 0 {
+			return n, err
+		}
+		n += m
+	}
+	return n, nil
+}
+
+// executed tells an execve from a death after the pipe was closed. The kernel
+// clears PF_FORKNOEXEC in execve before it closes descriptors, so if the flag
+// still stands the process is dead or dying; whether it is already a zombie
+// says nothing, because descriptors are closed before the parent is told. The
+// caller must not have reaped the child yet.
+func (c *Child) executed() error {
+	flags, err := c.processFlags()
+	if err != nil {
+		return fmt.Errorf("read flags of child: %w", err)
+	}
+	const forkNoExec = 0x40 // PF_FORKNOEXEC of linux/sched.h
+	if flags&forkNoExec != 0 {
+		return ErrDied
+	}
+	return nil
+}
+
+// processFlags reads field 9 of /proc/<pid>/stat. The zombie still has it.
+func (c *Child) processFlags() (uint64, error) {
+	path := strconv.Itoa(c.pid) + "/stat"
+	dir := c.proc
+	if dir < 0 {
+		dir, path = unix.AT_FDCWD, "/proc/"+path
+	}
+	fd, err := unix.Openat(dir, path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	b := make([]byte, 512)
+	n, err := readFull(fd, b)
+	if err != nil {
+		return 0, err
+	}
+	// The command name in parentheses may hold spaces and parentheses.
+	f := bytes.Fields(b[bytes.LastIndexByte(b[:n], ')')+1 : n])
+	if len(f) < 7 {
+		return 0, unix.EINVAL
+	}
+	return strconv.ParseUint(string(f[6]), 10, 64)
+}

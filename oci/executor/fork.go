@@ -1,0 +1,100 @@
+package executor
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/step"
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+)
+
+// control is the child's only writable state. Its layout is known to the
+// assembly loop.
+type control struct {
+	regs   [step.Registers]uint64
+	args   [step.MaxArgs]uint64
+	record step.Record
+	cur    uintptr // first step
+	end    uintptr // behind the last step
+	data   uintptr // Data of the program
+	index  int64   // number of the first step: minus the prologue's length
+}
+
+// cloneArgs is struct clone_args of linux/sched.h, as of CLONE_INTO_CGROUP.
+type cloneArgs struct {
+	flags      uint64
+	pidfd      uint64
+	childTID   uint64
+	parentTID  uint64
+	exitSignal uint64
+	stack      uint64
+	stackSize  uint64
+	tls        uint64
+	setTID     uint64
+	setTIDSize uint64
+	cgroup     uint64
+}
+
+// forkRun calls clone3 and returns its result in the parent; the child does
+// not return. Implemented in assembly.
+//
+//go:noescape
+func forkRun(args *cloneArgs, size, ctl uintptr) int
+
+// image is a program ready to run, in a mapping of its own.
+type image struct {
+	mem []byte
+	ctl *control
+}
+
+// load maps a private copy of the program behind the prologue and patches its
+// pointers. The parent frees it once the child exists: the child keeps its
+// copy until execve.
+func load(v *step.View, prologue []step.Step, reportFD int) (*image, error) {
+	stepsAt := int(unsafe.Sizeof(control{})+7) &^ 7
+	dataAt := stepsAt + (len(prologue)+v.N)*step.Size
+	mem, err := unix.Mmap(-1, 0, dataAt+len(v.Data)+8, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, os.NewSyscallError("mmap", err)
+	}
+	base := uintptr(unsafe.Pointer(&mem[0]))
+	for i := range prologue {
+		step.PutStep(mem[stepsAt+i*step.Size:], &prologue[i])
+	}
+	copy(mem[stepsAt+len(prologue)*step.Size:], v.Steps)
+	copy(mem[dataAt:], v.Data)
+	for r := range v.Relocations() {
+		*(*uintptr)(unsafe.Pointer(&mem[dataAt+int(r.At)])) = base + uintptr(dataAt) + uintptr(r.To)
+	}
+	ctl := (*control)(unsafe.Pointer(&mem[0]))
+	ctl.cur, ctl.end, ctl.data = base+uintptr(stepsAt), base+uintptr(dataAt), base+uintptr(dataAt)
+	ctl.index = -int64(len(prologue))
+	ctl.regs[step.ReportRegister] = uint64(reportFD)
+	return &image{mem: mem, ctl: ctl}, nil
+}
+
+func (m *image) free() { unix.Munmap(m.mem) }
+
+// fork makes the child, in the cgroup behind cgroupFD if that is not negative.
+func (m *image) fork(flags uint64, cgroupFD int) (pid int, pidfd *sys.FD, err error) {
+	fd := int32(-1)
+	args := &cloneArgs{
+		flags:      flags | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND,
+		pidfd:      uint64(uintptr(unsafe.Pointer(&fd))),
+		exitSignal: uint64(unix.SIGCHLD),
+	}
+	if cgroupFD >= 0 {
+		args.flags |= unix.CLONE_INTO_CGROUP
+		args.cgroup = uint64(cgroupFD)
+	}
+	pid = forkRun(args, unsafe.Sizeof(*args), uintptr(unsafe.Pointer(m.ctl)))
+	runtime.KeepAlive(&fd)
+	if pid < 0 {
+		return 0, nil, fmt.Errorf("clone3: %w", unix.Errno(-pid))
+	}
+	return pid, sys.NewFD(int(fd)), nil
+}

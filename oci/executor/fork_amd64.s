@@ -1,0 +1,169 @@
+#include "textflag.h"
+
+// The child's whole life before execve. It runs in a copy of the monitor's
+// address space from which the Go heap, the stacks and the runtime's data are
+// missing (MADV_DONTFORK): it must not touch a stack, call a Go function or
+// use the TLS register. It reads its steps from the control block in R12, a
+// mapping of its own, and leaves through execve or exit_group.
+//
+//	R12 control block    R13 data         R15 number of the step (for reports)
+//	BX  the step         BP  end of steps
+//
+// The kernel keeps every register but AX, CX and R11 over a system call. Go's
+// g (R14) is not used; nothing here returns to Go.
+//
+// Offsets in the control block are those of type control in fork.go, offsets
+// in a step those of package step; a test holds the numbers together.
+
+#define REGS      0
+#define ARGS      512
+#define RECORD    560
+#define CUR       568
+#define END       576
+#define DATA      584
+#define INDEX     592
+#define REPORTFD  504
+
+#define STEPSIZE  88
+#define SYS_write 1
+#define SYS_clone3 435
+#define SYS_exit_group 231
+#define ENOEXEC 8
+
+// func forkRun(args *cloneArgs, size, ctl uintptr) int
+TEXT ·forkRun(SB), NOSPLIT|NOFRAME, $0-32
+	MOVQ	args+0(FP), DI
+	MOVQ	size+8(FP), SI
+	MOVQ	ctl+16(FP), R12
+	MOVL	$SYS_clone3, AX
+	SYSCALL
+	TESTQ	AX, AX
+	JEQ	child
+	MOVQ	AX, ret+24(FP)
+	RET
+
+child:
+	MOVQ	CUR(R12), BX
+	MOVQ	END(R12), BP
+	MOVQ	DATA(R12), R13
+	MOVQ	INDEX(R12), R15
+
+next:
+	CMPQ	BX, BP
+	JCC	fell
+	XORL	CX, CX
+
+resolve:
+	MOVBLZX	5(BX)(CX*1), DX
+	MOVQ	16(BX)(CX*8), AX
+	TESTL	DX, DX		// Const
+	JEQ	store
+	CMPL	DX, $2
+	JEQ	reg
+	ADDQ	R13, AX		// Addr and the three Mem kinds
+	CMPL	DX, $1
+	JEQ	store
+	CMPL	DX, $3
+	JEQ	mem8
+	CMPL	DX, $4
+	JEQ	mem32
+	MOVQ	(AX), AX
+	JMP	store
+
+mem8:
+	MOVBLZX	(AX), AX
+	JMP	store
+
+mem32:
+	MOVL	(AX), AX
+	JMP	store
+
+reg:
+	MOVQ	REGS(R12)(AX*8), AX
+
+store:
+	MOVQ	AX, ARGS(R12)(CX*8)
+	INCL	CX
+	CMPL	CX, $6
+	JLT	resolve
+
+	MOVL	(BX), AX
+	MOVQ	(ARGS+0)(R12), DI
+	MOVQ	(ARGS+8)(R12), SI
+	MOVQ	(ARGS+16)(R12), DX
+	MOVQ	(ARGS+24)(R12), R10
+	MOVQ	(ARGS+32)(R12), R8
+	MOVQ	(ARGS+40)(R12), R9
+	CMPL	AX, $0x10000
+	JCC	pseudo
+	SYSCALL
+	JMP	done
+
+pseudo:
+	JNE	set		// flags are those of the compare above
+	ANDQ	R10, DI		// OpExpect
+	CMPQ	DI, SI
+	JEQ	held
+	MOVQ	DX, AX
+	NEGQ	AX
+	JMP	done
+
+held:
+	XORL	AX, AX
+	JMP	done
+
+set:
+	MOVQ	DI, AX		// OpSet
+
+done:
+	MOVBLZX	4(BX), CX
+	CMPL	CX, $255
+	JEQ	judge
+	MOVQ	AX, REGS(R12)(CX*8)
+
+judge:
+	CMPQ	AX, $-4095
+	JCC	failed
+	MOVWLZX	12(BX), CX
+	JMP	advance
+
+failed:
+	NEGQ	AX
+	MOVBLZX	11(BX), DX
+	LEAQ	64(BX), SI
+
+branch:
+	TESTL	DX, DX
+	JEQ	fatal
+	MOVWLZX	(SI), CX
+	CMPL	CX, AX
+	JEQ	taken
+	ADDQ	$4, SI
+	DECL	DX
+	JMP	branch
+
+taken:
+	MOVWLZX	2(SI), CX
+
+advance:
+	INCL	CX
+	ADDQ	CX, R15
+	IMULQ	$STEPSIZE, CX
+	ADDQ	CX, BX
+	JMP	next
+
+fell:
+	MOVL	$ENOEXEC, AX
+
+fatal:
+	MOVL	R15, RECORD(R12)
+	MOVL	AX, (RECORD+4)(R12)
+	MOVQ	REPORTFD(R12), DI
+	LEAQ	RECORD(R12), SI
+	MOVL	$8, DX
+	MOVL	$SYS_write, AX
+	SYSCALL
+	MOVL	$127, DI
+	MOVL	$SYS_exit_group, AX
+	SYSCALL
+	INT	$3

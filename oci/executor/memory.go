@@ -1,0 +1,95 @@
+package executor
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// The Go heap grows inside this range on 64-bit Linux (the runtime's arena
+// hints); what the runtime maps elsewhere is made at start and rarely grows.
+// Hiding the range again before each fork is one system call and catches a
+// heap that has grown since.
+const (
+	arenaStart = 0xc000000000
+	arenaSize  = 4 << 30
+)
+
+var hideOnce struct {
+	sync.Mutex
+	done bool
+}
+
+// hideMemory keeps the process's private writable memory out of its children:
+// they get neither the pages nor the page tables. A page that another thread
+// maps at this very moment may still be copied; that costs a little time and
+// shows the child nothing that it can name.
+func hideMemory() error {
+	hideOnce.Lock()
+	defer hideOnce.Unlock()
+	if !hideOnce.done {
+		if err := hideAll(); err != nil {
+			return err
+		}
+		hideOnce.done = true
+	}
+	return dontFork(arenaStart, arenaSize)
+}
+
+// hideAll marks every private writable mapping that exists now.
+func hideAll() error {
+	maps, err := os.ReadFile("/proc/self/maps")
+	if errors.Is(err, os.ErrNotExist) {
+		// A monitor has no /proc in its mount namespace; it calls HideMemory before
+		// it enters that.
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for line := range bytes.Lines(maps) {
+		start, size, ok := writable(line)
+		if !ok {
+			continue
+		}
+		if err := dontFork(start, size); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writable parses a line of /proc/self/maps: "start-end rw-p offset dev inode
+// path". Only private writable mappings count; a shared mapping is not copied
+// by a fork, and the kernel's own (vvar, vsyscall) are not writable.
+func writable(line []byte) (start, size uintptr, ok bool) {
+	f := bytes.Fields(line)
+	if len(f) < 2 || len(f[1]) < 4 || f[1][1] != 'w' || f[1][3] != 'p' {
+		return 0, 0, false
+	}
+	lo, hi, found := bytes.Cut(f[0], []byte("-"))
+	a, err1 := strconv.ParseUint(string(lo), 16, 64)
+	b, err2 := strconv.ParseUint(string(hi), 16, 64)
+	if !found || err1 != nil || err2 != nil || b <= a {
+		return 0, 0, false
+	}
+	return uintptr(a), uintptr(b - a), true
+}
+
+func dontFork(start, size uintptr) error {
+	_, _, errno := unix.RawSyscall(unix.SYS_MADVISE, start, size, unix.MADV_DONTFORK)
+	// ENOMEM: the range has holes; what is mapped was marked all the same.
+	if errno != 0 && errno != unix.ENOMEM {
+		return os.NewSyscallError("madvise MADV_DONTFORK", errno)
+	}
+	return nil
+}
+
+// HideMemory marks the process's memory as not to be copied into children. A
+// process that leaves the host's mount namespace calls it before, while
+// /proc/self/maps can be read; otherwise the first Start does.
+func HideMemory() error { return hideMemory() }
