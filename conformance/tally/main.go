@@ -3,7 +3,7 @@
 //
 //	412 passed, 0 failed, 3 skipped
 //
-// A test with subtests is not counted itself, only its subtests are. A package that does not compile, a panic outside
+// A test with subtests is not counted itself, only its subtests are, unless it alone fails. A package that does not compile, a panic outside
 // of a test and a time-out count as one failure each. The exit status is 0 only if nothing failed and something passed.
 package main
 
@@ -180,11 +180,21 @@ func reason(output string) string {
 	return why
 }
 
+// childFailed reports whether a failed test failed because of a subtest.
+func (t *tally) childFailed(key string) bool {
+	for k, state := range t.state {
+		if state == "fail" && strings.HasPrefix(k, key+"/") {
+			return true
+		}
+	}
+	return false
+}
+
 // summary prints the skipped tests with their reasons and the last line, and returns its numbers.
 func (t *tally) summary() (passed, failed int) {
 	skipped := 0
 	for key, state := range t.state {
-		if t.parents[key] {
+		if t.parents[key] && (state != "fail" || t.childFailed(key)) {
 			continue
 		}
 		switch state {

@@ -25,6 +25,11 @@ func TestTally(t *testing.T) {
 {"Action":"run","Package":"m/c","Test":"TestHang"}
 {"Action":"output","Package":"m/c","Test":"TestHang","Output":"panic: test timed out after 20m\n"}
 {"Action":"fail","Package":"m/c","Elapsed":1200}
+{"Action":"run","Package":"m/d","Test":"TestParent"}
+{"Action":"run","Package":"m/d","Test":"TestParent/x"}
+{"Action":"pass","Package":"m/d","Test":"TestParent/x","Elapsed":0}
+{"Action":"fail","Package":"m/d","Test":"TestParent","Elapsed":0}
+{"Action":"fail","Package":"m/d","Elapsed":0}
 plain line
 `
 	var out strings.Builder
@@ -33,15 +38,15 @@ plain line
 		t.Fatal(err)
 	}
 	passed, failed := tl.summary()
-	if passed != 1 || failed != 3 {
-		t.Errorf("passed %d, failed %d; want 1 and 3\n%s", passed, failed, out.String())
+	if passed != 2 || failed != 4 {
+		t.Errorf("passed %d, failed %d; want 2 and 4\n%s", passed, failed, out.String())
 	}
 	for _, want := range []string{"got 1", "syntax error", "test timed out", "plain line\n", "skip  m/a TestTwo: a_test.go:9: needs root: mounts\n"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("output lacks %q:\n%s", want, out.String())
 		}
 	}
-	if !strings.HasSuffix(out.String(), "\n1 passed, 3 failed, 1 skipped\n") {
+	if !strings.HasSuffix(out.String(), "\n2 passed, 4 failed, 1 skipped\n") {
 		t.Errorf("last line:\n%s", out.String())
 	}
 }

@@ -1,0 +1,104 @@
+package stage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	internalapi "k8s.io/cri-api/pkg/apis"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	criclient "k8s.io/cri-client/pkg"
+)
+
+// callTimeout bounds one CRI call, as the kubelet's runtimeRequestTimeout does.
+const callTimeout = 60 * time.Second
+
+// Client speaks CRI with the kubelet's own client library.
+type Client struct {
+	internalapi.RuntimeService
+	Images internalapi.ImageManagerService
+}
+
+// Connect dials the daemon's socket; it fails if nobody answers Version there.
+func (s *Stage) Connect(ctx context.Context) (*Client, error) {
+	endpoint := "unix://" + s.Socket
+	rs, err := criclient.NewRemoteRuntimeServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(callTimeout).Build(ctx)
+	if err != nil {
+		return nil, err
+	}
+	is, err := criclient.NewRemoteImageServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(callTimeout).Build(ctx)
+	if err != nil {
+		return nil, errors.Join(err, rs.Close(ctx))
+	}
+	return &Client{RuntimeService: rs, Images: is}, nil
+}
+
+// Close drops both connections.
+func (c *Client) Close(ctx context.Context) error {
+	return errors.Join(c.RuntimeService.Close(ctx), c.Images.Close(ctx))
+}
+
+// Pull pulls an image and returns its id.
+func (c *Client) Pull(ctx context.Context, ref string) (string, error) {
+	return c.Images.PullImage(ctx, &runtimeapi.ImageSpec{Image: ref}, nil, nil)
+}
+
+// PodConfig returns a sandbox as the kubelet would ask for it, with a log directory of its own. The pod's cgroup is
+// made here, since the kubelet makes it; Forget removes it.
+func (s *Stage) PodConfig(name string) (*runtimeapi.PodSandboxConfig, error) {
+	uid := unique("pod", name)
+	cfg := &runtimeapi.PodSandboxConfig{
+		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "vitrine", Uid: uid},
+		Hostname:     name,
+		LogDirectory: filepath.Join(s.LogDir, "vitrine_"+name+"_"+uid),
+		DnsConfig:    &runtimeapi.DNSConfig{Servers: []string{Gateway}, Searches: []string{"vitrine.test"}},
+		Labels:       map[string]string{"io.kubernetes.pod.name": name, "io.kubernetes.pod.uid": uid},
+		Linux: &runtimeapi.LinuxPodSandboxConfig{
+			CgroupParent: "/kubepods/pod" + uid,
+			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+				NamespaceOptions: &runtimeapi.NamespaceOption{
+					Network: runtimeapi.NamespaceMode_POD, Ipc: runtimeapi.NamespaceMode_POD, Pid: runtimeapi.NamespaceMode_CONTAINER,
+				},
+				Seccomp: &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
+			},
+		},
+	}
+	return cfg, errors.Join(os.MkdirAll(cfg.LogDirectory, 0o755), os.MkdirAll("/sys/fs/cgroup/kubepods/pod"+uid, 0o755))
+}
+
+// Forget removes what PodConfig made, as the kubelet does after a pod is gone. A cgroup of the pod that is not empty
+// is an error: the runtime left something in it.
+func (s *Stage) Forget(cfg *runtimeapi.PodSandboxConfig) error {
+	err := os.Remove("/sys/fs/cgroup" + cfg.Linux.CgroupParent)
+	if err != nil {
+		err = fmt.Errorf("the pod's cgroup is not empty: %w", err)
+	}
+	return errors.Join(err, os.RemoveAll(cfg.LogDirectory))
+}
+
+// ContainerConfig returns a container that runs command with RuntimeDefault seccomp; it logs to <name>.log.
+func ContainerConfig(name, image string, command ...string) *runtimeapi.ContainerConfig {
+	return &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: name},
+		Image:    &runtimeapi.ImageSpec{Image: image},
+		Command:  command,
+		LogPath:  name + ".log",
+		Labels:   map[string]string{"io.kubernetes.container.name": name},
+		Linux: &runtimeapi.LinuxContainerConfig{
+			Resources: &runtimeapi.LinuxContainerResources{},
+			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+				NamespaceOptions: &runtimeapi.NamespaceOption{
+					Network: runtimeapi.NamespaceMode_POD, Ipc: runtimeapi.NamespaceMode_POD, Pid: runtimeapi.NamespaceMode_CONTAINER,
+				},
+				Seccomp:     &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
+				MaskedPaths: []string{"/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/sched_debug", "/proc/scsi", "/sys/firmware"},
+				ReadonlyPaths: []string{
+					"/proc/asound", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger",
+				},
+			},
+		},
+	}
+}

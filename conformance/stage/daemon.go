@@ -1,0 +1,118 @@
+package stage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Daemon is one running `vitrine serve`. Its log is a file that survives it.
+type Daemon struct {
+	LogPath string
+
+	stage *Stage
+	cmd   *exec.Cmd
+	done  chan struct{} // closed when the process was reaped
+	err   error         // how it ended; valid after done
+}
+
+// daemonCommand returns the command line of a daemon on this stage.
+func (s *Stage) daemonCommand(extra ...string) *exec.Cmd {
+	cmd := exec.Command(filepath.Join(s.Bin, "vitrine"), append(append([]string{"serve"}, s.flags...), extra...)...)
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TMPDIR=" + s.tmpDir, "HOME=/root"}
+	// A group of its own: an interrupt at the terminal is the player's to handle.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	return cmd
+}
+
+// StartDaemon starts the daemon and returns when it answers on its socket. One daemon runs at a time.
+func (s *Stage) StartDaemon(ctx context.Context) (*Daemon, error) {
+	if err := s.checkBin(); err != nil {
+		return nil, err
+	}
+	d := &Daemon{LogPath: base + "/vitrine.log", stage: s, cmd: s.daemonCommand(), done: make(chan struct{})}
+	log, err := os.OpenFile(d.LogPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	if err := d.cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() { // ends with the process
+		d.err = d.cmd.Wait()
+		close(d.done)
+	}()
+	s.daemon = d
+	for {
+		c, err := s.Connect(ctx)
+		if err == nil {
+			return d, c.Close(ctx)
+		}
+		select {
+		case <-d.done:
+			return nil, fmt.Errorf("the daemon ended at its start: %v\n%s", d.err, d.Tail(20))
+		case <-ctx.Done():
+			_ = d.Kill()
+			return nil, fmt.Errorf("the daemon does not answer: %w\n%s", err, d.Tail(20))
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// RunDaemon runs a second daemon with the same flags to its end and returns what it printed. The error is of the
+// process, or ctx's when it would not end.
+func (s *Stage) RunDaemon(ctx context.Context, extra ...string) (string, error) {
+	c := s.daemonCommand(extra...)
+	cmd := exec.CommandContext(ctx, c.Path, c.Args[1:]...)
+	cmd.Env = c.Env
+	out, err := cmd.CombinedOutput()
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	return string(out), err
+}
+
+// Pid returns the daemon's process id.
+func (d *Daemon) Pid() int { return d.cmd.Process.Pid }
+
+// Kill ends the daemon with SIGKILL and returns when it is gone. What it was doing stays undone.
+func (d *Daemon) Kill() error {
+	if err := d.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	<-d.done
+	return nil
+}
+
+// Stop ends the daemon with SIGTERM and fails if it does not end within ten seconds, or ends with an error.
+func (d *Daemon) Stop() error {
+	if err := d.cmd.Process.Signal(syscall.SIGTERM); errors.Is(err, os.ErrProcessDone) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	select {
+	case <-d.done:
+		return d.err
+	case <-time.After(10 * time.Second):
+		return errors.Join(errors.New("the daemon ignores SIGTERM"), d.Kill())
+	}
+}
+
+// Tail returns the last lines of the daemon's log.
+func (d *Daemon) Tail(lines int) string {
+	text, err := os.ReadFile(d.LogPath)
+	if err != nil {
+		return err.Error()
+	}
+	all := strings.Split(strings.TrimRight(string(text), "\n"), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}

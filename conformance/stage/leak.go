@@ -1,0 +1,156 @@
+package stage
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Traces is everything that a pod can leave behind: one line per thing, each with how often it is there. Things that
+// are there by right (the bridge, the image layers, the daemon itself) are not in it.
+type Traces map[string]int
+
+// Traces looks at the whole stage: processes (monitors, containers, plugins), mounts, pinned network namespaces,
+// network interfaces, IPAM reservations, CNI results, cgroups, the daemon's directories, and its descriptors.
+func (s *Stage) Traces() Traces {
+	t := Traces{}
+	s.addProcesses(t)
+	addMounts(t)
+	for _, dir := range []string{"/run/netns", s.cniCache, s.tmpDir, s.ipamDir, s.RunDir} {
+		addTree(t, dir, 0)
+	}
+	addTree(t, s.Root, 2)
+	addTree(t, "/sys/fs/cgroup", 0)
+	addInterfaces(t)
+	s.addDescriptors(t)
+	return t
+}
+
+// Left returns what is in t and was not in before, sorted.
+func (t Traces) Left(before Traces) []string {
+	var left []string
+	for what, n := range t {
+		if n > before[what] {
+			line := what
+			if n > 1 {
+				line = fmt.Sprintf("%s (%d, was %d)", what, n, before[what])
+			}
+			left = append(left, line)
+		}
+	}
+	sort.Strings(left)
+	return left
+}
+
+// Settle waits until nothing is left in comparison with before, for at most ten seconds, and returns what then
+// still is. Ten seconds is much longer than the kernel needs to take a namespace apart.
+func (s *Stage) Settle(before Traces) []string {
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		left := s.Traces().Left(before)
+		if len(left) == 0 || time.Now().After(deadline) {
+			return left
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// addProcesses adds every process of the PID namespace but pid 1, the player and the daemon. Zombies count: somebody
+// did not wait for them.
+func (s *Stage) addProcesses(t Traces) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		t["/proc: "+err.Error()]++
+		return
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == 1 || pid == os.Getpid() || s.daemon != nil && pid == s.daemon.Pid() {
+			continue
+		}
+		comm, err := os.ReadFile("/proc/" + e.Name() + "/comm")
+		if err != nil {
+			continue // ended while we looked
+		}
+		cmdline, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline")
+		args := strings.TrimSpace(strings.ReplaceAll(string(cmdline), "\x00", " "))
+		t[fmt.Sprintf("process %d %s %q", pid, strings.TrimSpace(string(comm)), args[:min(len(args), 80)])]++
+	}
+}
+
+// addMounts adds the mounts of our own mount namespace, which is also the daemon's. Detached mounts and those of the
+// monitors end with the processes and descriptors that hold them.
+func addMounts(t Traces) {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t["mountinfo: "+err.Error()]++
+	}
+	for _, line := range strings.Split(string(text), "\n") {
+		if f := strings.Fields(line); len(f) > 6 {
+			if i := slices.Index(f, "-"); i > 0 && i+2 < len(f) {
+				t[fmt.Sprintf("mount %s on %s", f[i+1], f[4])]++
+			}
+		}
+	}
+}
+
+// quiet matches the paths that may come and stay: the state of host-local that is no reservation, the lock files of
+// libcni, and what the image store keeps for images.
+var quiet = regexp.MustCompile(`^/run/stage/(ipam/[^/]+(/last_reserved_ip\.[0-9]+|/lock)?|lib/storage(/.*)?)$`)
+
+// addTree adds the paths below dir, down to depth levels (0: all).
+func addTree(t Traces, dir string, depth int) {
+	_ = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || path == dir || quiet.MatchString(path) {
+			return nil // gone while we looked
+		}
+		if strings.HasPrefix(dir, "/sys/fs/cgroup") && !d.IsDir() {
+			return nil
+		}
+		t["path "+path]++
+		if rel, _ := filepath.Rel(dir, path); depth > 0 && d.IsDir() && strings.Count(rel, "/")+1 >= depth {
+			return filepath.SkipDir
+		}
+		return nil
+	})
+}
+
+// addInterfaces adds the interfaces of the host's side: a veth end that is still here has lost its pod.
+func addInterfaces(t Traces) {
+	ifs, err := net.Interfaces()
+	if err != nil {
+		t["interfaces: "+err.Error()]++
+	}
+	for _, i := range ifs {
+		if i.Name != "lo" && i.Name != Bridge {
+			t["interface "+i.Name]++
+		}
+	}
+}
+
+var digits = regexp.MustCompile(`[0-9a-f]{12,}|[0-9]+`)
+
+// addDescriptors adds the daemon's descriptors by class: numbers and ids in the link's text are left out, so that the
+// socket of one connection counts as the socket of another.
+func (s *Stage) addDescriptors(t Traces) {
+	if s.daemon == nil {
+		return
+	}
+	dir := fmt.Sprintf("/proc/%d/fd", s.daemon.Pid())
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if link, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil {
+			t["descriptor of the daemon: "+digits.ReplaceAllString(link, "N")]++
+		}
+	}
+}
