@@ -1,0 +1,70 @@
+package spec
+
+import (
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Input is everything that [Build] may look at.
+type Input struct {
+	ID        string                      // container id, 64 hex digits
+	Container *runtimeapi.ContainerConfig // the request
+	Pod       *Pod                        // the sandbox, already judged by PodOf
+	Image     ocispec.ImageConfig         // defaults that the image brings
+	User      User                        // from ResolveUser
+	Files     Files                       // the pod's own files on the host
+	Host      Host                        // facts about the node
+	Devices   []HostDevice                // one for each entry of Container.Devices, in its order
+	Seccomp   *specs.LinuxSeccomp         // the profile that SeccompOf chose; nil means unconfined
+
+	// CgroupsPath is the container's cgroup relative to the root of the hierarchy. It is only told to
+	// whoever reads the spec: the daemon makes the cgroup and hands it over as a descriptor.
+	CgroupsPath string
+}
+
+// Files are the pod's files on the host which every container of the pod sees, unless its request mounts
+// something else at the same place. An empty path leaves the mount out.
+type Files struct {
+	ResolvConf string // bound on /etc/resolv.conf
+	Hostname   string // bound on /etc/hostname
+	Hosts      string // bound on /etc/hosts; the kubelet's own takes its place
+	Shm        string // directory of the pod's tmpfs, or the host's /dev/shm; bound on /dev/shm
+}
+
+// Host holds what the rules need to know about the node. It is gathered once by package sandbox.
+type Host struct {
+	// Capabilities are the names (CAP_CHOWN, ...) that the running kernel knows, in numerical order.
+	// They are what ALL and privileged stand for.
+	Capabilities []string
+
+	// MaxOpenFiles is the hard limit that this node can give, 0 when any can be given. Without
+	// CAP_SYS_RESOURCE a limit above our own cannot be set.
+	MaxOpenFiles uint64
+
+	// AppArmor and SELinux tell whether the kernel enforces them.
+	AppArmor, SELinux bool
+
+	// Devices are the host's device nodes: what a privileged container gets.
+	Devices []HostDevice
+
+	// HugePageSizes are the sizes that the kernel has, such as 2MB.
+	HugePageSizes []string
+}
+
+// HostDevice is a device node of the host.
+type HostDevice struct {
+	Path         string // absolute, on the host
+	Type         string // b, c
+	Major, Minor int64
+	Mode         uint32 // permission bits
+	UID, GID     uint32
+}
+
+// security returns the security context, an empty one where the request has none.
+func security(c *runtimeapi.ContainerConfig) *runtimeapi.LinuxContainerSecurityContext {
+	if s := c.GetLinux().GetSecurityContext(); s != nil {
+		return s
+	}
+	return &runtimeapi.LinuxContainerSecurityContext{}
+}

@@ -1,0 +1,97 @@
+package spec
+
+import (
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// applyNamespaces lists the namespaces that are the container's own. The pod's (network, ipc, uts) are not
+// in the list: init is born in them, since the monitor lives there. An absent pid namespace means the
+// host's in a HostPID pod and the pod's shared one otherwise; see [Pod.SharedPID].
+//
+// The cgroup namespace is private except for privileged containers, which are given the host's hierarchy
+// to manage.
+func applyNamespaces(in *Input, s *specs.Spec) error {
+	own, err := OwnPID(in.Container, in.Pod)
+	if err != nil {
+		return err
+	}
+	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.MountNamespace})
+	if own {
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace})
+	}
+	if !security(in.Container).GetPrivileged() {
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+	}
+	return nil
+}
+
+// OwnPID tells whether the container gets a pid namespace of its own. The container's mode must agree with
+// the sandbox's, with two liberties: CONTAINER may always be asked for, and POD, which is also what an
+// unset field reads as, means whatever the pod does. NODE in a pod that does not share the host's pid
+// namespace is an escalation and refused.
+func OwnPID(c *runtimeapi.ContainerConfig, p *Pod) (bool, error) {
+	const field = "linux.security_context.namespace_options"
+	ns := security(c).GetNamespaceOptions()
+	if err := checkUserns(field+".userns_options", ns.GetUsernsOptions()); err != nil {
+		return false, err
+	}
+	if ns.GetNetwork() == runtimeapi.NamespaceMode_NODE && !p.HostNetwork {
+		return false, Invalid(field+".network", "NODE", "the sandbox does not use the host's network")
+	}
+	if ns.GetIpc() == runtimeapi.NamespaceMode_NODE && !p.HostIPC {
+		return false, Invalid(field+".ipc", "NODE", "the sandbox does not use the host's ipc namespace")
+	}
+	if err := checkMode(field+".network", ns.GetNetwork()); err != nil {
+		return false, err
+	}
+	if err := checkMode(field+".ipc", ns.GetIpc()); err != nil {
+		return false, err
+	}
+	switch mode := ns.GetPid(); mode {
+	case runtimeapi.NamespaceMode_CONTAINER:
+		return true, nil
+	case runtimeapi.NamespaceMode_POD:
+		return !p.SharedPID && !p.HostPID, nil
+	case runtimeapi.NamespaceMode_NODE:
+		if !p.HostPID {
+			return false, Invalid(field+".pid", "NODE", "the sandbox does not use the host's pid namespace")
+		}
+		return false, nil
+	case runtimeapi.NamespaceMode_TARGET:
+		return false, Unimplemented(field+".pid", "TARGET", "joining another container's pid namespace comes later")
+	default:
+		return false, Invalid(field+".pid", itoa(int64(mode)), "unknown namespace mode")
+	}
+}
+
+// checkMode accepts the two modes that network and ipc can have.
+func checkMode(field string, m runtimeapi.NamespaceMode) error {
+	switch m {
+	case runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE:
+		return nil
+	case runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_TARGET:
+		return Invalid(field, m.String(), "only POD and NODE have a meaning here")
+	}
+	return Invalid(field, itoa(int64(m)), "unknown namespace mode")
+}
+
+// checkUserns refuses user namespaces by name. Bad requests are told apart from good ones which we do not
+// serve yet.
+func checkUserns(field string, u *runtimeapi.UserNamespace) error {
+	if u == nil {
+		return nil
+	}
+	switch u.GetMode() {
+	case runtimeapi.NamespaceMode_NODE:
+		if len(u.GetUids()) != 0 || len(u.GetGids()) != 0 {
+			return Invalid(field, "NODE", "mappings without a user namespace")
+		}
+		return nil
+	case runtimeapi.NamespaceMode_POD:
+		return Unimplemented(field, "POD", "user namespaces come later")
+	case runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_TARGET:
+		return Invalid(field+".mode", u.GetMode().String(), "only POD and NODE have a meaning here")
+	}
+	return Invalid(field+".mode", itoa(int64(u.GetMode())), "unknown namespace mode")
+}

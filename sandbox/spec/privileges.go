@@ -1,0 +1,31 @@
+package spec
+
+import (
+	"strconv"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// applyPrivileges handles privileged, no_new_privs and the mandatory access control fields.
+func applyPrivileges(in *Input, s *specs.Spec) error {
+	sc := security(in.Container)
+	if sc.GetPrivileged() && !in.Pod.Privileged {
+		return Invalid("linux.security_context.privileged", "", "no privileged container in a sandbox that is not privileged")
+	}
+	s.Process.NoNewPrivileges = sc.GetNoNewPrivs()
+	if err := checkAppArmor("linux.security_context.apparmor", sc.GetApparmor(), in.Host.AppArmor); err != nil {
+		return err
+	}
+	if sc.GetApparmor() == nil {
+		//nolint:staticcheck // deprecated, but kubelets still send it and critest tries it
+		if err := checkAppArmorString(sc.GetApparmorProfile(), in.Host.AppArmor); err != nil {
+			return err
+		}
+	}
+	if in.Host.SELinux && sc.GetSelinuxOptions() != nil && !sc.GetPrivileged() {
+		return Unimplemented("linux.security_context.selinux_options", "", "SELinux labels are not applied yet, and this node enforces them")
+	}
+	return nil
+}
+
+func itoa(v int64) string { return strconv.FormatInt(v, 10) }

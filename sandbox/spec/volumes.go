@@ -1,0 +1,125 @@
+package spec
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// maxMounts bounds the volumes of one container: the kernel's own limit is fs.mount-max, 100,000 for a
+// whole namespace.
+const maxMounts = 4096
+
+// mountOptions are the values of mounts[].mount_options that are passed on. Everything else could change
+// what a volume is instead of how it may be used.
+var mountOptions = map[string]bool{
+	"noexec": true, "exec": true, "nosuid": true, "suid": true, "nodev": true, "dev": true,
+	"noatime": true, "relatime": true, "strictatime": true, "nodiratime": true, "nosymfollow": true,
+}
+
+// applyVolumes appends the volumes of the request and sorts all mounts so that a place comes before the
+// places below it.
+func applyVolumes(in *Input, s *specs.Spec) error {
+	mounts := in.Container.GetMounts()
+	if len(mounts) > maxMounts {
+		return Invalid("mounts", "", "%d mounts are more than %d", len(mounts), maxMounts)
+	}
+	seen := map[string]bool{}
+	for i, m := range mounts {
+		field := fmt.Sprintf("mounts[%d]", i)
+		v, err := volume(field, m)
+		if err != nil {
+			return err
+		}
+		if seen[v.Destination] {
+			return Invalid(field+".container_path", m.GetContainerPath(), "named twice")
+		}
+		seen[v.Destination] = true
+		s.Mounts = slices.DeleteFunc(s.Mounts, func(d specs.Mount) bool { return d.Destination == v.Destination })
+		s.Mounts = append(s.Mounts, v)
+	}
+	slices.SortStableFunc(s.Mounts, func(a, b specs.Mount) int {
+		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
+	})
+	return nil
+}
+
+// volume judges one mount. Whether the host path exists and may propagate is for the caller to see.
+func volume(field string, m *runtimeapi.Mount) (specs.Mount, error) {
+	none := specs.Mount{}
+	if m.GetImage().GetImage() != "" || m.GetImageSubPath() != "" {
+		if m.GetHostPath() != "" {
+			return none, Invalid(field, m.GetHostPath(), "both host_path and image are set")
+		}
+		return none, Unimplemented(field+".image", m.GetImage().GetImage(), "ImageVolumeMountFailed: image volumes come later")
+	}
+	if len(m.GetUidMappings()) != 0 || len(m.GetGidMappings()) != 0 {
+		return none, Unimplemented(field+".uidMappings", "", "id-mapped mounts come with user namespaces")
+	}
+	if err := checkAbsolute(field+".host_path", m.GetHostPath()); err != nil {
+		return none, err
+	}
+	dst, err := containerPath(field+".container_path", m.GetContainerPath())
+	if err != nil {
+		return none, err
+	}
+	opts, err := volumeOptions(field, m)
+	if err != nil {
+		return none, err
+	}
+	return specs.Mount{Destination: dst, Type: "bind", Source: path.Clean(m.GetHostPath()), Options: opts}, nil
+}
+
+func volumeOptions(field string, m *runtimeapi.Mount) ([]string, error) {
+	opts := []string{"rbind"}
+	switch p := m.GetPropagation(); p {
+	case runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
+		opts = append(opts, "rprivate")
+	case runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER:
+		opts = append(opts, "rslave")
+	case runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:
+		opts = append(opts, "rshared")
+	default:
+		return nil, Invalid(field+".propagation", itoa(int64(p)), "unknown propagation")
+	}
+	switch {
+	case m.GetRecursiveReadOnly() && !m.GetReadonly():
+		return nil, Invalid(field+".recursive_read_only", "", "set without readonly")
+	case m.GetRecursiveReadOnly() && m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
+		return nil, Invalid(field+".recursive_read_only", m.GetPropagation().String(), "needs private propagation")
+	case m.GetRecursiveReadOnly():
+		opts = append(opts, "rro")
+	case m.GetReadonly():
+		opts = append(opts, "ro")
+	default:
+		opts = append(opts, "rw")
+	}
+	for j, o := range m.GetMountOptions() {
+		if !mountOptions[o] {
+			return nil, Invalid(fmt.Sprintf("%s.mount_options[%d]", field, j), o, "not an option that a volume may have")
+		}
+		opts = append(opts, o)
+	}
+	return opts, nil
+}
+
+// containerPath judges a place inside the container. It is cleaned here and resolved below the root by the
+// program, so that neither .. nor a symbolic link leads out.
+func containerPath(field, p string) (string, error) {
+	if err := checkAbsolute(field, p); err != nil {
+		return "", err
+	}
+	c := path.Clean(p)
+	if c == "/" {
+		return "", Invalid(field, p, "the root itself cannot be mounted over")
+	}
+	// A mount over procfs hides or fakes what the runtime and LSMs write to (CVE-2019-19921).
+	if c == "/proc" || strings.HasPrefix(c, "/proc/") {
+		return "", Invalid(field, p, "nothing is mounted over /proc")
+	}
+	return c, nil
+}
