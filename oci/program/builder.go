@@ -1,0 +1,165 @@
+package program
+
+import (
+	"encoding/binary"
+	"math"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/step"
+)
+
+// Registers of compiled programs. They are scratch within a section unless said.
+const (
+	rAny     step.Register = iota // result that one following step looks at
+	rTarget                       // where a mount goes
+	rContext                      // fsopen context
+	rMount                        // detached mount
+	rParent                       // directory that something is made in
+	rWalk                         // next directory on a walk
+	rCwd                          // result of the first chdir; lives until the second
+	rExec                         // whether an execve met EACCES
+)
+
+// builder collects steps and data.
+type builder struct {
+	p      step.Program
+	intern map[string]uint64 // content of Data -> offset
+}
+
+func newBuilder() *builder {
+	return &builder{p: step.Program{Wait: step.NoWait}, intern: map[string]uint64{}}
+}
+
+// label is a place further on that steps may skip to.
+type label struct {
+	uses []use
+}
+
+// use is a skip that waits for its label: branch is an index in OnErr, or -1
+// for Then.
+type use struct{ step, branch int }
+
+// op is the step just added, for what follows its call.
+type op struct {
+	b *builder
+	i int
+}
+
+// call adds a system call. name is what it is for.
+func (b *builder) call(name string, nr uint32, args ...step.Arg) op {
+	s := step.Step{Nr: nr, Result: step.NoResult, Name: name}
+	copy(s.Args[:], args)
+	b.p.Steps = append(b.p.Steps, s)
+	return op{b, len(b.p.Steps) - 1}
+}
+
+// to keeps the result in a register.
+func (o op) to(r step.Register) op {
+	o.b.p.Steps[o.i].Result = r
+	return o
+}
+
+// ok goes on with the next step when the call fails with errno.
+func (o op) ok(errno unix.Errno) op {
+	s := &o.b.p.Steps[o.i]
+	s.OnErr = append(s.OnErr, step.Branch{Errno: uint16(errno)})
+	return o
+}
+
+// on goes on at l when the call fails with errno.
+func (o op) on(errno unix.Errno, l *label) op {
+	s := &o.b.p.Steps[o.i]
+	s.OnErr = append(s.OnErr, step.Branch{Errno: uint16(errno)})
+	l.uses = append(l.uses, use{o.i, len(s.OnErr) - 1})
+	return o
+}
+
+// then goes on at l when the call succeeds.
+func (o op) then(l *label) op {
+	l.uses = append(l.uses, use{o.i, -1})
+	return o
+}
+
+// here puts the label before the next step that is added.
+func (b *builder) here(l *label) {
+	for _, u := range l.uses {
+		skip := uint16(min(len(b.p.Steps)-u.step-1, math.MaxUint16))
+		if s := &b.p.Steps[u.step]; u.branch < 0 {
+			s.Then = skip
+		} else {
+			s.OnErr[u.branch].Skip = skip
+		}
+	}
+	l.uses = nil
+}
+
+// expect fails with errno unless got&mask == want.
+func (b *builder) expect(name string, got step.Arg, want uint64, mask uint64, errno unix.Errno) op {
+	return b.call(name, step.OpExpect, got, val(want), val(uint64(errno)), val(mask))
+}
+
+// closeReg closes the descriptor in a register.
+func (b *builder) closeReg(r step.Register) { b.call("close it", unix.SYS_CLOSE, reg(r)) }
+
+func val[T ~int | ~uint64 | ~uint32 | ~uint | ~int64](v T) step.Arg {
+	return step.Arg{Kind: step.Const, Val: uint64(v)}
+}
+
+func reg(r step.Register) step.Arg { return step.Arg{Kind: step.Reg, Val: uint64(r)} }
+
+func mem8(a step.Arg) step.Arg { return step.Arg{Kind: step.Mem8, Val: a.Val} }
+
+// file is the descriptor that Files[i] has in the child.
+func file(i int) step.Arg { return val(step.FirstFD + i) }
+
+var rootFD = file(0)
+
+// str puts a NUL-terminated string into the data.
+func (b *builder) str(s string) step.Arg { return b.bytes(append([]byte(s), 0)) }
+
+// bytes puts constant bytes into the data, 8-byte aligned and shared with equal
+// ones: nothing may write to them.
+func (b *builder) bytes(c []byte) step.Arg {
+	at, ok := b.intern[string(c)]
+	if !ok {
+		at = b.grow(len(c))
+		copy(b.p.Data[at:], c)
+		b.intern[string(c)] = at
+	}
+	return step.Arg{Kind: step.Addr, Val: at}
+}
+
+// words puts 64-bit words into the data.
+func (b *builder) words(w ...uint64) step.Arg {
+	c := make([]byte, 0, 8*len(w))
+	for _, v := range w {
+		c = binary.NativeEndian.AppendUint64(c, v)
+	}
+	return b.bytes(c)
+}
+
+// room makes space that a call may write to.
+func (b *builder) room(n int) step.Arg {
+	return step.Arg{Kind: step.Addr, Val: b.grow(n)}
+}
+
+func (b *builder) grow(n int) uint64 {
+	at := (len(b.p.Data) + 7) &^ 7
+	b.p.Data = append(b.p.Data, make([]byte, at+n-len(b.p.Data))...)
+	return uint64(at)
+}
+
+// vector puts a NULL-terminated array of string pointers into the data.
+func (b *builder) vector(ss []string) step.Arg {
+	at := b.grow(8 * (len(ss) + 1))
+	for i, s := range ss {
+		b.point(at+uint64(8*i), b.str(s))
+	}
+	return step.Arg{Kind: step.Addr, Val: at}
+}
+
+// point makes the word at an offset of the data a pointer.
+func (b *builder) point(at uint64, to step.Arg) {
+	b.p.Relocs = append(b.p.Relocs, step.Reloc{At: uint32(at), To: uint32(to.Val)})
+}

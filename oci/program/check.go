@@ -1,0 +1,189 @@
+package program
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/step"
+)
+
+// ErrRule is wrapped by what Check returns.
+var ErrRule = errors.New("program breaks a rule")
+
+// Check proves rules over a program, whoever compiled it:
+//
+//   - it executes something, and what follows the seccomp filter is only that;
+//   - every descriptor that it opens is closed by execve;
+//   - before the pivot no path is used but single components below a
+//     descriptor, openat2 confined to the root, and the few paths of the
+//     monitor's own namespace (rule R1 of the security page);
+//   - nothing but the five fixed descriptors is open while it waits;
+//   - a failure of a protection is never passed over.
+func Check(p *step.Program) error {
+	c := checker{p: p, pivot: slices.IndexFunc(p.Steps, func(s step.Step) bool { return s.Nr == unix.SYS_PIVOT_ROOT })}
+	executes, filtered := false, false
+	for i := range p.Steps {
+		s := &p.Steps[i]
+		executes = executes || s.Nr == unix.SYS_EXECVE || s.Nr == unix.SYS_EXECVEAT
+		if filtered && s.Nr != unix.SYS_EXECVE && s.Nr != unix.SYS_EXECVEAT && s.Nr != step.OpExpect && s.Nr != step.OpSet {
+			return c.broken(i, "call after the seccomp filter")
+		}
+		filtered = filtered || s.Nr == unix.SYS_SECCOMP
+		for _, rule := range []func(int, *step.Step) error{c.closes, c.confined, c.strict} {
+			if err := rule(i, s); err != nil {
+				return err
+			}
+		}
+	}
+	if !executes {
+		return fmt.Errorf("nothing is executed: %w", ErrRule)
+	}
+	return c.waits()
+}
+
+type checker struct {
+	p     *step.Program
+	pivot int // index of pivot_root, or -1
+}
+
+func (c checker) broken(i int, what string) error {
+	return fmt.Errorf("step %d (%s): %s: %w", i, c.p.Steps[i].Name, what, ErrRule)
+}
+
+// closes demands close-on-exec of every call that makes a descriptor.
+func (c checker) closes(i int, s *step.Step) error {
+	flag, ok := uint64(0), true
+	switch s.Nr {
+	case unix.SYS_OPENAT2:
+		flag = c.word(s.Args[2], 0) & unix.O_CLOEXEC
+	case unix.SYS_OPEN_TREE:
+		flag = s.Args[2].Val & unix.OPEN_TREE_CLOEXEC
+	case unix.SYS_FSOPEN:
+		flag = s.Args[1].Val & unix.FSOPEN_CLOEXEC
+	case unix.SYS_FSMOUNT:
+		flag = s.Args[1].Val & unix.FSMOUNT_CLOEXEC
+	case unix.SYS_SOCKET:
+		flag = s.Args[1].Val & unix.SOCK_CLOEXEC
+	case unix.SYS_OPEN, unix.SYS_OPENAT, unix.SYS_DUP, unix.SYS_DUP2, unix.SYS_DUP3, unix.SYS_PIPE, unix.SYS_PIPE2:
+		ok = false
+	default:
+		return nil
+	}
+	if !ok || flag == 0 {
+		return c.broken(i, "descriptor that survives execve")
+	}
+	return nil
+}
+
+// ownPaths are the paths that a program may name before its pivot.
+var ownPaths = []string{"/", ScratchRoot, EmptyDir, NullFile}
+
+// confined demands, before the pivot, that no path leads through the new root
+// by name.
+func (c checker) confined(i int, s *step.Step) error {
+	if i >= c.pivot {
+		return nil
+	}
+	switch s.Nr {
+	case unix.SYS_OPENAT2:
+		r := c.word(s.Args[2], 16)
+		if s.Args[0] != rootFD || r&unix.RESOLVE_NO_MAGICLINKS == 0 || r&(unix.RESOLVE_IN_ROOT|unix.RESOLVE_BENEATH) == 0 {
+			return c.broken(i, "path that may leave the root")
+		}
+	case unix.SYS_OPEN_TREE, unix.SYS_MOUNT_SETATTR:
+		return c.named(i, s.Args[0], s.Args[1])
+	case unix.SYS_MOVE_MOUNT:
+		return errors.Join(c.named(i, s.Args[0], s.Args[1]), c.named(i, s.Args[2], s.Args[3]))
+	case unix.SYS_MKDIRAT, unix.SYS_MKNODAT, unix.SYS_FCHOWNAT:
+		return c.component(i, s.Args[0], s.Args[1])
+	case unix.SYS_SYMLINKAT:
+		return c.component(i, s.Args[1], s.Args[2])
+	case unix.SYS_MOUNT, unix.SYS_UMOUNT2, unix.SYS_MKDIR, unix.SYS_MKNOD, unix.SYS_SYMLINK, unix.SYS_CHOWN, unix.SYS_LCHOWN, unix.SYS_CHMOD,
+		unix.SYS_FCHMODAT, unix.SYS_CHDIR, unix.SYS_CHROOT, unix.SYS_UNLINK, unix.SYS_UNLINKAT, unix.SYS_RENAME, unix.SYS_RENAMEAT2:
+		return c.broken(i, "call that takes a path by name")
+	}
+	return nil
+}
+
+// named allows a descriptor with an empty path, or one of our own paths.
+func (c checker) named(i int, dir, path step.Arg) error {
+	name := c.text(path)
+	if dir == val(atFDCWD) {
+		if !slices.Contains(ownPaths, name) {
+			return c.broken(i, "path of another's file tree")
+		}
+		return nil
+	}
+	if name != "" {
+		return c.broken(i, "path below a descriptor")
+	}
+	return nil
+}
+
+// component allows one name below a descriptor that the program has opened.
+func (c checker) component(i int, dir, name step.Arg) error {
+	n := c.text(name)
+	if dir.Kind != step.Reg || n == "" || n == "." || n == ".." || bytes.ContainsRune([]byte(n), '/') {
+		return c.broken(i, "more than one component")
+	}
+	return nil
+}
+
+// strict demands that permission problems are passed over nowhere but where a
+// later step repairs or reports them.
+func (c checker) strict(i int, s *step.Step) error {
+	if s.Nr == unix.SYS_EXECVE || s.Nr == unix.SYS_EXECVEAT || s.Nr == unix.SYS_CHDIR || s.Nr >= step.OpExpect {
+		return nil
+	}
+	for _, b := range s.OnErr {
+		if e := unix.Errno(b.Errno); e == unix.EPERM || e == unix.EACCES {
+			return c.broken(i, "denial passed over")
+		}
+	}
+	return nil
+}
+
+// waits demands that everything but the fixed descriptors is closed before the
+// start wait.
+func (c checker) waits() error {
+	if c.p.Wait == step.NoWait {
+		return nil
+	}
+	for i := c.p.Wait - 1; i >= 0; i-- {
+		switch s := &c.p.Steps[i]; s.Nr {
+		case unix.SYS_CLOSE_RANGE:
+			if s.Args[0].Val <= step.FirstFD && s.Args[2].Val == 0 && len(s.OnErr) == 0 {
+				return nil
+			}
+		case unix.SYS_WRITE, step.OpExpect, step.OpSet:
+		default:
+			return c.broken(i, "call between the closing of descriptors and the start wait")
+		}
+	}
+	return fmt.Errorf("start wait with open descriptors: %w", ErrRule)
+}
+
+func (c checker) word(a step.Arg, off uint64) uint64 {
+	if a.Kind != step.Addr || a.Val+off+8 > uint64(len(c.p.Data)) {
+		return 0
+	}
+	return binary.NativeEndian.Uint64(c.p.Data[a.Val+off:])
+}
+
+// text returns the string that an argument points to; what is not a string is
+// shown as something that no rule allows.
+func (c checker) text(a step.Arg) string {
+	if a.Kind != step.Addr || a.Val >= uint64(len(c.p.Data)) {
+		return "/not/a/string"
+	}
+	s, _, ok := bytes.Cut(c.p.Data[a.Val:], []byte{0})
+	if !ok {
+		return "/not/a/string"
+	}
+	return string(s)
+}

@@ -1,0 +1,127 @@
+package program
+
+import (
+	"errors"
+	"fmt"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/step"
+)
+
+// ErrUnsupported is wrapped by an error that names a field of the spec which
+// is not honoured (yet). Nothing is ignored silently.
+var ErrUnsupported = errors.New("not supported")
+
+// ErrInvalid is wrapped by an error that names a field of the spec whose value
+// makes no sense.
+var ErrInvalid = errors.New("invalid")
+
+// Bind says where the source of a bind mount comes from.
+type Bind struct {
+	File int  // index in the files that are handed over with the program; 0 is the root
+	Dir  bool // whether the source is a directory, which decides what a missing mount point becomes
+}
+
+// Input is what a container's program is compiled from.
+type Input struct {
+	// Spec is the OCI spec. The root arrives as file 0, so root.path is not looked
+	// at; root.readonly is.
+	Spec *specs.Spec
+	// Seccomp is the compiled filter, an array of struct sock_filter, or nil.
+	Seccomp []byte
+	// SeccompFlags are SECCOMP_FILTER_FLAG_* for loading it.
+	SeccompFlags uint64
+	// Binds has the source of each bind mount by its index in Spec.Mounts.
+	Binds map[int]Bind
+	// Inherit lists the namespaces that the process that forks is already in (or
+	// forks into): the spec may name them with a path for its readers, but nothing
+	// is to be done for them.
+	Inherit []specs.LinuxNamespaceType
+}
+
+// Compile returns the program that makes the container and blocks at its start
+// wait. It touches nothing: the same input gives the same program.
+func Compile(in Input) (*step.Program, error) {
+	c := &compiler{builder: newBuilder(), in: in, spec: in.Spec}
+	if err := refuse(in.Spec); err != nil {
+		return nil, err
+	}
+	c.files()
+	for _, section := range []func() error{
+		c.namespaces, c.root, c.mounts, c.devices, c.paths, c.workdir, c.pivot,
+	} {
+		if err := section(); err != nil {
+			return nil, err
+		}
+	}
+	pr := process{c.builder, in.Spec.Process, in.Seccomp, in.SeccompFlags}
+	if err := pr.compile(true); err != nil {
+		return nil, err
+	}
+	return &c.p, nil
+}
+
+// compiler compiles the parts that make a container; process does the rest.
+type compiler struct {
+	*builder
+	in   Input
+	spec *specs.Spec
+}
+
+// files names the table of what is handed over.
+func (c *compiler) files() {
+	n := 1
+	for _, b := range c.in.Binds {
+		n = max(n, b.File+1)
+	}
+	c.p.Files = make([]string, n)
+	c.p.Files[0] = "root filesystem"
+	for i, b := range c.in.Binds {
+		if i >= 0 && i < len(c.spec.Mounts) {
+			c.p.Files[b.File] = "source of " + c.spec.Mounts[i].Destination
+		}
+	}
+}
+
+// ExecInput is what the program of a further process in a running container is
+// compiled from.
+type ExecInput struct {
+	// Process is what to run.
+	Process *specs.Process
+	// Seccomp and SeccompFlags are as in Input.
+	Seccomp      []byte
+	SeccompFlags uint64
+	// CgroupNS says that the container has a cgroup namespace of its own.
+	CgroupNS bool
+	// Join are further CLONE_NEW* flags of namespaces to take over from the
+	// container. The mount namespace is always joined.
+	Join uint64
+}
+
+// CompileExec returns the program that joins the container whose init is
+// behind file 0 (a pidfd) and executes a process there, without a start wait.
+// The pid namespace is the forking thread's business.
+func CompileExec(in ExecInput) (*step.Program, error) {
+	if in.Process == nil {
+		return nil, fmt.Errorf("process is missing: %w", ErrInvalid)
+	}
+	if err := refuseProcess(in.Process); err != nil {
+		return nil, err
+	}
+	b := newBuilder()
+	b.p.Files = []string{"init process of the container"}
+	flags := in.Join | unix.CLONE_NEWNS
+	if in.CgroupNS {
+		flags |= unix.CLONE_NEWCGROUP
+	}
+	b.call("become leader of a session", unix.SYS_SETSID)
+	b.call("join the namespaces of the container", unix.SYS_SETNS, file(0), val(flags))
+	b.call("leave the old directory", unix.SYS_CHDIR, b.str("/"))
+	pr := process{b, in.Process, in.Seccomp, in.SeccompFlags}
+	if err := pr.compile(false); err != nil {
+		return nil, err
+	}
+	return &b.p, nil
+}

@@ -1,0 +1,121 @@
+package program
+
+import (
+	"fmt"
+	"os"
+	"path"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// defaultDevices are in every container (runtime-spec, "Default Devices").
+var defaultDevices = []specs.LinuxDevice{
+	{Path: "/dev/null", Type: "c", Major: 1, Minor: 3},
+	{Path: "/dev/zero", Type: "c", Major: 1, Minor: 5},
+	{Path: "/dev/full", Type: "c", Major: 1, Minor: 7},
+	{Path: "/dev/random", Type: "c", Major: 1, Minor: 8},
+	{Path: "/dev/urandom", Type: "c", Major: 1, Minor: 9},
+	{Path: "/dev/tty", Type: "c", Major: 5, Minor: 0},
+}
+
+// devLinks are the symlinks that programs expect in /dev.
+var devLinks = [][2]string{
+	{"fd", "/proc/self/fd"}, {"stdin", "/proc/self/fd/0"}, {"stdout", "/proc/self/fd/1"}, {"stderr", "/proc/self/fd/2"},
+	{"ptmx", "pts/ptmx"},
+}
+
+// devices makes device nodes and links. Where /dev is a bind mount it is
+// somebody else's directory, and nothing is made in it.
+func (c *compiler) devices() error {
+	bound, fresh := c.dev()
+	if bound {
+		return nil
+	}
+	done := map[string]bool{}
+	for i := range c.spec.Linux.Devices {
+		d := &c.spec.Linux.Devices[i]
+		dest, err := cleanDest(fmt.Sprintf("linux.devices[%d].path", i), d.Path)
+		if err != nil {
+			return err
+		}
+		if dest == "" || done[dest] {
+			return fmt.Errorf("linux.devices[%d].path: %q: %w", i, d.Path, ErrInvalid)
+		}
+		done[dest] = true
+		if err := c.device(fmt.Sprintf("linux.devices[%d]", i), dest, d); err != nil {
+			return err
+		}
+	}
+	for i := range defaultDevices {
+		if dest := defaultDevices[i].Path[1:]; !done[dest] {
+			if err := c.device("default device", dest, &defaultDevices[i]); err != nil {
+				return err
+			}
+		}
+	}
+	if fresh {
+		c.links()
+	}
+	return nil
+}
+
+// dev says whether /dev is a bind mount, and whether it is a new tmpfs.
+func (c *compiler) dev() (bound, fresh bool) {
+	for i := range c.spec.Mounts {
+		if m := &c.spec.Mounts[i]; path.Clean(m.Destination) == "/dev" {
+			_, bound = c.in.Binds[i]
+			fresh = !bound && m.Type == "tmpfs"
+		}
+	}
+	return bound, fresh
+}
+
+// device makes one node: mknodat of a single component below an open
+// directory, so a symlink that an image has put there is EEXIST and not a way
+// out.
+func (c *compiler) device(field, dest string, d *specs.LinuxDevice) error {
+	mode := uint64(0o666)
+	if d.FileMode != nil {
+		mode = uint64(*d.FileMode & os.ModePerm)
+	}
+	switch d.Type {
+	case "c", "u":
+		mode |= unix.S_IFCHR
+	case "b":
+		mode |= unix.S_IFBLK
+	case "p":
+		mode |= unix.S_IFIFO
+	default:
+		return fmt.Errorf("%s.type: %q: %w", field, d.Type, ErrInvalid)
+	}
+	if d.Major < 0 || d.Minor < 0 || d.Major > 0xfff || d.Minor > 0xfffff {
+		return fmt.Errorf("%s: number %d:%d: %w", field, d.Major, d.Minor, ErrInvalid)
+	}
+	base := c.str(path.Base(dest))
+	c.mkdirAll(path.Dir(dest), inRoot)
+	c.call("make device /"+dest, unix.SYS_MKNODAT, reg(rParent), base, val(mode), val(unix.Mkdev(uint32(d.Major), uint32(d.Minor))))
+	if uid, gid := owner(d); uid != 0 || gid != 0 {
+		c.call("give it to its owner", unix.SYS_FCHOWNAT, reg(rParent), base, val(uid), val(gid), val(unix.AT_SYMLINK_NOFOLLOW))
+	}
+	c.closeParent(path.Dir(dest))
+	return nil
+}
+
+func owner(d *specs.LinuxDevice) (uid, gid uint32) {
+	if d.UID != nil {
+		uid = *d.UID
+	}
+	if d.GID != nil {
+		gid = *d.GID
+	}
+	return uid, gid
+}
+
+func (c *compiler) links() {
+	c.open("open /dev", "dev", unix.O_PATH|unix.O_DIRECTORY, 0, inRoot, rParent)
+	for _, l := range devLinks {
+		c.call("link /dev/"+l[0], unix.SYS_SYMLINKAT, c.str(l[1]), reg(rParent), c.str(l[0]))
+	}
+	c.closeReg(rParent)
+}

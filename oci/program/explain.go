@@ -1,0 +1,213 @@
+package program
+
+import (
+	"bufio"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/step"
+)
+
+// Explain writes a program for people: one line per step with the system call,
+// its arguments, and what it is for.
+//
+//	17  openat2      r1 = (root, "proc", PATH|DIRECTORY in root, 24)   find /proc
+//
+// r1 and the like are registers. Under a step stand the errors that do not end
+// the child, and where it goes on then.
+func Explain(w io.Writer, p *step.Program) error {
+	return ExplainSteps(w, p, 0, len(p.Steps))
+}
+
+// ExplainSteps writes the steps from first up to and without last, as Explain
+// does. Numbers beyond the program are cut to it.
+func ExplainSteps(w io.Writer, p *step.Program, first, last int) error {
+	e := explainer{p: p, w: bufio.NewWriter(w)}
+	if first <= 0 {
+		fmt.Fprintf(e.w, "     clone3       (%s)\n", flagText(p.Clone|unix.CLONE_PIDFD|unix.CLONE_CLEAR_SIGHAND, cloneText))
+	}
+	for i := max(first, 0); i < min(last, len(p.Steps)); i++ {
+		e.step(i)
+	}
+	return e.w.Flush()
+}
+
+type explainer struct {
+	p *step.Program
+	w *bufio.Writer
+}
+
+// form says how an argument is shown.
+type form byte
+
+// Forms of arguments; the letters stand in the table of signatures.
+const (
+	number form = 'n' // decimal
+	hex    form = 'x'
+	str    form = 's' // pointer to a string
+	desc   form = 'd' // descriptor
+	how    form = 'h' // struct open_how
+	attr   form = 'a' // struct mount_attr
+	argv   form = 'v' // array of strings
+	blob   form = 'b' // pointer to anything else
+)
+
+// signatures has the name of each call that the compiler uses and the forms of
+// its arguments.
+var signatures = map[uint32]struct{ name, args string }{
+	unix.SYS_SETSID: {"setsid", ""}, unix.SYS_UMASK: {"umask", "o"}, unix.SYS_UNSHARE: {"unshare", "C"}, unix.SYS_SETNS: {"setns", "dC"},
+	unix.SYS_SETHOSTNAME: {"sethostname", "sn"}, unix.SYS_SETDOMAINNAME: {"setdomainname", "sn"},
+	unix.SYS_SOCKET: {"socket", "nxn"}, unix.SYS_IOCTL: {"ioctl", "dxb"}, unix.SYS_CLOSE: {"close", "d"},
+	unix.SYS_MOUNT_SETATTR: {"mount_setattr", "dsxan"}, unix.SYS_MOVE_MOUNT: {"move_mount", "dsdsx"}, unix.SYS_OPEN_TREE: {"open_tree", "dsx"},
+	unix.SYS_FSOPEN: {"fsopen", "sx"}, unix.SYS_FSCONFIG: {"fsconfig", "dfssn"}, unix.SYS_FSMOUNT: {"fsmount", "dxm"},
+	unix.SYS_OPENAT2: {"openat2", "dshn"}, unix.SYS_MKDIRAT: {"mkdirat", "dso"}, unix.SYS_MKNODAT: {"mknodat", "dsoD"},
+	unix.SYS_SYMLINKAT: {"symlinkat", "sds"}, unix.SYS_FCHOWNAT: {"fchownat", "dsnnx"}, unix.SYS_FCHDIR: {"fchdir", "d"},
+	unix.SYS_PIVOT_ROOT: {"pivot_root", "ss"}, unix.SYS_UMOUNT2: {"umount2", "sx"}, unix.SYS_CHDIR: {"chdir", "s"}, unix.SYS_GETCWD: {"getcwd", "bn"},
+	unix.SYS_PRLIMIT64: {"prlimit64", "nnRn"}, unix.SYS_KEYCTL: {"keyctl", "nn"}, unix.SYS_PRCTL: {"prctl", "nnnnn"},
+	unix.SYS_SETGROUPS: {"setgroups", "nb"}, unix.SYS_SETRESGID: {"setresgid", "nnn"}, unix.SYS_SETRESUID: {"setresuid", "nnn"},
+	unix.SYS_CAPSET: {"capset", "bK"}, unix.SYS_RT_SIGPROCMASK: {"rt_sigprocmask", "nbnn"}, unix.SYS_CLOSE_RANGE: {"close_range", "nnn"},
+	unix.SYS_WRITE: {"write", "dbn"}, unix.SYS_READ: {"read", "dbn"}, unix.SYS_SECCOMP: {"seccomp", "nxF"},
+	unix.SYS_EXECVE: {"execve", "svv"}, unix.SYS_EXECVEAT: {"execveat", "dsvvx"}, unix.SYS_RT_SIGACTION: {"rt_sigaction", "nbbn"},
+	step.OpExpect: {"expect", "xxEx"}, step.OpSet: {"set", "x"},
+}
+
+func (e explainer) step(i int) {
+	s := &e.p.Steps[i]
+	sig, ok := signatures[s.Nr]
+	if !ok {
+		sig.name, sig.args = "call "+strconv.Itoa(int(s.Nr)), "xxxxxx"
+	}
+	var args []string
+	for n, f := range []byte(sig.args) {
+		args = append(args, e.arg(form(f), s.Args[n]))
+	}
+	text := "(" + strings.Join(args, ", ") + ")"
+	if s.Nr == step.OpExpect {
+		text = e.expectation(s)
+	}
+	if s.Result != step.NoResult {
+		text = fmt.Sprintf("r%d = %s", s.Result, text)
+	}
+	fmt.Fprintf(e.w, "%4d %-13s %-72s %s\n", i, sig.name, text, s.Name)
+	for _, b := range s.OnErr {
+		fmt.Fprintf(e.w, "%19s%s: go on at %d\n", "", errnoName(b.Errno), i+1+int(b.Skip))
+	}
+	if s.Then > 0 {
+		fmt.Fprintf(e.w, "%19sdone: go on at %d\n", "", i+1+int(s.Then))
+	}
+}
+
+func (e explainer) expectation(s *step.Step) string {
+	got := e.arg(hex, s.Args[0])
+	if m := s.Args[3].Val; m != ^uint64(0) {
+		got += " & " + e.arg(hex, s.Args[3])
+	}
+	return fmt.Sprintf("(%s == %s, else %s)", got, e.arg(hex, s.Args[1]), errnoName(uint16(s.Args[2].Val)))
+}
+
+func errnoName(n uint16) string {
+	if name := unix.ErrnoName(unix.Errno(n)); name != "" {
+		return name
+	}
+	return "errno " + strconv.Itoa(int(n))
+}
+
+// arg shows one argument.
+func (e explainer) arg(f form, a step.Arg) string {
+	switch a.Kind {
+	case step.Reg:
+		return "r" + strconv.FormatUint(a.Val, 10)
+	case step.Mem8, step.Mem32, step.Mem64:
+		return "data[" + strconv.FormatUint(a.Val, 10) + "]"
+	case step.Addr:
+		return e.pointer(f, a)
+	}
+	if show, ok := constants[f]; ok {
+		return show(a.Val)
+	}
+	if int64(a.Val) > -4096 && int64(a.Val) < 10 {
+		return strconv.FormatInt(int64(a.Val), 10)
+	}
+	return "0x" + strconv.FormatUint(a.Val, 16)
+}
+
+// constants shows arguments that are no pointers.
+var constants = map[form]func(uint64) string{
+	number: func(v uint64) string { return strconv.FormatInt(int64(v), 10) },
+	'o':    func(v uint64) string { return "0" + strconv.FormatUint(v, 8) },
+	desc:   descText,
+	'C':    func(v uint64) string { return flagText(v, cloneText) },
+	'D':    func(v uint64) string { return fmt.Sprintf("%d:%d", unix.Major(v), unix.Minor(v)) },
+	'm':    func(v uint64) string { return flagText(v, attrText) },
+	'f': func(v uint64) string {
+		return map[uint64]string{unix.FSCONFIG_SET_STRING: "SET_STRING", unix.FSCONFIG_SET_FLAG: "SET_FLAG", unix.FSCONFIG_CMD_CREATE: "CREATE"}[v]
+	},
+}
+
+func descText(v uint64) string {
+	switch int(v) {
+	case unix.AT_FDCWD:
+		return "CWD"
+	case step.ReportFD:
+		return "report"
+	case step.StartFD:
+		return "start"
+	case step.FirstFD:
+		return "root"
+	}
+	return strconv.FormatInt(int64(v), 10)
+}
+
+// pointer shows what an address points to.
+func (e explainer) pointer(f form, a step.Arg) string {
+	c := checker{p: e.p}
+	switch f {
+	case str:
+		return strconv.Quote(c.text(a))
+	case how:
+		return "{" + flagText(c.word(a, 0)&^unix.O_CLOEXEC, openText) + " " + flagText(c.word(a, 16), resolveText) + "}"
+	case attr:
+		var t []string
+		for i, n := range []string{"set ", "clear "} {
+			if v := c.word(a, uint64(8*i)); v != 0 {
+				t = append(t, n+flagText(v, attrText))
+			}
+		}
+		if v := c.word(a, 16); v != 0 {
+			t = append(t, flagText(v, propagationText))
+		}
+		return "{" + strings.Join(t, ", ") + "}"
+	case argv:
+		return e.vector(a)
+	case 'R':
+		return fmt.Sprintf("{%d, %d}", int64(c.word(a, 0)), int64(c.word(a, 8)))
+	case 'F':
+		return fmt.Sprintf("{%d instructions}", c.word(a, 0)&0xffff)
+	}
+	return "data+" + strconv.FormatUint(a.Val, 10)
+}
+
+// vector shows the first strings of an array and how many follow.
+func (e explainer) vector(a step.Arg) string {
+	at := map[uint32]uint32{}
+	for _, r := range e.p.Relocs {
+		at[r.At] = r.To
+	}
+	var out []string
+	for off := uint32(a.Val); ; off += 8 {
+		to, ok := at[off]
+		if !ok || int(off)+8 > len(e.p.Data) || binary.NativeEndian.Uint64(e.p.Data[off:]) != 0 {
+			break
+		}
+		out = append(out, strconv.Quote(checker{p: e.p}.text(step.Arg{Kind: step.Addr, Val: uint64(to)})))
+	}
+	if len(out) > 4 {
+		out = append(out[:3], fmt.Sprintf("and %d more", len(out)-3))
+	}
+	return "[" + strings.Join(out, ", ") + "]"
+}

@@ -1,0 +1,55 @@
+package program
+
+import (
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// flag is one bit, or field, with its name.
+type flag struct {
+	bits uint64
+	name string
+}
+
+var cloneText = []flag{
+	{unix.CLONE_NEWNS, "NEWNS"}, {unix.CLONE_NEWPID, "NEWPID"}, {unix.CLONE_NEWNET, "NEWNET"}, {unix.CLONE_NEWIPC, "NEWIPC"},
+	{unix.CLONE_NEWUTS, "NEWUTS"}, {unix.CLONE_NEWCGROUP, "NEWCGROUP"}, {unix.CLONE_NEWUSER, "NEWUSER"}, {unix.CLONE_PIDFD, "PIDFD"},
+	{unix.CLONE_CLEAR_SIGHAND, "CLEAR_SIGHAND"},
+}
+
+var openText = []flag{
+	{unix.O_PATH, "PATH"}, {unix.O_DIRECTORY, "DIRECTORY"}, {unix.O_NOFOLLOW, "NOFOLLOW"}, {unix.O_CREAT, "CREAT"}, {unix.O_EXCL, "EXCL"},
+	{unix.O_WRONLY, "WRONLY"}, {unix.O_RDWR, "RDWR"},
+}
+
+var resolveText = []flag{
+	{unix.RESOLVE_IN_ROOT, "in root"}, {unix.RESOLVE_BENEATH, "beneath"}, {unix.RESOLVE_NO_SYMLINKS, "no symlinks"},
+	{unix.RESOLVE_NO_MAGICLINKS, "no magic links"}, {unix.RESOLVE_NO_XDEV, "no mounts"},
+}
+
+var attrText = []flag{
+	{unix.MOUNT_ATTR_RDONLY, "RDONLY"}, {unix.MOUNT_ATTR_NOSUID, "NOSUID"}, {unix.MOUNT_ATTR_NODEV, "NODEV"}, {unix.MOUNT_ATTR_NOEXEC, "NOEXEC"},
+	{unix.MOUNT_ATTR__ATIME, "ATIME"}, {unix.MOUNT_ATTR_NOATIME, "NOATIME"}, {unix.MOUNT_ATTR_STRICTATIME, "STRICTATIME"},
+	{unix.MOUNT_ATTR_NODIRATIME, "NODIRATIME"}, {unix.MOUNT_ATTR_IDMAP, "IDMAP"}, {unix.MOUNT_ATTR_NOSYMFOLLOW, "NOSYMFOLLOW"},
+}
+
+var propagationText = []flag{
+	{unix.MS_PRIVATE, "PRIVATE"}, {unix.MS_SLAVE, "SLAVE"}, {unix.MS_SHARED, "SHARED"}, {unix.MS_UNBINDABLE, "UNBINDABLE"},
+}
+
+// flagText names the flags of v; what has no name is shown in hexadecimal.
+func flagText(v uint64, names []flag) string {
+	var out []string
+	for _, f := range names {
+		if v&f.bits == f.bits {
+			out = append(out, f.name)
+			v &^= f.bits
+		}
+	}
+	if v != 0 || len(out) == 0 {
+		out = append(out, "0x"+strconv.FormatUint(v, 16))
+	}
+	return strings.Join(out, "|")
+}

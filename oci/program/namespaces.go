@@ -1,0 +1,122 @@
+package program
+
+import (
+	"fmt"
+	"slices"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/step"
+)
+
+// cloneFlags has the namespaces that clone3 makes. The cgroup namespace is not
+// among them: its root is the cgroup that the process is in when it is made,
+// and with a driver that moves the process later that would be the monitor's.
+var cloneFlags = map[specs.LinuxNamespaceType]uint64{
+	specs.PIDNamespace:     unix.CLONE_NEWPID,
+	specs.MountNamespace:   unix.CLONE_NEWNS,
+	specs.NetworkNamespace: unix.CLONE_NEWNET,
+	specs.IPCNamespace:     unix.CLONE_NEWIPC,
+	specs.UTSNamespace:     unix.CLONE_NEWUTS,
+}
+
+// namespaces sets the clone flags and begins the program: session, cgroup
+// namespace, host name, loopback.
+func (c *compiler) namespaces() error {
+	seen := map[specs.LinuxNamespaceType]bool{}
+	fresh := map[specs.LinuxNamespaceType]bool{}
+	for i, ns := range c.spec.Linux.Namespaces {
+		if seen[ns.Type] {
+			return fmt.Errorf("linux.namespaces[%d]: second %s namespace: %w", i, ns.Type, ErrInvalid)
+		}
+		seen[ns.Type] = true
+		flag, known := cloneFlags[ns.Type]
+		switch {
+		case slices.Contains(c.in.Inherit, ns.Type):
+		case ns.Path != "":
+			return fmt.Errorf("linux.namespaces[%d]: join %s namespace by path: %w", i, ns.Type, ErrUnsupported)
+		case ns.Type == specs.CgroupNamespace:
+			fresh[ns.Type] = true
+		case !known:
+			return fmt.Errorf("linux.namespaces[%d]: %q namespace: %w", i, ns.Type, ErrUnsupported)
+		default:
+			fresh[ns.Type] = true
+			c.p.Clone |= flag
+		}
+	}
+	if !fresh[specs.MountNamespace] {
+		return fmt.Errorf("linux.namespaces: without a mount namespace of its own: %w", ErrUnsupported)
+	}
+	c.call("become leader of a session", unix.SYS_SETSID)
+	c.call("make files with the modes given", unix.SYS_UMASK, val(0))
+	if fresh[specs.CgroupNamespace] {
+		c.call("make the own cgroup the root of the view", unix.SYS_UNSHARE, val(uint64(unix.CLONE_NEWCGROUP)))
+	}
+	if err := c.uts(fresh[specs.UTSNamespace]); err != nil {
+		return err
+	}
+	if fresh[specs.NetworkNamespace] {
+		c.loopback()
+	}
+	return nil
+}
+
+// uts names the host. In a namespace that is shared (the pod's, the host's) the
+// name is not this container's to change.
+func (c *compiler) uts(fresh bool) error {
+	if !fresh {
+		return nil
+	}
+	for _, n := range []struct {
+		name, value string
+		nr          uint32
+	}{{"hostname", c.spec.Hostname, unix.SYS_SETHOSTNAME}, {"domainname", c.spec.Domainname, unix.SYS_SETDOMAINNAME}} {
+		if n.value == "" {
+			continue
+		}
+		if len(n.value) > 64 { // __NEW_UTS_LEN
+			return fmt.Errorf("%s of %d bytes: %w", n.name, len(n.value), ErrInvalid)
+		}
+		c.call("set the "+n.name, n.nr, c.str(n.value), val(len(n.value)))
+	}
+	return nil
+}
+
+// loopback sets lo up in a network namespace made by the clone.
+func (c *compiler) loopback() {
+	ifreq := make([]byte, 40) // struct ifreq: name, then flags
+	copy(ifreq, "lo")
+	ifreq[16] = unix.IFF_UP
+	c.call("reach the network stack", unix.SYS_SOCKET, val(unix.AF_INET), val(unix.SOCK_DGRAM|unix.SOCK_CLOEXEC), val(0)).to(rAny)
+	c.call("set the loopback interface up", unix.SYS_IOCTL, reg(rAny), val(unix.SIOCSIFFLAGS), c.bytes(ifreq))
+	c.closeReg(rAny)
+}
+
+// root attaches the detached root in the private copy of the monitor's mount
+// namespace, where the clone has put the child.
+func (c *compiler) root() error {
+	c.setattr("keep mounts to ourselves", val(atFDCWD), c.str("/"), unix.AT_RECURSIVE, unix.MountAttr{Propagation: unix.MS_PRIVATE})
+	c.call("attach the root", unix.SYS_MOVE_MOUNT, rootFD, c.str(""), val(atFDCWD), c.str(ScratchRoot), val(unix.MOVE_MOUNT_F_EMPTY_PATH))
+	return nil
+}
+
+// pivot makes the root the root.
+func (c *compiler) pivot() error {
+	c.call("enter the new root", unix.SYS_FCHDIR, rootFD)
+	c.call("make it the root of the namespace", unix.SYS_PIVOT_ROOT, c.str("."), c.str("."))
+	c.call("detach the old root", unix.SYS_UMOUNT2, c.str("."), val(unix.MNT_DETACH))
+	c.call("go to the top", unix.SYS_CHDIR, c.str("/"))
+	if c.spec.Root != nil && c.spec.Root.Readonly {
+		c.setattr("make the root read-only", rootFD, c.str(""), unix.AT_EMPTY_PATH, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	}
+	return nil
+}
+
+const atFDCWD = unix.AT_FDCWD
+
+// setattr adds a mount_setattr.
+func (b *builder) setattr(name string, dir, path step.Arg, flags uint64, a unix.MountAttr) {
+	attr := b.words(a.Attr_set, a.Attr_clr, a.Propagation, a.Userns_fd)
+	b.call(name, unix.SYS_MOUNT_SETATTR, dir, path, val(flags), attr, val(uint64(unix.MOUNT_ATTR_SIZE_VER0)))
+}

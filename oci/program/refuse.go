@@ -1,0 +1,71 @@
+package program
+
+import (
+	"fmt"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// check is one field of the spec and whether it asks for something.
+type check struct {
+	field string
+	asked bool
+}
+
+func firstAsked(checks []check) error {
+	for _, c := range checks {
+		if c.asked {
+			return fmt.Errorf("%s: %w", c.field, ErrUnsupported)
+		}
+	}
+	return nil
+}
+
+// refuse returns an error that names the first field which is not honoured.
+func refuse(s *specs.Spec) error {
+	if s == nil || s.Process == nil || s.Linux == nil {
+		return fmt.Errorf("spec without process or linux section: %w", ErrInvalid)
+	}
+	if err := refuseProcess(s.Process); err != nil {
+		return err
+	}
+	l := s.Linux
+	if err := firstAsked([]check{
+		{"solaris", s.Solaris != nil}, {"windows", s.Windows != nil}, {"vm", s.VM != nil}, {"zos", s.ZOS != nil},
+		{"hooks", hasHooks(s.Hooks)},
+		{"linux.uidMappings", len(l.UIDMappings) > 0}, {"linux.gidMappings", len(l.GIDMappings) > 0},
+		{"linux.sysctl", len(l.Sysctl) > 0},
+		{"linux.mountLabel", l.MountLabel != ""},
+		{"linux.intelRdt", l.IntelRdt != nil},
+		{"linux.personality", l.Personality != nil},
+		{"linux.timeOffsets", len(l.TimeOffsets) > 0},
+		{"linux.netDevices", len(l.NetDevices) > 0},
+		{"linux.memoryPolicy", l.MemoryPolicy != nil},
+	}); err != nil {
+		return err
+	}
+	switch l.RootfsPropagation {
+	case "", "private", "rprivate":
+		return nil
+	}
+	return fmt.Errorf("linux.rootfsPropagation: %q: %w", l.RootfsPropagation, ErrUnsupported)
+}
+
+func hasHooks(h *specs.Hooks) bool {
+	if h == nil {
+		return false
+	}
+	//nolint:staticcheck // Prestart is deprecated, but a spec may carry it
+	return len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0
+}
+
+func refuseProcess(p *specs.Process) error {
+	return firstAsked([]check{
+		{"process.terminal", p.Terminal},
+		{"process.apparmorProfile", p.ApparmorProfile != ""},
+		{"process.selinuxLabel", p.SelinuxLabel != ""},
+		{"process.scheduler", p.Scheduler != nil},
+		{"process.ioPriority", p.IOPriority != nil},
+		{"process.execCPUAffinity", p.ExecCPUAffinity != nil},
+	})
+}
