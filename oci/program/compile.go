@@ -60,7 +60,7 @@ func Compile(in Input) (*step.Program, error) {
 	if err := pr.compile(true); err != nil {
 		return nil, err
 	}
-	return &c.p, nil
+	return &c.p, Check(&c.p)
 }
 
 // compiler compiles the parts that make a container; process does the rest.
@@ -123,5 +123,5 @@ func CompileExec(in ExecInput) (*step.Program, error) {
 	if err := pr.compile(false); err != nil {
 		return nil, err
 	}
-	return &b.p, nil
+	return &b.p, Check(&b.p)
 }

@@ -46,13 +46,18 @@ func (c *compiler) mount(i int, m *specs.Mount) error {
 	if !ok {
 		return fmt.Errorf("%s.type: %q: %w", field, m.Type, ErrUnsupported)
 	}
-	c.fsMount(fstype, dest, o)
+	source := m.Source
+	if source == "" {
+		source = fstype
+	}
+	c.fsMount(fstype, source, dest, o)
 	return nil
 }
 
 // fsMount mounts a new filesystem instance.
-func (c *compiler) fsMount(fstype, dest string, o options) {
+func (c *compiler) fsMount(fstype, source, dest string, o options) {
 	c.call("prepare a "+fstype, unix.SYS_FSOPEN, c.str(fstype), val(unix.FSOPEN_CLOEXEC)).to(rContext)
+	c.call("called "+source, unix.SYS_FSCONFIG, reg(rContext), val(unix.FSCONFIG_SET_STRING), c.str("source"), c.str(source), val(0))
 	for _, d := range o.data {
 		if k, v, has := strings.Cut(d, "="); has {
 			c.call("with "+d, unix.SYS_FSCONFIG, reg(rContext), val(unix.FSCONFIG_SET_STRING), c.str(k), c.str(v), val(0))

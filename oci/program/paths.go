@@ -127,6 +127,7 @@ func (b *builder) mask(p string) {
 	b.here(&file)
 	b.open("find /"+p, p, unix.O_PATH, 0, inRoot, rTarget)
 	b.call("copy the null device", unix.SYS_OPEN_TREE, val(atFDCWD), b.str(NullFile), val(uint64(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC))).to(rMount)
+	b.setattr("make it read-only", reg(rMount), b.str(""), unix.AT_EMPTY_PATH, unix.MountAttr{Attr_set: cover})
 	b.attach("mask /" + p)
 	b.closeReg(rMount)
 	b.here(&done)

@@ -1,0 +1,88 @@
+package step
+
+import (
+	"errors"
+	"reflect"
+	"testing"
+)
+
+func sample() *Program {
+	return &Program{
+		Clone: 0x2000_0000, Wait: 1, Files: []string{"root", "a volume"},
+		Steps: []Step{
+			{Nr: 39, Result: NoResult, Name: "first", Then: 1},
+			{Nr: 0, Result: 3, Args: [6]Arg{{Const, 4}, {Addr, 8}, {Reg, 63}, {Mem8, 15}, {Mem32, 12}, {Mem64, 8}},
+				OnErr: []Branch{{Errno: 2, Skip: 1}, {Errno: 13}}, Name: "second"},
+			{Nr: OpSet, Result: NoResult, Args: [6]Arg{{Const, ^uint64(0)}}},
+		},
+		Data: make([]byte, 16), Relocs: []Reloc{{At: 8, To: 1}},
+	}
+}
+
+func TestEncodingKeepsEverything(t *testing.T) {
+	want := sample()
+	b, err := want.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Decode(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("decoded\n%+v\nwant\n%+v", got, want)
+	}
+}
+
+func TestEncodeRefuses(t *testing.T) {
+	for name, change := range map[string]func(*Program){
+		"no steps":           func(p *Program) { p.Steps = nil },
+		"wait behind end":    func(p *Program) { p.Wait = 3 },
+		"register":           func(p *Program) { p.Steps[1].Result = 64 },
+		"argument register":  func(p *Program) { p.Steps[1].Args[2].Val = 64 },
+		"address":            func(p *Program) { p.Steps[1].Args[1].Val = 16 },
+		"word over the end":  func(p *Program) { p.Steps[1].Args[5].Val = 9 },
+		"kind":               func(p *Program) { p.Steps[1].Args[0].Kind = kinds },
+		"skip":               func(p *Program) { p.Steps[0].Then = 3 },
+		"branch":             func(p *Program) { p.Steps[1].OnErr[0].Skip = 2 },
+		"branch on success":  func(p *Program) { p.Steps[1].OnErr[0].Errno = 0 },
+		"too many branches":  func(p *Program) { p.Steps[1].OnErr = make([]Branch, MaxBranches+1) },
+		"relocation odd":     func(p *Program) { p.Relocs[0].At = 4 },
+		"relocation outside": func(p *Program) { p.Relocs[0].To = 16 },
+	} {
+		p := sample()
+		change(p)
+		if _, err := p.Encode(); !errors.Is(err, ErrFormat) {
+			t.Errorf("%s: Encode = %v", name, err)
+		}
+	}
+}
+
+// FuzzParse: whatever arrives is refused or can be walked, and what Decode
+// takes encodes to a program that decodes to the same.
+func FuzzParse(f *testing.F) {
+	b, _ := sample().Encode()
+	f.Add(b)
+	f.Add(b[:headerSize])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		v, err := Parse(b)
+		if err != nil {
+			return
+		}
+		for i := range v.N {
+			v.Name(i)
+		}
+		p, err := Decode(b)
+		if err != nil {
+			return
+		}
+		again, err := p.Encode()
+		if err != nil {
+			t.Fatalf("decoded program does not encode: %v", err)
+		}
+		q, err := Decode(again)
+		if err != nil || !reflect.DeepEqual(p, q) {
+			t.Fatalf("second decode differs: %v", err)
+		}
+	})
+}

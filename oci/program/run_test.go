@@ -1,0 +1,405 @@
+package program_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/step"
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/oci/executor"
+	"github.com/vitrine-runtime/vitrine/oci/program"
+)
+
+// These tests compile a spec and run the result against the real kernel, from
+// a thread that stands in for a monitor: in a tiny mount namespace of its own.
+
+var masked = []string{"/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/acpi", "/proc/scsi", "/sys/firmware"}
+
+// testSpec is a container as the daemon would ask for it.
+func testSpec(args ...string) *specs.Spec {
+	caps := []string{"CAP_CHOWN", "CAP_KILL", "CAP_SETUID", "CAP_SETGID"}
+	return &specs.Spec{
+		Version: specs.Version,
+		Root:    &specs.Root{Path: "rootfs"},
+		Process: &specs.Process{
+			Args: args, Env: []string{"PATH=/bin", "WHO=me"}, Cwd: "/",
+			Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
+			Rlimits:      []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 100, Hard: 200}},
+		},
+		Hostname: "glass",
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+			{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
+			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
+		},
+		Linux: &specs.Linux{
+			Namespaces:  []specs.LinuxNamespace{{Type: "pid"}, {Type: "mount"}, {Type: "ipc"}, {Type: "uts"}, {Type: "network"}, {Type: "cgroup"}},
+			MaskedPaths: masked, ReadonlyPaths: []string{"/proc/sys", "/proc/bus", "/proc/sysrq-trigger", "/proc/nothing"},
+		},
+	}
+}
+
+// rootTree makes a root filesystem from Debian's busybox.
+func rootTree(t *testing.T) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes namespaces and mounts")
+	}
+	bb, err := os.ReadFile("/usr/bin/busybox")
+	if err != nil {
+		t.Skip("needs Debian's busybox-static: " + err.Error())
+	}
+	dir := t.TempDir()
+	os.Chmod(dir, 0o755)
+	for _, d := range []string{"bin", "tmp", "etc"} {
+		os.Mkdir(filepath.Join(dir, d), 0o755)
+	}
+	os.WriteFile(filepath.Join(dir, "bin/busybox"), bb, 0o755)
+	for _, a := range []string{"sh", "cat", "ls", "id", "true", "sleep", "grep", "mount", "hostname", "stat", "pwd", "touch", "readlink", "echo"} {
+		os.Symlink("busybox", filepath.Join(dir, "bin", a))
+	}
+	return dir
+}
+
+type result struct {
+	err    error
+	out    string
+	status unix.WaitStatus
+	child  *executor.Child
+}
+
+// cell runs a compiled spec from a thread in a mount namespace like a
+// monitor's. before is called while the child is blocked at its start wait.
+func cell(t *testing.T, root string, in program.Input, before func(c *executor.Child)) result {
+	t.Helper()
+	p, err := program.Compile(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := program.Check(p); err != nil {
+		t.Fatal(err)
+	}
+	enc, err := p.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	proc, err := os.Open("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proc.Close()
+	if err := executor.HideMemory(); err != nil {
+		t.Fatal(err)
+	}
+	r, w, _ := os.Pipe()
+	defer r.Close()
+	null, _ := os.Open("/dev/null")
+	defer null.Close()
+	done := make(chan result)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		var res result
+		defer func() { w.Close(); done <- res }()
+		rootFD, err := tinyNamespace(root)
+		if err != nil {
+			res.err = err
+			return
+		}
+		defer rootFD.Close()
+		c, err := executor.Start(executor.Attr{Program: enc, CgroupFD: -1, PIDNS: -1, ProcFD: int(proc.Fd()),
+			Stdio: [3]int{int(null.Fd()), int(w.Fd()), int(w.Fd())}, Files: []int{rootFD.Int()}})
+		if err != nil {
+			res.err = err
+			return
+		}
+		defer c.Close()
+		if res.err = c.Ready(); res.err == nil {
+			if before != nil {
+				before(c)
+			}
+			res.err = c.Release()
+		}
+		if _, err := unix.Wait4(c.Pid(), &res.status, 0, nil); err != nil && res.err == nil {
+			res.err = err
+		}
+	}()
+	outc := make(chan string)
+	go func() { b, _ := io.ReadAll(r); outc <- string(b) }()
+	res := <-done
+	res.out = <-outc
+	return res
+}
+
+// tinyNamespace moves the thread into a mount namespace with nothing in it but
+// what programs name, and returns a detached copy of root.
+func tinyNamespace(root string) (*sys.FD, error) {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return nil, fmt.Errorf("unshare: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return nil, err
+	}
+	fd, err := sys.OpenTree(unix.AT_FDCWD, root, unix.OPEN_TREE_CLONE)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Mount("tmpfs", "/mnt", "tmpfs", 0, "mode=755"); err != nil {
+		return nil, err
+	}
+	for _, d := range []string{"root", "empty"} {
+		if err := unix.Mkdir("/mnt/"+d, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	if err := unix.Mknod("/mnt/null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err != nil {
+		return nil, err
+	}
+	if err := unix.Chdir("/mnt"); err != nil {
+		return nil, err
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return nil, fmt.Errorf("pivot_root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return nil, err
+	}
+	return fd, unix.Chdir("/")
+}
+
+func TestContainerPosture(t *testing.T) {
+	root := rootTree(t)
+	script := `
+echo "host $(hostname) pid $$ who $WHO"
+grep -E '^(Cap|Groups|Uid|Seccomp:|NoNewPrivs)' /proc/self/status
+cat /proc/self/cgroup
+ulimit -n
+umask
+pwd
+ls /sys/firmware | grep -c .
+cat /proc/timer_list | grep -c .
+cat /proc/keys | grep -c .
+touch /proc/sys/kernel/x 2>&1
+echo 1 > /proc/sys/kernel/panic
+touch /tmp/ok && echo written
+ls /dev
+ls -ld /dev/null /dev/fd
+mount
+`
+	res := cell(t, root, program.Input{Spec: testSpec("sh", "-c", script)}, nil)
+	if res.err != nil {
+		t.Fatal(res.err)
+	}
+	for _, want := range []string{
+		"host glass pid 1 who me\n", "CapInh:\t0000000000000000\n", "CapPrm:\t00000000000000e1\n", "CapBnd:\t00000000000000e1\n",
+		"CapAmb:\t0000000000000000\n", "Seccomp:\t0\n", "0::/\n", "\n100\n", "0022\n", "can't create /proc/sys/kernel/panic: Read-only file system",
+		"written\n", "fd\nfull\nmqueue\nnull\nptmx\npts\nrandom\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n",
+		"proc on /proc type proc (rw,nosuid,nodev,noexec", "cgroup on /sys/fs/cgroup type cgroup2 (ro,nosuid,nodev,noexec,relatime",
+		"proc on /proc/sys type proc (ro,nosuid,nodev,noexec",
+	} {
+		if !strings.Contains(res.out, want) {
+			t.Errorf("output lacks %q", want)
+		}
+	}
+	if strings.Contains(res.out, "/empty") || strings.Contains(res.out, "oldroot") {
+		t.Error("traces of the monitor's namespace")
+	}
+	if t.Failed() {
+		t.Log(res.out)
+	}
+}
+
+func TestUserAndDirectory(t *testing.T) {
+	root := rootTree(t)
+	s := testSpec("sh", "-c", "id -u; id -g; id -G; pwd; grep Cap /proc/self/status; touch /tmp/x 2>&1")
+	s.Process.User = specs.User{UID: 1000, GID: 2000, AdditionalGids: []uint32{2000, 7}}
+	s.Process.Cwd = "/work/here"
+	s.Process.NoNewPrivileges = true
+	s.Root.Readonly = true
+	res := cell(t, root, program.Input{Spec: s}, nil)
+	if res.err != nil {
+		t.Fatal(res.err)
+	}
+	for _, want := range []string{"1000\n2000\n2000 7\n/work/here\n", "CapPrm:\t0000000000000000\n", "CapEff:\t0000000000000000\n", "CapBnd:\t00000000000000e1\n", "Read-only file system"} {
+		if !strings.Contains(res.out, want) {
+			t.Errorf("output lacks %q:\n%s", want, res.out)
+		}
+	}
+}
+
+func TestExecErrors(t *testing.T) {
+	root := rootTree(t)
+	os.WriteFile(filepath.Join(root, "bin/plain"), []byte("x"), 0o644)
+	for _, tt := range []struct {
+		arg  string
+		want unix.Errno
+	}{{"missing", unix.ENOENT}, {"/bin/missing", unix.ENOENT}, {"plain", unix.EACCES}, {"/bin/plain", unix.EACCES}, {"/tmp", unix.EACCES}} {
+		res := cell(t, root, program.Input{Spec: testSpec(tt.arg)}, nil)
+		if !errors.Is(res.err, tt.want) || !strings.Contains(res.err.Error(), tt.arg) {
+			t.Errorf("%s: %v, want %v", tt.arg, res.err, tt.want)
+		}
+	}
+}
+
+// TestHostileRoots puts symlinks where the runtime makes or mounts things. The
+// canary directory must stay as it is.
+func TestHostileRoots(t *testing.T) {
+	canary := t.TempDir()
+	os.WriteFile(filepath.Join(canary, "ptmx"), []byte("mine"), 0o600)
+	for _, tt := range []struct{ link, to, want string }{
+		{"proc", "/other", "too many levels of symbolic links"},
+		{"sys", canary, "too many levels of symbolic links"},
+		{"dev", canary, ""},
+		{"dev", "../../../../../../../../.." + canary, ""},
+		{"work", canary, ""},
+		{"dev", "/proc", ""},
+	} {
+		root := rootTree(t)
+		if err := os.Symlink(tt.to, filepath.Join(root, tt.link)); err != nil {
+			t.Fatal(err)
+		}
+		s := testSpec("true")
+		s.Process.Cwd = "/work/here"
+		res := cell(t, root, program.Input{Spec: s}, nil)
+		switch {
+		case tt.want == "":
+		case res.err == nil || !strings.Contains(res.err.Error(), tt.want):
+			t.Errorf("%s -> %s: %v, want %q", tt.link, tt.to, res.err, tt.want)
+		}
+		ents, _ := os.ReadDir(canary)
+		if b, _ := os.ReadFile(filepath.Join(canary, "ptmx")); len(ents) != 1 || string(b) != "mine" {
+			t.Fatalf("%s -> %s: the canary has changed: %v", tt.link, tt.to, ents)
+		}
+	}
+}
+
+// TestBlockedInit looks at a container between create and start.
+func TestBlockedInit(t *testing.T) {
+	root := rootTree(t)
+	var fds []string
+	res := cell(t, root, program.Input{Spec: testSpec("true")}, func(c *executor.Child) {
+		ch := make(chan []string) // this thread has no /proc: look from another one
+		go func() {
+			var l []string
+			ents, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", c.Pid()))
+			for _, e := range ents {
+				l = append(l, e.Name())
+			}
+			ch <- l
+		}()
+		fds = <-ch
+	})
+	if res.err != nil {
+		t.Fatal(res.err)
+	}
+	if got := strings.Join(fds, " "); got != "0 1 2 3 4" {
+		t.Errorf("descriptors %q of a blocked init, want 0 to 4", got)
+	}
+}
+
+func TestRefusesByName(t *testing.T) {
+	for name, change := range map[string]func(*specs.Spec){
+		"process.terminal":        func(s *specs.Spec) { s.Process.Terminal = true },
+		"hooks":                   func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/x"}}} },
+		"linux.uidMappings":       func(s *specs.Spec) { s.Linux.UIDMappings = []specs.LinuxIDMapping{{Size: 1}} },
+		"linux.sysctl":            func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"a": "b"} },
+		"linux.rootfsPropagation": func(s *specs.Spec) { s.Linux.RootfsPropagation = "shared" },
+		"mounts[0].type":          func(s *specs.Spec) { s.Mounts[0].Type = "nfs" },
+		"mounts[0].options":       func(s *specs.Spec) { s.Mounts[0].Options = []string{"tmpcopyup"} },
+		"mounts[0].source":        func(s *specs.Spec) { s.Mounts[0].Type = "bind" },
+		"linux.namespaces[6]": func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "user"})
+		},
+		"process.capabilities":    func(s *specs.Spec) { s.Process.Capabilities.Bounding = []string{"CAP_NOPE"} },
+		"process.rlimits":         func(s *specs.Spec) { s.Process.Rlimits = nil },
+		"process.user":            func(s *specs.Spec) { s.Process.User.UID = 1<<32 - 1 },
+		"linux.maskedPaths[0]":    func(s *specs.Spec) { s.Linux.MaskedPaths[0] = "relative" },
+		"process.args":            func(s *specs.Spec) { s.Process.Args = nil },
+		"process.apparmorProfile": func(s *specs.Spec) { s.Process.ApparmorProfile = "x" },
+	} {
+		b, _ := json.Marshal(testSpec("true"))
+		s := &specs.Spec{}
+		json.Unmarshal(b, s)
+		change(s)
+		_, err := program.Compile(program.Input{Spec: s})
+		if err == nil || !strings.HasPrefix(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if !errors.Is(err, program.ErrUnsupported) && !errors.Is(err, program.ErrInvalid) {
+			t.Errorf("%s: %v is neither unsupported nor invalid", name, err)
+		}
+	}
+}
+
+func TestCheckFindsBrokenRules(t *testing.T) {
+	good, err := program.Compile(program.Input{Spec: testSpec("true"), Seccomp: make([]byte, 8)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := program.Check(good); err != nil {
+		t.Fatal(err)
+	}
+	find := func(p *step.Program, nr uint32) int {
+		for i := range p.Steps {
+			if p.Steps[i].Nr == nr {
+				return i
+			}
+		}
+		t.Fatalf("no call %d", nr)
+		return -1
+	}
+	for name, change := range map[string]func(*step.Program){
+		"no execve":                func(p *step.Program) { p.Steps = p.Steps[:find(p, unix.SYS_EXECVE)] },
+		"open descriptors at wait": func(p *step.Program) { p.Steps[find(p, unix.SYS_CLOSE_RANGE)].Args[0].Val = 9 },
+		"descriptor over execve":   func(p *step.Program) { p.Steps[find(p, unix.SYS_FSOPEN)].Args[1].Val = 0 },
+		"path by name":             func(p *step.Program) { p.Steps[find(p, unix.SYS_FSOPEN)].Nr = unix.SYS_MKDIR },
+		"denial passed over": func(p *step.Program) {
+			s := &p.Steps[find(p, unix.SYS_CAPSET)]
+			s.OnErr = []step.Branch{{Errno: uint16(unix.EPERM)}}
+		},
+		"call after filter":    func(p *step.Program) { p.Steps[find(p, unix.SYS_EXECVE)-1].Nr = unix.SYS_GETPID },
+		"openat2 not confined": func(p *step.Program) { s := &p.Steps[find(p, unix.SYS_OPENAT2)]; s.Args[0] = step.Arg{Val: 9} },
+	} {
+		b, _ := good.Encode()
+		p, err := step.Decode(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(p)
+		if err := program.Check(p); !errors.Is(err, program.ErrRule) {
+			t.Errorf("%s: Check = %v", name, err)
+		}
+	}
+}
+
+func TestExplain(t *testing.T) {
+	p, err := program.Compile(program.Input{Spec: testSpec("sh", "-c", "true")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	if err := program.Explain(&b, p); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`fsopen        r2 = ("proc", 1)`, `openat2       r1 = (root, "proc", {PATH|DIRECTORY in root|no symlinks|no magic links}, 24)`,
+		"mount proc on /proc", `execve        ("/bin/sh", ["sh", "-c", "true"], ["PATH=/bin", "WHO=me"])`, "NEWPID"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("explanation lacks %q", want)
+		}
+	}
+	if os.Getenv("SHOW") != "" {
+		t.Log("\n" + b.String())
+	}
+}
