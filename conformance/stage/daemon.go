@@ -116,3 +116,19 @@ func (d *Daemon) Tail(lines int) string {
 	all := strings.Split(strings.TrimRight(string(text), "\n"), "\n")
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
+
+// EnsureDaemon starts a daemon unless one runs.
+func (s *Stage) EnsureDaemon(ctx context.Context) error {
+	if s.daemon != nil {
+		select {
+		case <-s.daemon.done:
+		default:
+			return nil
+		}
+	}
+	_, err := s.StartDaemon(ctx)
+	return err
+}
+
+// Daemon returns the daemon that was started last, or nil.
+func (s *Stage) Daemon() *Daemon { return s.daemon }

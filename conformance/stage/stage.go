@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"k8s.io/klog/v2"
 )
 
 // base is where everything of the stage lives; /run is a tmpfs of our own.
@@ -39,6 +42,9 @@ type Stage struct {
 
 // newStage furnishes the rest of the surroundings: directories, registry, network configuration.
 func newStage() (*Stage, error) {
+	// The client library logs each error that it also returns.
+	klog.LogToStderr(false)
+	klog.SetOutput(io.Discard)
 	bin, err := findBin()
 	if err != nil {
 		return nil, err

@@ -1,0 +1,208 @@
+package integration
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/vitrine-runtime/vitrine/conformance/stage"
+)
+
+// serve is a script that answers HTTP on a port with a text.
+func serve(port, text string) string {
+	return "mkdir -p /tmp/www && echo " + text + " >/tmp/www/index.html && echo ready && exec httpd -f -p " + port + " -h /tmp/www"
+}
+
+func TestTwoContainersShareANetwork(t *testing.T) {
+	s := open(t)
+	p := s.runPod("two")
+	ip := p.ip()
+	web := p.run("web", serve("8080", "hello from web"))
+	side := p.run("side", serve("8081", "hello from side"))
+	s.eventually("both serve", func() bool { return len(p.logText("web", "stdout")) == 1 && len(p.logText("side", "stdout")) == 1 })
+
+	fetch := func(from, url string) string {
+		return s.exec(from, "for i in 1 2 3 4 5 6 7 8 9; do wget -q -T 5 -O - "+url+" && exit; sleep 0.2; done; exit 1")
+	}
+	if got := fetch(side, "http://127.0.0.1:8080/"); got != "hello from web" {
+		t.Errorf("side to web over localhost: %q", got)
+	}
+	if got := fetch(web, "http://"+ip+":8081/"); got != "hello from side" {
+		t.Errorf("web to side over the pod's address: %q", got)
+	}
+	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Get("http://" + ip + ":8080/")
+	if err != nil {
+		t.Fatalf("host to pod: %v", err)
+	}
+	body, _ := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if string(body) != "hello from web\n" {
+		t.Errorf("host to pod: %q", body)
+	}
+	if got := fetch(web, "http://"+stage.Gateway+":1/ 2>/dev/null; ping -c 1 -W 5 "+stage.Gateway+" >/dev/null && echo reached"); !strings.Contains(got, "reached") {
+		t.Errorf("pod to host: %q", got)
+	}
+}
+
+func TestTwoPodsReachEachOther(t *testing.T) {
+	s := open(t)
+	a, b := s.runPod("pod-a"), s.runPod("pod-b")
+	if a.ip() == b.ip() {
+		t.Fatalf("both pods have the address %s", a.ip())
+	}
+	a.run("web", serve("80", "hello from a"))
+	asker := b.run("asker", "sleep 1000")
+	s.eventually("a serves", func() bool { return len(a.logText("web", "stdout")) == 1 })
+	if got := s.exec(asker, "for i in 1 2 3 4 5; do wget -q -T 5 -O - http://"+a.ip()+"/ && exit; sleep 0.2; done; exit 1"); got != "hello from a" {
+		t.Errorf("b to a: %q", got)
+	}
+}
+
+func TestLifeOfAContainer(t *testing.T) {
+	s := open(t)
+	p := s.runPod("life")
+	id := p.create(stage.ContainerConfig("c", busybox, "/bin/sh", "-c", "echo out; echo err >&2; sleep 1000"))
+	if st := s.status(id); st.State != runtimeapi.ContainerState_CONTAINER_CREATED || st.CreatedAt == 0 || st.StartedAt != 0 {
+		t.Errorf("after create: %v", st)
+	}
+	if err := s.cri.StartContainer(s.ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	st := s.status(id)
+	if st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || st.StartedAt < st.CreatedAt || st.LogPath != p.logFile("c") {
+		t.Errorf("after start: %v", st)
+	}
+	if st.Image.GetImage() == "" || !strings.HasPrefix(st.ImageRef, "sha256:") && !strings.Contains(st.ImageRef, "@sha256:") {
+		t.Errorf("image %q, image ref %q", st.Image.GetImage(), st.ImageRef)
+	}
+	s.eventually("both streams are in the log", func() bool {
+		return strings.Join(p.logText("c", "stdout"), "") == "out" && strings.Join(p.logText("c", "stderr"), "") == "err"
+	})
+	if err := s.cri.StopContainer(s.ctx, id, 0); err != nil {
+		t.Fatal(err)
+	}
+	st = s.status(id)
+	if st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.ExitCode != 137 || st.FinishedAt < st.StartedAt || st.Reason != "Error" {
+		t.Errorf("after stop: %v", st)
+	}
+	if pids := p.pids(id); len(pids) != 0 {
+		t.Errorf("processes after stop: %v", pids)
+	}
+	if err := s.cri.RemoveContainer(s.ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := s.cri.ListContainers(s.ctx, &runtimeapi.ContainerFilter{PodSandboxId: p.id}); err != nil || len(list) != 0 {
+		t.Errorf("after remove: %v (%v)", list, err)
+	}
+}
+
+// TestStopSendsTERMFirst: StopContainer ends a container that listens within its grace, by its own exit code.
+func TestStopSendsTERMFirst(t *testing.T) {
+	s := open(t)
+	p := s.runPod("term")
+	id := p.run("c", "trap 'exit 5' TERM; echo ready; while :; do sleep 0.1; done")
+	s.eventually("the trap is set", func() bool { return len(p.logText("c", "stdout")) == 1 })
+	begin := time.Now()
+	if err := s.cri.StopContainer(s.ctx, id, 20); err != nil {
+		t.Fatal(err)
+	}
+	if st := s.status(id); st.ExitCode != 5 || time.Since(begin) > 10*time.Second {
+		t.Errorf("exit code %d after %v", st.ExitCode, time.Since(begin))
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	s := open(t)
+	p := s.runPod("codes")
+	for name, c := range map[string]struct {
+		script string
+		code   int32
+		reason string
+	}{
+		"zero":   {"exit 0", 0, "Completed"},
+		"seven":  {"exit 7", 7, "Error"},
+		"killed": {"kill -9 $$", 137, "Error"},
+	} {
+		// The shell is pid 1 of its namespace, so SIGKILL from within needs a child.
+		if name == "killed" {
+			c.script = "sh -c 'kill -9 $$'; exit $?"
+		}
+		if st := s.exited(p.run(name, c.script)); st.ExitCode != c.code || st.Reason != c.reason {
+			t.Errorf("%s: exit code %d, reason %q; want %d, %q", name, st.ExitCode, st.Reason, c.code, c.reason)
+		}
+	}
+}
+
+func TestExecSync(t *testing.T) {
+	s := open(t)
+	p := s.runPod("exec")
+	id := p.run("c", "sleep 1000")
+	out, errOut, err := s.cri.ExecSync(s.ctx, id, []string{"/bin/sh", "-c", "echo to-out; echo to-err >&2"}, 10*time.Second)
+	if err != nil || string(out) != "to-out\n" || string(errOut) != "to-err\n" {
+		t.Errorf("out %q, err %q: %v", out, errOut, err)
+	}
+	var status interface{ ExitStatus() int }
+	_, _, err = s.cri.ExecSync(s.ctx, id, []string{"/bin/sh", "-c", "exit 3"}, 10*time.Second)
+	if s, ok := err.(interface{ ExitStatus() int }); ok {
+		status = s
+	}
+	if status == nil || status.ExitStatus() != 3 {
+		t.Errorf("exit 3: %v", err)
+	}
+	if _, _, err := s.cri.ExecSync(s.ctx, id, []string{"/no/such/program"}, 10*time.Second); err == nil {
+		t.Error("a program that does not exist was executed")
+	}
+	large, _, err := s.cri.ExecSync(s.ctx, id, []string{"/bin/sh", "-c", "dd if=/dev/zero bs=1024 count=1024 2>/dev/null"}, 20*time.Second)
+	if err != nil || len(large) != 1<<20 || len(bytes.Trim(large, "\x00")) != 0 {
+		t.Errorf("1 MiB through exec: %d bytes (%v)", len(large), err)
+	}
+}
+
+// TestExecTimeoutKillsTheTree: the timeout is an error, and nothing of the command lives on (critest L210).
+func TestExecTimeoutKillsTheTree(t *testing.T) {
+	s := open(t)
+	p := s.runPod("exec-timeout")
+	id := p.run("c", "sleep 1000")
+	begin := time.Now()
+	_, _, err := s.cri.ExecSync(s.ctx, id, []string{"/bin/sh", "-c", "sleep 777 & sleep 778"}, time.Second)
+	if err == nil || time.Since(begin) > 10*time.Second {
+		t.Errorf("after %v: %v", time.Since(begin), err)
+	}
+	s.eventually("the tree of the exec is gone", func() bool {
+		out := s.exec(id, "ps")
+		return !strings.Contains(out, "sleep 777") && !strings.Contains(out, "sleep 778")
+	})
+}
+
+func TestPodSandboxStatusAndList(t *testing.T) {
+	s := open(t)
+	p := s.runPod("listed", func(c *runtimeapi.PodSandboxConfig) {
+		c.Annotations = map[string]string{"vitrine.test/key": "a value, unaltered: {}\n"}
+	})
+	st, err := s.cri.PodSandboxStatus(s.ctx, p.id, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st.Status.State != runtimeapi.PodSandboxState_SANDBOX_READY || st.Status.Annotations["vitrine.test/key"] != "a value, unaltered: {}\n" || st.Status.Metadata.GetUid() != p.cfg.Metadata.Uid {
+		t.Errorf("status: %v", st.Status)
+	}
+	list, err := s.cri.ListPodSandbox(s.ctx, &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"io.kubernetes.pod.uid": p.cfg.Metadata.Uid}})
+	if err != nil || len(list) != 1 || list[0].Id != p.id {
+		t.Errorf("list by label: %v (%v)", list, err)
+	}
+	if err := s.cri.StopPodSandbox(s.ctx, p.id); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := s.cri.PodSandboxStatus(s.ctx, p.id, false); err != nil || st.Status.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
+		t.Errorf("after stop: %v (%v)", st, err)
+	}
+	if _, err := s.cri.CreateContainer(s.ctx, p.id, stage.ContainerConfig("late", busybox, "true"), p.cfg); err == nil {
+		t.Error("a container was created in a stopped pod")
+	}
+}
