@@ -74,7 +74,6 @@ func newChild(v *step.View, proc int) (*Child, error) {
 // is a property of the thread that forks, so that thread goes there and comes
 // back; if it cannot come back it is thrown away.
 func (c *Child) fork(v *step.View, a Attr) error {
-	// Before the image is mapped: the image must reach the child.
 	if err := hideMemory(); err != nil {
 		return err
 	}

@@ -61,6 +61,11 @@ func load(v *step.View, prologue []step.Step, reportFD int) (*image, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("mmap", err)
 	}
+	// Whatever hideMemory covers: this the child must have.
+	if err := unix.Madvise(mem, unix.MADV_DOFORK); err != nil {
+		unix.Munmap(mem)
+		return nil, os.NewSyscallError("madvise MADV_DOFORK", err)
+	}
 	base := uintptr(unsafe.Pointer(&mem[0]))
 	for i := range prologue {
 		step.PutStep(mem[stepsAt+i*step.Size:], &prologue[i])

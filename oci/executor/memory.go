@@ -6,23 +6,29 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// The Go heap grows inside this range on 64-bit Linux (the runtime's arena
-// hints); what the runtime maps elsewhere is made at start and rarely grows.
-// Hiding the range again before each fork is one system call and catches a
-// heap that has grown since.
+// The Go heap grows upward from a base that the runtime draws at start, in
+// arenas of 64 MiB, and each growth is a new mapping. Hiding a generous range
+// around it again before each fork is one system call and catches a heap that
+// has grown since; what the runtime maps elsewhere is made at start and rarely
+// grows.
 const (
-	arenaStart = 0xc000000000
-	arenaSize  = 4 << 30
+	arena      = 64 << 20
+	rangeBelow = 1 << 30
+	rangeAbove = 4 << 30
 )
 
 var hideOnce struct {
 	sync.Mutex
-	done bool
+	base uintptr // an arena of the heap; 0 until everything was hidden once
 }
+
+// onHeap is allocated by its initialisation, so its address is in an arena.
+var onHeap = new([64 << 10]byte)
 
 // hideMemory keeps the process's private writable memory out of its children:
 // they get neither the pages nor the page tables. A page that another thread
@@ -31,13 +37,13 @@ var hideOnce struct {
 func hideMemory() error {
 	hideOnce.Lock()
 	defer hideOnce.Unlock()
-	if !hideOnce.done {
+	if hideOnce.base == 0 {
 		if err := hideAll(); err != nil {
 			return err
 		}
-		hideOnce.done = true
+		hideOnce.base = uintptr(unsafe.Pointer(onHeap)) &^ (arena - 1)
 	}
-	return dontFork(arenaStart, arenaSize)
+	return dontFork(hideOnce.base-rangeBelow, rangeBelow+rangeAbove)
 }
 
 // hideAll marks every private writable mapping that exists now.
