@@ -272,7 +272,7 @@ func (p *pod) pids(id string) []int {
 	root := "/sys/fs/cgroup" + p.cfg.Linux.CgroupParent
 	err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
 		if err != nil || d.Name() != "cgroup.procs" || !strings.Contains(path, id) || strings.Contains(path, "/exec-") {
-			return nil // a cgroup may go while we look
+			return nil //nolint:nilerr // a cgroup may go while we look
 		}
 		text, _ := os.ReadFile(path)
 		for _, f := range strings.Fields(string(text)) {

@@ -58,7 +58,7 @@ func (s *Stage) StartDaemon(ctx context.Context) (*Daemon, error) {
 		}
 		select {
 		case <-d.done:
-			return nil, fmt.Errorf("the daemon ended at its start: %v\n%s", d.err, d.Tail(20))
+			return nil, fmt.Errorf("the daemon ended at its start (%s)\n%s", d.cmd.ProcessState, d.Tail(20))
 		case <-ctx.Done():
 			_ = d.Kill()
 			return nil, fmt.Errorf("the daemon does not answer: %w\n%s", err, d.Tail(20))

@@ -109,7 +109,7 @@ var quiet = regexp.MustCompile(`^/run/stage/(ipam/[^/]+(/last_reserved_ip\.[0-9]
 func addTree(t Traces, dir string, depth int) {
 	_ = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err != nil || path == dir || quiet.MatchString(path) {
-			return nil // gone while we looked
+			return nil //nolint:nilerr // gone while we looked
 		}
 		if strings.HasPrefix(dir, "/sys/fs/cgroup") && !d.IsDir() {
 			return nil
