@@ -1,0 +1,152 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"sync"
+)
+
+// errClosed is what pulls get while the store closes.
+var errClosed = errors.New("image store is closed")
+
+// flights joins pulls of the same thing. A caller waits only as long as its own
+// context allows; the work goes on as long as anybody waits for it and is
+// cancelled with the last one.
+type flights struct {
+	mu     sync.Mutex
+	closed bool
+	byKey  map[string]*flight
+	work   sync.WaitGroup // one per running function, ended ones of no interest included
+}
+
+// flight is one running pull. waiters is guarded by flights.mu; id and err are
+// written before done is closed.
+type flight struct {
+	waiters int
+	cancel  context.CancelFunc
+	done    chan struct{}
+	id      string
+	err     error
+}
+
+// do returns what work returns, running it unless a caller with the same key
+// does already. If ctx ends first, do returns its error at once.
+func (g *flights) do(ctx context.Context, key string, work func(context.Context) (string, error)) (string, error) {
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	f, err := g.join(ctx, key, work)
+	if err != nil {
+		return "", err
+	}
+	defer g.leave(key, f)
+	select {
+	case <-f.done:
+		// A caller whose own time is over is told so, not how the library
+		// words a cancelled connection.
+		if f.err != nil && ctx.Err() != nil {
+			return "", ctx.Err()
+		}
+		return f.id, f.err
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+}
+
+// join adds a waiter to the flight of key and starts it if there is none.
+func (g *flights) join(ctx context.Context, key string, work func(context.Context) (string, error)) (*flight, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return nil, errClosed
+	}
+	if f := g.byKey[key]; f != nil {
+		f.waiters++
+		return f, nil
+	}
+	// The first caller's values (trace) but not its end: others may join.
+	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	f := &flight{waiters: 1, cancel: cancel, done: make(chan struct{})}
+	if g.byKey == nil {
+		g.byKey = map[string]*flight{}
+	}
+	g.byKey[key] = f
+	g.work.Add(1)
+	go func() { // ends with work, which ends soon after own does
+		defer g.work.Done()
+		f.id, f.err = work(own)
+		g.forget(key, f)
+		close(f.done)
+	}()
+	return f, nil
+}
+
+// leave takes a waiter away. The last one cancels the work, and nobody joins a
+// cancelled flight any more: the next caller starts its own.
+func (g *flights) leave(key string, f *flight) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if f.waiters--; f.waiters > 0 {
+		return
+	}
+	f.cancel()
+	if g.byKey[key] == f {
+		delete(g.byKey, key)
+	}
+}
+
+// forget lets the next caller of key start anew.
+func (g *flights) forget(key string, f *flight) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.byKey[key] == f {
+		delete(g.byKey, key)
+	}
+}
+
+// close refuses new work, cancels what runs, and waits for its end.
+func (g *flights) close() {
+	g.mu.Lock()
+	g.closed = true
+	for _, f := range g.byKey {
+		f.cancel()
+	}
+	g.mu.Unlock()
+	g.work.Wait()
+}
+
+// keyLocks is one mutex per key. Entries exist only while somebody holds or
+// wants them.
+type keyLocks struct {
+	mu    sync.Mutex
+	byKey map[string]*keyLock
+}
+
+type keyLock struct {
+	mu    sync.Mutex
+	users int // guarded by keyLocks.mu
+}
+
+// lock waits for key and returns its unlock.
+func (k *keyLocks) lock(key string) func() {
+	k.mu.Lock()
+	l := k.byKey[key]
+	if l == nil {
+		if k.byKey == nil {
+			k.byKey = map[string]*keyLock{}
+		}
+		l = &keyLock{}
+		k.byKey[key] = l
+	}
+	l.users++
+	k.mu.Unlock()
+	l.mu.Lock()
+	return func() {
+		l.mu.Unlock()
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if l.users--; l.users == 0 {
+			delete(k.byKey, key)
+		}
+	}
+}

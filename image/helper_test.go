@@ -1,0 +1,3 @@
+package image
+
+func runHelper(string) int { return 1 }

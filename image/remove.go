@@ -1,0 +1,131 @@
+package image
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+
+	"go.podman.io/storage"
+)
+
+// Remove removes the image that ref names, in any form that Status takes, with
+// all its names. It is gone for every other call when Remove returns, and a
+// Remove of an image that is unknown or that another call is removing succeeds
+// at once. Layers that containers or other images use stay. The work is not
+// interrupted by ctx.
+func (s *Store) Remove(_ context.Context, ref string) error {
+	e, err := s.find(ref)
+	if e == nil {
+		return err
+	}
+	s.mu.Lock()
+	if s.removing[e.key] {
+		s.mu.Unlock()
+		return nil
+	}
+	s.removing[e.key] = true // from here on no new container gets it
+	s.mu.Unlock()
+	unlock := s.images.lock(e.key)
+	defer unlock()
+	err = s.removeLocked(e.key)
+	// Before the lock goes: a pull that waits for it shows the image again.
+	s.mu.Lock()
+	delete(s.removing, e.key)
+	s.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("remove image %s: %w", e.ID, err)
+	}
+	return nil
+}
+
+// removeImage deletes an image's record, its pin if no container needs it, and
+// the layers that nobody refers to any more.
+func (s *Store) removeImage(id string) error {
+	unlock := s.images.lock(id)
+	defer unlock()
+	return s.removeLocked(id)
+}
+
+// removeLocked is removeImage. Preconditions: the image's lock is held.
+func (s *Store) removeLocked(id string) error {
+	_, err := s.store.DeleteImage(id, true)
+	if err != nil && !errors.Is(err, storage.ErrImageUnknown) {
+		return errors.Join(err, s.reload())
+	}
+	return errors.Join(s.unpinLocked(id), s.reload())
+}
+
+// pinPrefix begins the metadata of a pin; the image's id follows.
+const pinPrefix = "vitrine pin of "
+
+// pinID is the id of an image's pin. It is fixed, so that there is only one.
+func pinID(id string) string {
+	sum := sha256.Sum256([]byte(pinPrefix + id))
+	return hex.EncodeToString(sum[:])
+}
+
+// pinnedImage returns the id of the image that img is the pin of, or "".
+func pinnedImage(img *storage.Image) string {
+	id, ok := strings.CutPrefix(img.Metadata, pinPrefix)
+	if !ok || img.ID != pinID(id) { // an image's own metadata must not hide it
+		return ""
+	}
+	return id
+}
+
+// pin keeps an image's layers until unpinLocked. Preconditions: the image's lock
+// is held.
+func (s *Store) pin(img *storage.Image) error {
+	_, err := s.store.CreateImage(pinID(img.ID), nil, img.TopLayer, pinPrefix+img.ID, &storage.ImageOptions{})
+	if err != nil && !errors.Is(err, storage.ErrDuplicateID) {
+		return fmt.Errorf("pin layers of image %s: %w", img.ID, err)
+	}
+	return nil
+}
+
+// unpinLocked deletes the pin of an image, and with it the layers, if neither
+// the image nor a container needs it. Preconditions: the image's lock is held.
+func (s *Store) unpinLocked(id string) error {
+	s.mu.RLock()
+	// A record that cannot be read may mean any image.
+	used := s.users[id] > 0 || len(s.broken) > 0
+	s.mu.RUnlock()
+	if used {
+		return nil
+	}
+	if _, err := s.store.Image(id); err == nil {
+		return nil
+	} else if !errors.Is(err, storage.ErrImageUnknown) {
+		return err
+	}
+	if _, err := s.store.DeleteImage(pinID(id), true); err != nil && !errors.Is(err, storage.ErrImageUnknown) {
+		return fmt.Errorf("delete layers of image %s: %w", id, err)
+	}
+	return nil
+}
+
+// repairPins brings pins and images together after a crash between two steps.
+func (s *Store) repairPins() error {
+	images, err := s.store.Images()
+	if err != nil {
+		return err
+	}
+	for i := range images {
+		img := &images[i]
+		id := pinnedImage(img)
+		unlock := s.images.lock(id)
+		if id != "" {
+			err = s.unpinLocked(id)
+		} else {
+			err = s.pin(img)
+		}
+		unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

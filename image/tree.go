@@ -1,0 +1,184 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+)
+
+// Containers write what they like below their upper directories: links, deep
+// directories, and, where RemoveRootfs or FsInfo meet a live one, a different
+// tree from one moment to the next. So these walks go by descriptor, follow no
+// link, and hold a bounded number of descriptors.
+
+// maxDepth is how many directories a walk holds open at once.
+const maxDepth = 64
+
+// removeTree deletes name below the directory dir, whatever it is. ctx is looked
+// at between directories.
+func removeTree(ctx context.Context, dir int, name string) error {
+	r := remover{ctx: ctx, top: dir}
+	if err := r.remove(dir, name, 0); err != nil {
+		return err
+	}
+	// Directories that were too deep hang below dir now.
+	for r.moved > r.done {
+		deep := r.deepName(r.done)
+		r.done++
+		if err := r.remove(dir, deep, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type remover struct {
+	ctx         context.Context //nolint:containedctx // lives for one call
+	top         int
+	moved, done int
+}
+
+// deepName is the name of the nth directory that was moved up. It begins with a
+// dot, as no name in a container's directory does.
+func (r *remover) deepName(n int) string { return fmt.Sprintf(".deep-%d", n) }
+
+func (r *remover) remove(dir int, name string, depth int) error {
+	err := unix.Unlinkat(dir, name, 0)
+	switch err {
+	case nil, unix.ENOENT:
+		return nil
+	case unix.EISDIR, unix.EPERM: // EPERM is POSIX for a directory; Linux means it
+	default:
+		return &fs.PathError{Op: "unlink", Path: name, Err: err}
+	}
+	if r.ctx.Err() != nil {
+		return r.ctx.Err()
+	}
+	if depth == maxDepth {
+		return r.moveUp(dir, name)
+	}
+	sub, err := sys.OpenAt2(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer sub.Close()
+	names, err := readNames(sub.Int())
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if err := r.remove(sub.Int(), n, depth+1); err != nil {
+			return err
+		}
+	}
+	if err := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR); err != nil && err != unix.ENOENT {
+		return &fs.PathError{Op: "rmdir", Path: name, Err: err}
+	}
+	return nil
+}
+
+// moveUp puts a directory that is too deep beside the tree, for later. Names
+// that a killed predecessor used are taken by RENAME_NOREPLACE's word.
+func (r *remover) moveUp(dir int, name string) error {
+	for {
+		err := unix.Renameat2(dir, name, r.top, r.deepName(r.moved), unix.RENAME_NOREPLACE)
+		r.moved++
+		if err == unix.EEXIST {
+			continue
+		}
+		if err != nil {
+			return &fs.PathError{Op: "rename", Path: name, Err: err}
+		}
+		return nil
+	}
+}
+
+// readNames returns the names in the directory dir, which stays open.
+func readNames(dir int) ([]string, error) {
+	fd, err := sys.OpenAt2(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := fd.File("directory")
+	defer f.Close()
+	return f.Readdirnames(-1)
+}
+
+// diskUsage is what a tree occupies.
+type diskUsage struct{ bytes, inodes uint64 }
+
+func (u *diskUsage) add(o diskUsage) {
+	u.bytes += o.bytes
+	u.inodes += o.inodes
+}
+
+// measure returns what the directory name below dir occupies, itself included.
+// Files with several links count once per call. What vanishes meanwhile is not
+// counted, nor is anything below maxDepth: measuring must not be a way to keep
+// the daemon busy.
+func measure(ctx context.Context, dir int, name string) (diskUsage, error) {
+	m := measurer{ctx: ctx, seen: map[[2]uint64]bool{}}
+	err := m.measure(dir, name, 0)
+	return m.sum, err
+}
+
+type measurer struct {
+	ctx  context.Context //nolint:containedctx // lives for one call
+	sum  diskUsage
+	seen map[[2]uint64]bool
+}
+
+func (m *measurer) measure(dir int, name string, depth int) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return ignoreGone(err, name)
+	}
+	if isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR; !isDir && st.Nlink > 1 {
+		key := [2]uint64{st.Dev, st.Ino}
+		if m.seen[key] {
+			return nil
+		}
+		m.seen[key] = true
+	} else if isDir && depth < maxDepth {
+		if err := m.children(dir, name, depth); err != nil {
+			return err
+		}
+	}
+	m.sum.add(diskUsage{bytes: uint64(st.Blocks) * 512, inodes: 1})
+	return nil
+}
+
+func (m *measurer) children(dir int, name string, depth int) error {
+	if err := m.ctx.Err(); err != nil {
+		return err
+	}
+	n, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return ignoreGone(err, name)
+	}
+	f := os.NewFile(uintptr(n), name)
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, child := range names {
+		if err := m.measure(n, child, depth+1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ignoreGone drops the errors of a tree that changes while it is walked.
+func ignoreGone(err error, name string) error {
+	if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
+		return nil
+	}
+	return &fs.PathError{Op: "measure", Path: name, Err: err}
+}
