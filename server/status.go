@@ -1,0 +1,93 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// What Version answers. apiVersion is the kubelet's own of this message and has
+// been 0.1.0 in every release; a kubelet compares nothing but runtime_api_version.
+const (
+	runtimeName    = "vitrine"
+	apiVersion     = "0.1.0"
+	criVersion     = "v1"
+	networkTimeout = 2 * time.Second
+)
+
+// Version says who answers. The version that the client sends is not looked at:
+// the name of the gRPC service is the version of the protocol.
+func (s *Server) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
+	return &runtimeapi.VersionResponse{
+		Version:           apiVersion,
+		RuntimeName:       runtimeName,
+		RuntimeVersion:    s.cfg.Version,
+		RuntimeApiVersion: criVersion,
+	}, nil
+}
+
+// RuntimeConfig tells the kubelet which cgroup driver to use. It never changes
+// while a kubelet runs.
+func (s *Server) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
+	return &runtimeapi.RuntimeConfigResponse{
+		Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: s.cfg.CgroupDriver},
+	}, nil
+}
+
+// Status says whether pods can run here, and which features are true on this
+// kernel. A verbose one adds the configuration and what is not enforced.
+func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
+	resp := &runtimeapi.StatusResponse{
+		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
+			// The daemon listens only after its recovery: whoever is answered
+			// here can start containers.
+			{Type: runtimeapi.RuntimeReady, Status: true},
+			s.networkCondition(ctx),
+		}},
+		RuntimeHandlers: []*runtimeapi.RuntimeHandler{{
+			Name: "",
+			Features: &runtimeapi.RuntimeHandlerFeatures{
+				RecursiveReadOnlyMounts: s.cfg.Features.RecursiveReadOnly,
+				UserNamespaces:          s.cfg.Features.UserNamespaces,
+			},
+		}},
+		Features: &runtimeapi.RuntimeFeatures{
+			SupplementalGroupsPolicy: s.cfg.Features.SupplementalGroupsPolicy,
+			MountOptions:             s.cfg.Features.MountOptions,
+		},
+	}
+	if !r.GetVerbose() || s.cfg.Info == nil {
+		return resp, nil
+	}
+	var err error
+	resp.Info, err = documents(s.cfg.Info())
+	return resp, err
+}
+
+// networkCondition asks the network, and not for long: the kubelet waits for this
+// answer in its main loop.
+func (s *Server) networkCondition(ctx context.Context) *runtimeapi.RuntimeCondition {
+	ctx, cancel := context.WithTimeout(ctx, networkTimeout)
+	defer cancel()
+	c := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
+	if err := s.cfg.Network.Status(ctx); err != nil {
+		c.Status, c.Reason, c.Message = false, "NetworkPluginNotReady", message(err)
+	}
+	return c
+}
+
+// documents makes a JSON document of each value, which is what info fields hold.
+func documents(values map[string]any) (map[string]string, error) {
+	info := make(map[string]string, len(values))
+	for k, v := range values {
+		doc, err := json.Marshal(v)
+		if err != nil {
+			return nil, fmt.Errorf("encode info %s: %w", k, err)
+		}
+		info[k] = string(doc)
+	}
+	return info, nil
+}
