@@ -24,8 +24,8 @@ func samples() []Body {
 		NewReopenLog("c1"),
 		NewRemove("c1"),
 		&Stop{},
-		&Welcome{Version: 1, Pid: 4242, Pod: "p1"},
-		&PodInfo{Pod: "p1", Hostname: "h", Started: 17, Pause: 99, Note: "n"},
+		&Welcome{Version: 1, Pid: 4242, Pod: "p1", Pause: 4243},
+		&PodInfo{Started: 17, Note: "n"},
 		&Created{Pid: 77, OOMScore: 1000, Note: "clamped"},
 		&Done{},
 		&States{List: []State{
@@ -184,7 +184,7 @@ func TestListLength(t *testing.T) {
 func TestFrozenV1(t *testing.T) {
 	for want, m := range map[string]Body{
 		"5654524e0100010002000000000000000400000000000000" + "01000100":                                                            &Hello{Lowest: 1, Highest: 1},
-		"5654524e0100008002000000000000000a00000000000000" + "0100" + "07000000" + "0200" + "7031":                                 &Welcome{Version: 1, Pid: 7, Pod: "p1"},
+		"5654524e0100008002000000000000000e00000000000000" + "0100" + "07000000" + "0200" + "7031" + "08000000":                    &Welcome{Version: 1, Pid: 7, Pod: "p1", Pause: 8},
 		"5654524e0100040002000000000000000400000000000000" + "0200" + "6331":                                                       NewStart("c1"),
 		"5654524e0100050002000000000000000800000000000000" + "0200" + "6331" + "0f000000":                                          &Signal{ID: "c1", Signal: 15},
 		"5654524e01000380020000000000000000000000" + "00000000":                                                                    &Done{},

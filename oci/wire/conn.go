@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -40,6 +41,7 @@ func (p *Packet) Take(i int) *sys.FD {
 type Conn struct {
 	f    *os.File
 	raw  syscall.RawConn
+	end  atomic.Bool // Close was called
 	dec  func(Header, []byte) (Body, error)
 	send sync.Mutex // one packet at a time
 	buf  []byte
@@ -67,7 +69,18 @@ func NewConn(socket *sys.FD, decode func(Header, []byte) (Body, error)) (*Conn, 
 }
 
 // Close ends the connection; a blocked Recv returns os.ErrClosed.
-func (c *Conn) Close() error { return c.f.Close() }
+func (c *Conn) Close() error {
+	c.end.Store(true)
+	return c.f.Close()
+}
+
+// closed names an error of the poller that comes from our own Close.
+func (c *Conn) closed(err error) error {
+	if c.end.Load() {
+		return os.ErrClosed
+	}
+	return err
+}
 
 // PeerCred returns who is at the other end: for the side that accepted, the
 // process that connected.
@@ -119,7 +132,7 @@ func (c *Conn) write(b, oob []byte) error {
 		return true
 	})
 	if wait != nil {
-		return wait
+		return c.closed(wait)
 	}
 	if err == unix.EAGAIN {
 		return ErrBlocked
@@ -141,7 +154,7 @@ func (c *Conn) Recv() (*Packet, error) {
 	})
 	switch {
 	case wait != nil:
-		return nil, wait
+		return nil, c.closed(wait)
 	case err != nil:
 		return nil, os.NewSyscallError("recvmsg", err)
 	}

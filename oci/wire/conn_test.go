@@ -159,8 +159,8 @@ func TestConnEnds(t *testing.T) {
 	}
 	go func() { _, err := monitor.Recv(); done <- err }()
 	monitor.Close()
-	if err := <-done; err == nil {
-		t.Error("Recv survived its own Close")
+	if err := <-done; !errors.Is(err, os.ErrClosed) {
+		t.Errorf("after its own close: %v", err)
 	}
 }
 

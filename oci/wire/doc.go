@@ -45,7 +45,11 @@ const (
 	MaxBody    = 4 << 20  // bytes of a body in a memfd
 	MaxString  = 8 << 10  // one string
 	MaxFiles   = 250      // descriptors; the kernel's SCM_MAX_FD is 253
+	MaxProgram = 16 << 20 // bytes of an encoded program
 )
+
+// ExitName is the exit record in the directory of a container.
+const ExitName = "exit.json"
 
 // SocketName is the monitor's socket in the pod's directory.
 const SocketName = "monitor.sock"
@@ -70,9 +74,9 @@ type Type uint16
 //	daemon                                monitor
 //	-----------------------------------   ------------------------------------
 //	Hello{lowest, highest}            ->
-//	                                  <-  Welcome{version, pid, pod}
+//	                                  <-  Welcome{version, pid, pod, pause}
 //	GetPod{}                          ->
-//	                                  <-  PodInfo{hostname, times}+net,ipc,uts
+//	                                  <-  PodInfo{started, note}+net,ipc,uts
 //	Create{id, ...}+program,dir,...   ->      fork; the program runs to its wait
 //	                                  <-  Created{pid, oom_score_adj, note}
 //	Start{id}                         ->      the wait ends; execve

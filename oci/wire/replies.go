@@ -6,6 +6,7 @@ type Welcome struct {
 	Version uint16 // that both sides speak from here on
 	Pid     int32
 	Pod     string
+	Pause   int32 // pid of the pause; 0 in a pod without a shared pid namespace
 }
 
 // Type implements Body.
@@ -16,19 +17,18 @@ func (*Welcome) Files() int { return 0 }
 
 func (m *Welcome) encode(b []byte) []byte {
 	b = order.AppendUint32(order.AppendUint16(b, m.Version), uint32(m.Pid))
-	return appendString(b, m.Pod)
+	return order.AppendUint32(appendString(b, m.Pod), uint32(m.Pause))
 }
 
-func (m *Welcome) decode(r *reader) { m.Version, m.Pid, m.Pod = r.u16(), r.i32(), r.str() }
+func (m *Welcome) decode(r *reader) {
+	m.Version, m.Pid, m.Pod, m.Pause = r.u16(), r.i32(), r.str(), r.i32()
+}
 
 // PodInfo answers GetPod. Descriptors: the pod's net, ipc and uts namespaces;
 // where the pod uses the host's, it is the host's.
 type PodInfo struct {
-	Pod      string
-	Hostname string
-	Started  int64  // of the monitor, ns since 1970
-	Pause    int32  // pid of the pause, 0 without
-	Note     string // what could not be done as asked, and was not fatal
+	Started int64  // of the monitor, ns since 1970
+	Note    string // what could not be done as asked, and was not fatal
 }
 
 // Type implements Body.
@@ -38,14 +38,10 @@ func (*PodInfo) Type() Type { return TypePodInfo }
 func (*PodInfo) Files() int { return 3 }
 
 func (m *PodInfo) encode(b []byte) []byte {
-	b = appendString(appendString(b, m.Pod), m.Hostname)
-	b = order.AppendUint32(order.AppendUint64(b, uint64(m.Started)), uint32(m.Pause))
-	return appendString(b, m.Note)
+	return appendString(order.AppendUint64(b, uint64(m.Started)), m.Note)
 }
 
-func (m *PodInfo) decode(r *reader) {
-	m.Pod, m.Hostname, m.Started, m.Pause, m.Note = r.str(), r.str(), r.i64(), r.i32(), r.str()
-}
+func (m *PodInfo) decode(r *reader) { m.Started, m.Note = r.i64(), r.str() }
 
 // Created answers Create: init is blocked at its start wait.
 type Created struct {
@@ -213,7 +209,8 @@ const (
 	CodeNotFound             // no such container
 	CodeExists               // the id is taken
 	CodeState                // not possible in the container's phase
-	CodeStep                 // a step of a program: Step, Errno, Name
+	CodeStep                 // a step of a program: Step, Errno, and its name as Text
+	CodeDied                 // the child ended before its execve and no step says why
 	endCodes
 )
 

@@ -1,0 +1,127 @@
+package oci
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/oci/program"
+	"github.com/vitrine-runtime/vitrine/oci/wire"
+)
+
+// ExecConfig says what to run in a running container.
+type ExecConfig struct {
+	Process *specs.Process
+	Seccomp *specs.LinuxSeccomp // the container's own, as a rule
+	// Cgroup is the exec's leaf, so that all that it starts can be killed as one;
+	// nil runs it in the monitor's cgroup. It moves into Exec.
+	Cgroup *sys.FD
+	// Stdin, Stdout and Stderr go straight to the child; nil is /dev/null. They stay
+	// the caller's, who closes his copies to see the end of the output.
+	Stdin, Stdout, Stderr *os.File
+}
+
+// Exec is a further process of a container. It lives on when the daemon
+// dies; what it does then, and its exit code, nobody hears.
+type Exec struct {
+	pod  *Pod
+	id   uint64
+	call *call
+	pid  int
+}
+
+// Exec starts a process in the container and returns when its execve succeeded.
+// A step that failed is a *StartError (ENOENT: no such command). ErrState: the
+// container does not run.
+func (pr *Process) Exec(ctx context.Context, c ExecConfig) (*Exec, error) {
+	defer c.Cgroup.Close()
+	e, err := pr.exec(ctx, &c)
+	return e, pr.wrap("exec in", err)
+}
+
+func (pr *Process) exec(ctx context.Context, c *ExecConfig) (*Exec, error) {
+	filter, flags, err := compileSeccomp(c.Seccomp)
+	if err != nil {
+		return nil, err
+	}
+	// A cgroup namespace that is the host's can be joined as well as any other.
+	code, err := program.CompileExec(program.ExecInput{Process: c.Process, Seccomp: filter, SeccompFlags: flags, CgroupNS: true})
+	if err != nil {
+		return nil, fmt.Errorf("compile process: %w", err)
+	}
+	b, err := code.Encode()
+	if err != nil {
+		return nil, err
+	}
+	mem, err := sys.SealedMemfd("vitrine-program", b, false)
+	if err != nil {
+		return nil, err
+	}
+	defer mem.Close()
+	r := wire.Exec{ID: pr.id, Cgroup: c.Cgroup != nil}
+	files := []int{mem.Int()}
+	if c.Cgroup != nil {
+		files = append(files, c.Cgroup.Int())
+	}
+	for i, f := range []*os.File{c.Stdin, c.Stdout, c.Stderr} {
+		if f == nil {
+			continue
+		}
+		raw, err := descriptor(f)
+		if err != nil {
+			return nil, err
+		}
+		r.Stdio |= 1 << i
+		files = append(files, raw)
+	}
+	id, call, err := pr.pod.send(&r, files, true)
+	runtime.KeepAlive(c)
+	if err != nil {
+		return nil, err
+	}
+	packet, err := pr.pod.await(ctx, id, call)
+	if err != nil {
+		return nil, err
+	}
+	defer packet.Close()
+	started, ok := packet.Body.(*wire.ExecStarted)
+	if !ok {
+		return nil, fmt.Errorf("answer to exec is %T: %w", packet.Body, wire.ErrMalformed)
+	}
+	return &Exec{pod: pr.pod, id: id, call: call, pid: int(started.Pid)}, nil
+}
+
+// descriptor returns f's number without what File.Fd does on the way: making
+// the open file blocking, for the caller and for every holder of it.
+func descriptor(f *os.File) (n int, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, fmt.Errorf("stdio of exec: %w", err)
+	}
+	err = raw.Control(func(fd uintptr) { n = int(fd) })
+	return n, err
+}
+
+// Pid returns the process id as the host sees it.
+func (e *Exec) Pid() int { return e.pid }
+
+// Wait returns how the process ended. It is called once. If ctx ends before,
+// the process goes on, and nobody hears of its end: the caller kills its
+// cgroup. After the loss of the monitor the status is unknown, and the error is
+// ErrNoMonitor.
+func (e *Exec) Wait(ctx context.Context) (ExitStatus, error) {
+	packet, err := e.pod.await(ctx, e.id, e.call)
+	if err != nil {
+		return ExitStatus{}, fmt.Errorf("wait for exec: %w", err)
+	}
+	defer packet.Close()
+	x, ok := packet.Body.(*wire.ExecExited)
+	if !ok {
+		return ExitStatus{}, fmt.Errorf("wait for exec: %T: %w", packet.Body, wire.ErrMalformed)
+	}
+	return statusOf(x.Status), nil
+}

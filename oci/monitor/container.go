@@ -1,0 +1,346 @@
+package monitor
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/oci/crilog"
+	"github.com/vitrine-runtime/vitrine/oci/executor"
+	"github.com/vitrine-runtime/vitrine/oci/wire"
+)
+
+// drainTime bounds how long an exit waits for the rest of the output. Only a
+// process that has left the container, or was passed a pipe by it, can still
+// hold one open: everyone in the cgroup was killed.
+const drainTime = 2 * time.Second
+
+// container is one container from its fork until Remove. Its facts are in
+// state, guarded by pod.mu; the rest is set before the container is published.
+type container struct {
+	id     string
+	dir    *sys.FD // its directory: exit.json goes there
+	cgroup *sys.FD // nil without
+	stdin  *sys.FD // write end, nil without
+	log    *crilog.Writer
+	oom    int // oom_score_adj, for its execs too
+	p      *process
+
+	state wire.State
+}
+
+// pod is the set of containers.
+type pod struct {
+	mu         sync.Mutex
+	stopping   bool
+	containers map[string]*container
+	order      []string // ids, as they were created
+}
+
+func (p *pod) init() { p.containers = map[string]*container{} }
+
+// reserve takes the id for a container that is about to be made.
+func (p *pod) reserve(c *container) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopping {
+		return refuse(wire.CodeState, "the pod is being stopped")
+	}
+	if p.containers[c.id] != nil {
+		return refuse(wire.CodeExists, "container "+c.id+" exists")
+	}
+	p.containers[c.id] = c
+	p.order = append(p.order, c.id)
+	return nil
+}
+
+func (p *pod) drop(c *container) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.containers[c.id] != c {
+		return
+	}
+	delete(p.containers, c.id)
+	for i, o := range p.order {
+		if o == c.id {
+			p.order = append(p.order[:i], p.order[i+1:]...)
+			break
+		}
+	}
+}
+
+func (p *pod) has(c *container) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.containers[c.id] == c
+}
+
+// find returns a container that has come to one of the wanted phases.
+func (p *pod) find(id string, want ...wire.Phase) (*container, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := p.containers[id]
+	if c == nil {
+		return nil, refuse(wire.CodeNotFound, "no container "+id)
+	}
+	for _, w := range want {
+		if c.state.Phase == w {
+			return c, nil
+		}
+	}
+	return nil, refuse(wire.CodeState, "container "+id+" is "+phaseNames[c.state.Phase])
+}
+
+var phaseNames = [...]string{wire.Creating: "being created", wire.Blocked: "created", wire.Running: "running", wire.Dead: "dead"}
+
+// list returns the state of every container, in the order of their creation.
+func (p *pod) list() []wire.State {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l := make([]wire.State, 0, len(p.order))
+	for _, id := range p.order {
+		c := p.containers[id]
+		s := c.state
+		if c.log != nil {
+			s.LogLost = c.log.Stats().DroppedBytes
+		}
+		l = append(l, s)
+	}
+	return l
+}
+
+// create forks a container and lets it run to its start wait. When it fails,
+// nothing of the container is left. The answer is sent before anything can be
+// said of the container's death.
+func (m *monitor) create(r *wire.Create, p *wire.Packet, answer func(wire.Body)) error {
+	if r.TTY {
+		return refuse(wire.CodeNotYet, "terminals")
+	}
+	if r.ID == "" || len(r.ID) > maxID {
+		return refuse(wire.CodeInvalid, "container id")
+	}
+	c := &container{id: r.ID, state: wire.State{ID: r.ID, Created: time.Now().UnixNano()}}
+	if err := m.pod.reserve(c); err != nil {
+		return err
+	}
+	note, err := m.fork(c, r, p)
+	if err != nil {
+		m.pod.drop(c)
+		c.close()
+		return err
+	}
+	c.p.verbs.Lock()
+	go m.watch(c) // ends when the container is dead
+	if err := c.p.Ready(); err != nil {
+		// watch reaps it and then finds that it was never there.
+		m.pod.drop(c)
+		c.p.kill()
+		c.p.verbs.Unlock()
+		<-c.p.gone // its cgroup is empty when the daemon hears of it
+		return fmt.Errorf("create container: %w", err)
+	}
+	m.pod.mu.Lock()
+	c.state.Phase = wire.Blocked
+	m.pod.mu.Unlock()
+	answer(&wire.Created{Pid: c.state.Pid, OOMScore: int32(c.oom), Note: note})
+	c.p.verbs.Unlock()
+	return nil
+}
+
+// fork takes the descriptors of the request apart, in the order that
+// wire.Create says, and starts the child.
+func (m *monitor) fork(c *container, r *wire.Create, p *wire.Packet) (note string, err error) {
+	next := 0
+	take := func() *sys.FD { next++; return p.Take(next - 1) }
+	prog := take()
+	defer prog.Close()
+	c.dir = take()
+	if r.LogName != "" {
+		dir := take()
+		defer dir.Close()
+		if c.log, err = crilog.Open(crilog.Config{Dir: dir.Int(), Name: r.LogName}); err != nil {
+			return "", err
+		}
+	}
+	a := executor.Attr{CgroupFD: -1, PIDNS: -1, ProcFD: m.proc.root.Int()}
+	if r.Cgroup {
+		c.cgroup = take()
+		a.CgroupFD = c.cgroup.Int()
+	}
+	for _, f := range p.Files[next:] {
+		a.Files = append(a.Files, f.Int())
+	}
+	if m.pause != nil {
+		a.PIDNS = m.pause.PidFD().Int()
+	}
+	pipes, err := c.openStdio(m.null, r)
+	if err != nil {
+		return "", err
+	}
+	for i, f := range pipes.child {
+		a.Stdio[i] = f.Int()
+	}
+	c.p, err = m.family.start(prog.Int(), a)
+	pipes.closeChildEnds(m.null)
+	p.Close() // the child has its copies of the table; ours would keep its mounts alive
+	if err != nil {
+		pipes.closeOurEnds()
+		return "", err
+	}
+	want := m.proc.oomWas
+	if r.SetOOM {
+		want = int(r.OOMScore)
+	}
+	if c.oom, note = m.proc.setOOM(c.p.Pid(), want); !r.SetOOM {
+		note = ""
+	}
+	m.pod.mu.Lock()
+	c.state.Pid = int32(c.p.Pid())
+	m.pod.mu.Unlock()
+	pipes.copyTo(c.log)
+	return note, nil
+}
+
+// start ends the start wait. A container whose execve fails is dead afterwards,
+// with an exit record that says that it was never started.
+func (m *monitor) start(id string, answer func(wire.Body)) error {
+	c, err := m.pod.find(id, wire.Blocked)
+	if err != nil {
+		return err
+	}
+	c.p.verbs.Lock()
+	defer c.p.verbs.Unlock()
+	if c.p.reaped {
+		return refuse(wire.CodeState, "container "+id+" is dead")
+	}
+	if _, err := m.pod.find(id, wire.Blocked); err != nil {
+		return err // somebody else was faster
+	}
+	if err := c.p.Release(); err != nil {
+		c.p.kill()
+		return fmt.Errorf("start container: %w", err)
+	}
+	m.pod.mu.Lock()
+	c.state.Phase = wire.Running
+	c.state.Started = time.Now().UnixNano()
+	m.pod.mu.Unlock()
+	answer(&wire.Done{})
+	return nil
+}
+
+func (m *monitor) signal(id string, sig int32) error {
+	c, err := m.pod.find(id, wire.Blocked, wire.Running)
+	if err != nil {
+		return err
+	}
+	if sig < 0 || sig > 64 {
+		return refuse(wire.CodeInvalid, "signal number")
+	}
+	err = unix.PidfdSendSignal(c.p.PidFD().Int(), unix.Signal(sig), nil, 0)
+	if err == unix.ESRCH || err == unix.EBADF {
+		return refuse(wire.CodeState, "container "+id+" is dead")
+	}
+	if err != nil {
+		return fmt.Errorf("signal container: %w", err)
+	}
+	return nil
+}
+
+// watch is the goroutine of one container: it waits for the death, writes
+// the record and tells everybody.
+func (m *monitor) watch(c *container) {
+	status := c.p.wait()
+	if !m.pod.has(c) {
+		c.close() // create failed and has said so
+		return
+	}
+	// memory.events first: the count goes with the cgroup.
+	if status.Code != 0 || status.Signal != 0 {
+		status.OOMKilled = oomKilled(c.cgroup)
+	}
+	killCgroup(c.cgroup)
+	if c.log != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+		c.log.Drain(ctx) // what is lost is counted by the log itself
+		cancel()
+	}
+	m.pod.mu.Lock()
+	c.state.Status = status
+	record := c.state
+	m.pod.mu.Unlock()
+	if err := writeExit(c.dir, &record); err != nil {
+		// The event and List still know; only a crash of ours would lose it.
+		os.Stderr.WriteString("vitrine-oci monitor: container " + c.id + ": " + err.Error() + "\n")
+	}
+	m.pod.mu.Lock()
+	c.state.Phase = wire.Dead
+	m.pod.mu.Unlock()
+	c.close()
+	m.broadcast(&wire.Exited{ID: c.id, Status: status})
+}
+
+// close gives back what the container holds. The log's counters stay readable.
+func (c *container) close() {
+	if c.log != nil {
+		c.log.Close()
+	}
+	if c.p != nil {
+		c.p.verbs.Lock()
+		c.p.Close()
+		c.p.verbs.Unlock()
+	}
+	c.stdin.Close()
+	c.cgroup.Close()
+	c.dir.Close()
+}
+
+// remove forgets a container that is dead.
+func (m *monitor) remove(id string) error {
+	c, err := m.pod.find(id, wire.Dead)
+	if err == nil {
+		m.pod.drop(c)
+	}
+	return err
+}
+
+func (m *monitor) reopenLog(id string) error {
+	c, err := m.pod.find(id, wire.Blocked, wire.Running)
+	if err != nil {
+		return err
+	}
+	if c.log == nil {
+		return refuse(wire.CodeState, "container "+id+" has no log")
+	}
+	return c.log.Reopen()
+}
+
+// stop ends the pod: the pause dies, the socket goes, the monitor ends after
+// the answer.
+func (m *monitor) stop(answer func(wire.Body)) error {
+	m.pod.mu.Lock()
+	for _, id := range m.pod.order {
+		if ph := m.pod.containers[id].state.Phase; ph != wire.Dead {
+			m.pod.mu.Unlock()
+			return refuse(wire.CodeState, "container "+id+" is "+phaseNames[ph])
+		}
+	}
+	again := m.pod.stopping
+	m.pod.stopping = true
+	m.pod.mu.Unlock()
+	if again {
+		return refuse(wire.CodeState, "the pod is being stopped")
+	}
+	if m.pause != nil {
+		m.pause.kill()
+		<-m.pause.gone
+	}
+	unix.Unlinkat(m.dir.Int(), wire.SocketName, 0)
+	answer(&wire.Done{})
+	close(m.ended)
+	return nil
+}

@@ -1,0 +1,98 @@
+package monitor
+
+import (
+	"bytes"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/oci/wire"
+)
+
+// writeExit puts exit.json into a container's directory: whole or not at all,
+// for a daemon that is not there now. The directory is on a tmpfs, where a sync
+// would do nothing.
+func writeExit(dir *sys.FD, s *wire.State) error {
+	const tmp = "." + wire.ExitName
+	n, err := unix.Openat(dir.Int(), tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return fmt.Errorf("create %s: %w", tmp, err)
+	}
+	f := sys.NewFD(n)
+	defer f.Close()
+	for b := exitJSON(s); len(b) > 0; {
+		n, err := unix.Write(f.Int(), b)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("write %s: %w", tmp, err)
+		}
+		b = b[n:]
+	}
+	if err := unix.Renameat(dir.Int(), tmp, dir.Int(), wire.ExitName); err != nil {
+		return fmt.Errorf("rename %s: %w", tmp, err)
+	}
+	return nil
+}
+
+// exitJSON is written by hand: encoding/json costs a monitor more memory than
+// everything else that it does.
+func exitJSON(s *wire.State) []byte {
+	b := append(make([]byte, 0, 256), `{"version":1,"id":`...)
+	b = strconv.AppendQuoteToASCII(b, strings.ToValidUTF8(s.ID, "?"))
+	field := func(name string, v int64) {
+		b = append(append(append(b, `,"`...), name...), `":`...)
+		b = strconv.AppendInt(b, v, 10)
+	}
+	field("pid", int64(s.Pid))
+	field("code", int64(s.Code))
+	field("signal", int64(s.Signal))
+	field("created_at", s.Created)
+	field("started_at", s.Started)
+	field("finished_at", s.At)
+	b = strconv.AppendBool(append(b, `,"oom_killed":`...), s.OOMKilled)
+	return append(b, "}\n"...)
+}
+
+// oomKilled reads whether the kernel's OOM killer has been in the cgroup. Where
+// the cgroup is gone already the daemon must ask the pod's; false is then only
+// what is known here.
+func oomKilled(cgroup *sys.FD) bool {
+	if cgroup == nil {
+		return false
+	}
+	n, err := unix.Openat(cgroup.Int(), "memory.events", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false // no memory controller
+	}
+	defer unix.Close(n)
+	b := make([]byte, 512)
+	k, err := unix.Read(n, b)
+	if err != nil {
+		return false
+	}
+	for line := range bytes.Lines(b[:k]) {
+		if v, ok := bytes.CutPrefix(line, []byte("oom_kill ")); ok {
+			return !bytes.Equal(bytes.TrimSpace(v), []byte("0"))
+		}
+	}
+	return false
+}
+
+// killCgroup ends whoever is left of a container after its main process: where
+// that had no pid namespace of its own, the kernel has not done it.
+func killCgroup(cgroup *sys.FD) {
+	if cgroup == nil {
+		return
+	}
+	n, err := unix.Openat(cgroup.Int(), "cgroup.kill", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return // removed: nobody is left
+	}
+	unix.Write(n, []byte("1"))
+	unix.Close(n)
+}

@@ -1,0 +1,196 @@
+package monitor
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/oci/executor"
+	"github.com/vitrine-runtime/vitrine/oci/wire"
+)
+
+// Descriptors that a monitor is started with, beside 0, 1 and 2. Everything
+// else that it may have inherited is closed.
+const (
+	ListenFD = 3 + iota // SEQPACKET socket, bound and not yet listening
+	DirFD               // the pod's directory
+	SetupFD             // a memfd with an encoded wire.Setup
+	ReadyFD             // pipe: one byte when the monitor serves, or an error's text
+	CgroupFD            // the pause's cgroup, if Setup.Cgroup
+)
+
+// ReadyByte is what goes into ReadyFD once requests are served. It begins no
+// error text.
+const ReadyByte = '\n'
+
+// monitor is the whole process.
+type monitor struct {
+	setup   *wire.Setup
+	dir     *sys.FD // the pod's
+	proc    *procfs
+	null    *sys.FD
+	ns      [3]*sys.FD // net, ipc, uts
+	started int64
+	note    string   // what could not be done as asked, for PodInfo
+	pause   *process // nil unless the pod shares a pid namespace
+	family  family
+	pod     pod
+	conns   sync.Map      // *conn -> nothing: who gets events
+	ended   chan struct{} // closed by Stop
+}
+
+// Main runs the monitor until the pod is stopped and returns its exit code. It
+// expects the descriptors above and takes the process over: memory, signals,
+// mount namespace.
+func Main() int {
+	ready := os.NewFile(ReadyFD, "ready pipe")
+	m, err := start()
+	if err == nil {
+		err = m.serve(ready)
+		if err != nil && m.pause != nil {
+			m.pause.kill()
+		}
+	} else {
+		// StartPod reads it; if that is gone already, nobody needs it.
+		io.WriteString(ready, err.Error())
+	}
+	if err != nil {
+		io.WriteString(os.Stderr, "vitrine-oci monitor: "+err.Error()+"\n")
+		return 1
+	}
+	return 0
+}
+
+// start does everything that happens before requests are served, in an order in
+// which each step still finds what it needs: descriptors from the host's /proc,
+// then the private mounts, then settings inside the pod's namespaces.
+func start() (*monitor, error) {
+	m := &monitor{started: time.Now().UnixNano(), ended: make(chan struct{})}
+	if err := quiet(); err != nil {
+		return nil, err
+	}
+	if err := closeInherited(); err != nil {
+		return nil, err
+	}
+	if err := m.readSetup(); err != nil {
+		return nil, err
+	}
+	if err := m.openHandles(); err != nil {
+		return nil, err
+	}
+	if err := enterTinyRoot(); err != nil {
+		return nil, err
+	}
+	n, err := unix.Open("/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open /null: %w", err)
+	}
+	m.null = sys.NewFD(n)
+	if err := m.applySetup(); err != nil {
+		return nil, err
+	}
+	m.family.init()
+	m.pod.init()
+	if m.setup.HostPID {
+		m.family.adoptOrphans()
+	}
+	if m.setup.SharedPID {
+		return m, m.startPause()
+	}
+	return m, nil
+}
+
+// quiet makes the process unreadable for others, and deaf to the signals that a
+// terminal or a service manager sends to groups: a monitor that ends before its
+// containers loses their exit codes.
+func quiet() error {
+	// A forked child shares this until its execve: nobody may trace a blocked init
+	// or open its /proc files through a container's uid.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("prctl PR_SET_DUMPABLE: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("prctl PR_SET_CHILD_SUBREAPER: %w", err)
+	}
+	if err := resetIgnored(); err != nil {
+		return err
+	}
+	// Handlers, and not SIG_IGN: what is ignored stays ignored over execve. With
+	// SIGPIPE in the list last words to a closed stderr are an error and no death.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
+	return nil
+}
+
+func (m *monitor) readSetup() error {
+	f := os.NewFile(SetupFD, "setup")
+	defer f.Close()
+	b, err := io.ReadAll(io.NewSectionReader(f, 0, wire.MaxBody))
+	if err != nil {
+		return fmt.Errorf("read setup: %w", err)
+	}
+	m.setup, err = wire.ParseSetup(b)
+	return err
+}
+
+// openHandles takes the descriptors that were handed over and opens what the
+// host's /proc has to give, as long as it is in sight.
+func (m *monitor) openHandles() (err error) {
+	m.dir = sys.NewFD(DirFD)
+	for i, name := range []string{"net", "ipc", "uts"} {
+		n, err := unix.Open("/proc/self/ns/"+name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open %s namespace: %w", name, err)
+		}
+		m.ns[i] = sys.NewFD(n)
+	}
+	if m.proc, err = openProcfs(); err != nil {
+		return err
+	}
+	if err := executor.HoldPIDNS(); err != nil {
+		return err
+	}
+	// After this, whatever the runtime maps outside of its heap is its own
+	// bookkeeping; the heap is hidden again before each fork.
+	return executor.HideMemory()
+}
+
+func (m *monitor) applySetup() error {
+	m.proc.setComm("vitrine-monitor")
+	m.proc.lowerOwnOOM()
+	if !m.setup.HostNet && m.setup.Hostname != "" {
+		if err := unix.Sethostname([]byte(m.setup.Hostname)); err != nil {
+			return fmt.Errorf("set hostname %s: %w", m.setup.Hostname, err)
+		}
+	}
+	for _, s := range m.setup.Sysctls {
+		if err := m.proc.sysctl(m.setup, s.Key, s.Value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// serve listens, tells StartPod, and answers until Stop.
+func (m *monitor) serve(ready *os.File) error {
+	l, err := listen(sys.NewFD(ListenFD))
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	if _, err := ready.Write([]byte{ReadyByte}); err != nil {
+		return fmt.Errorf("tell that the monitor is ready: %w", err)
+	}
+	ready.Close()
+	runtime.GC()   // the setup's garbage would stay for as long as the pod is quiet
+	go m.accept(l) // ends when l is closed
+	<-m.ended
+	return nil
+}

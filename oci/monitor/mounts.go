@@ -1,0 +1,93 @@
+package monitor
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+)
+
+// enterTinyRoot makes this process's mount namespace, a fresh copy of the
+// host's, as small as it can be:
+//
+//	/       tmpfs, read-only
+//	/root   where a container's root is attached before the pivot
+//	/empty  an empty directory, 0555: masks directories
+//	/null   character device 1:3: masks files, is stdin
+//
+// A container's mount namespace is a copy of this one, so its cost grows with
+// what is mounted here, and nothing of the host is in it to be reached by a
+// program that went wrong.
+func enterTinyRoot() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	root, err := buildTinyRoot()
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	// pivot_root wants an attached mount. Any directory will do; /proc exists,
+	// since we were executed through it.
+	proc, err := sys.OpenTree(unix.AT_FDCWD, "/proc", unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer proc.Close()
+	if err := sys.MoveMount(root, proc); err != nil {
+		return err
+	}
+	if err := unix.Fchdir(root.Int()); err != nil {
+		return fmt.Errorf("enter tmpfs: %w", err)
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot_root: %w", err)
+	}
+	// The old root now lies on top of the new one.
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("detach the host's mounts: %w", err)
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return fmt.Errorf("enter /: %w", err)
+	}
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC}
+	return sys.MountSetattr(unix.AT_FDCWD, "/", 0, attr)
+}
+
+// buildTinyRoot returns the tmpfs, detached and still writable.
+func buildTinyRoot() (*sys.FD, error) {
+	fs, err := sys.FSOpen("tmpfs")
+	if err != nil {
+		return nil, err
+	}
+	defer fs.Close()
+	for _, o := range [][2]string{{"source", "vitrine"}, {"mode", "0755"}, {"size", "4096"}, {"nr_inodes", "8"}} {
+		if err := sys.FSConfigString(fs, o[0], o[1]); err != nil {
+			return nil, err
+		}
+	}
+	if err := sys.FSConfigCreate(fs); err != nil {
+		return nil, err
+	}
+	root, err := sys.FSMount(fs, 0)
+	if err != nil {
+		return nil, err
+	}
+	old := unix.Umask(0)
+	defer unix.Umask(old)
+	for _, d := range []struct {
+		name string
+		mode uint32
+	}{{"root", 0o755}, {"empty", 0o555}} {
+		if err := unix.Mkdirat(root.Int(), d.name, d.mode); err != nil {
+			root.Close()
+			return nil, fmt.Errorf("mkdir /%s: %w", d.name, err)
+		}
+	}
+	if err := unix.Mknodat(root.Int(), "null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err != nil {
+		root.Close()
+		return nil, fmt.Errorf("mknod /null: %w", err)
+	}
+	return root, nil
+}

@@ -1,0 +1,151 @@
+package monitor
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/step"
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/oci/executor"
+)
+
+// pauseUser is nobody in particular, as in the pause images: no file of the
+// host and no other process belongs to it.
+const pauseUser = 65535
+
+// pauseOOM is what the kubelet asks for sandboxes: the pause's death would take
+// the whole pod, and it has nothing to give back.
+const pauseOOM = -998
+
+// startPause makes pid 1 of the pod's pid namespace: a process whose
+// life is the namespace's, and who makes the kernel reap the pod's orphans.
+func (m *monitor) startPause() error {
+	elf, err := sys.SealedMemfd("pause", pauseELF(), true)
+	if err != nil {
+		return err
+	}
+	defer elf.Close()
+	// Whoever executes a file that he may not read is not dumpable afterwards: a
+	// container with the same uid and SYS_PTRACE cannot trace pid 1 of its pod.
+	if err := unix.Fchmod(elf.Int(), 0o111); err != nil {
+		return fmt.Errorf("chmod pause: %w", err)
+	}
+	b, err := pauseProgram().Encode()
+	if err != nil {
+		return err
+	}
+	prog, err := sys.SealedMemfd("pause-program", b, false)
+	if err != nil {
+		return err
+	}
+	defer prog.Close()
+	a := executor.Attr{CgroupFD: -1, PIDNS: -1, ProcFD: m.proc.root.Int(), Files: []int{elf.Int()}}
+	for i := range a.Stdio {
+		a.Stdio[i] = m.null.Int()
+	}
+	if m.setup.Cgroup {
+		cgroup := sys.NewFD(CgroupFD)
+		defer cgroup.Close()
+		a.CgroupFD = cgroup.Int()
+	}
+	p, err := m.family.start(prog.Int(), a)
+	if err != nil {
+		return fmt.Errorf("start pause: %w", err)
+	}
+	_, m.note = m.proc.setOOM(p.Pid(), pauseOOM)
+	if err := p.Ready(); err != nil {
+		p.kill()
+		p.wait()
+		return fmt.Errorf("start pause: %w", err)
+	}
+	m.pause = p
+	go p.wait() // ends with the pause
+	return nil
+}
+
+// pauseProgram is the pause's way from a fork of ours to its execve. Ignored
+// signals survive execve, and a parent that ignores SIGCHLD has its children
+// reaped by the kernel.
+func pauseProgram() *step.Program {
+	p := &step.Program{Clone: unix.CLONE_NEWPID, Wait: step.NoWait, Files: []string{"pause"}}
+	add := func(name string, nr uint32, args ...step.Arg) *step.Step {
+		s := step.Step{Nr: nr, Result: step.NoResult, Name: name}
+		copy(s.Args[:], args)
+		p.Steps = append(p.Steps, s)
+		return &p.Steps[len(p.Steps)-1]
+	}
+	ignore := data(p, []uint64{sigIgn, 0, 0, 0}) // struct sigaction
+	none := data(p, []uint64{0})                 // a signal set, an empty string, a vector's end
+	name := data(p, []uint64{0x6573756170})      // "pause"
+	argv := data(p, []uint64{0, 0})
+	p.Relocs = []step.Reloc{{At: uint32(argv.Val), To: uint32(name.Val)}}
+	add("ignore SIGCHLD", unix.SYS_RT_SIGACTION, num(uint64(unix.SIGCHLD)), ignore, num(0), num(8))
+	add("unblock all signals", unix.SYS_RT_SIGPROCMASK, num(unix.SIG_SETMASK), none, num(0), num(8))
+	add("leave the session", unix.SYS_SETSID)
+	for c := uint64(0); c < 64; c++ {
+		s := add("drop a capability from the bounding set", unix.SYS_PRCTL, num(unix.PR_CAPBSET_DROP), num(c))
+		s.OnErr = []step.Branch{{Errno: uint16(unix.EINVAL)}} // behind the last that this kernel has
+	}
+	add("drop groups", unix.SYS_SETGROUPS, num(0), num(0))
+	add("set gid", unix.SYS_SETRESGID, num(pauseUser), num(pauseUser), num(pauseUser))
+	add("set uid", unix.SYS_SETRESUID, num(pauseUser), num(pauseUser), num(pauseUser))
+	add("set no_new_privs", unix.SYS_PRCTL, num(unix.PR_SET_NO_NEW_PRIVS), num(1), num(0), num(0), num(0))
+	add("execute pause", unix.SYS_EXECVEAT, num(step.FirstFD), none, argv, none, num(unix.AT_EMPTY_PATH))
+	return p
+}
+
+func num(v uint64) step.Arg { return step.Arg{Kind: step.Const, Val: v} }
+
+func data(p *step.Program, words []uint64) step.Arg {
+	at := len(p.Data)
+	for _, w := range words {
+		p.Data = binary.NativeEndian.AppendUint64(p.Data, w)
+	}
+	return step.Arg{Kind: step.Addr, Val: uint64(at)}
+}
+
+// pauseELF is the whole program, for amd64:
+//
+//	prctl(PR_SET_NAME, "pause")
+//	for { pause() }
+//
+// An ELF header, one read-only executable segment, thirty bytes of code. It has
+// no stack that can be executed, no libc, and nothing to overflow.
+func pauseELF() []byte {
+	const base, headers = 0x400000, 64 + 2*56
+	code := []byte{
+		0xb8, 157, 0, 0, 0, // mov eax, SYS_prctl
+		0xbf, 15, 0, 0, 0, // mov edi, PR_SET_NAME
+		0x48, 0x8d, 0x35, 11, 0, 0, 0, // lea rsi, [rip+11]: the name behind the code
+		0x0f, 0x05, // syscall
+		0xb8, 34, 0, 0, 0, // mov eax, SYS_pause
+		0x0f, 0x05, // syscall
+		0xeb, 0xf7, // jmp to the mov before
+	}
+	code = append(code, "pause\x00"...)
+	size := uint64(headers + len(code))
+	le := binary.LittleEndian
+	b := []byte{0x7f, 'E', 'L', 'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+	b = le.AppendUint16(le.AppendUint16(b, 2), 62)   // ET_EXEC, EM_X86_64
+	b = le.AppendUint32(b, 1)                        // version
+	b = le.AppendUint64(b, base+headers)             // entry
+	b = le.AppendUint64(le.AppendUint64(b, 64), 0)   // program headers at 64, no sections
+	b = le.AppendUint32(b, 0)                        // flags
+	for _, v := range []uint16{64, 56, 2, 0, 0, 0} { // sizes and counts
+		b = le.AppendUint16(b, v)
+	}
+	b = segment(b, 1, 4|1, base, size)    // PT_LOAD, readable and executable
+	b = segment(b, 0x6474e551, 4|2, 0, 0) // PT_GNU_STACK, not executable
+	return append(b, code...)
+}
+
+func segment(b []byte, kind, flags uint32, addr, size uint64) []byte {
+	le := binary.LittleEndian
+	b = le.AppendUint32(le.AppendUint32(b, kind), flags)
+	for _, v := range []uint64{0, addr, addr, size, size, 0x1000} {
+		b = le.AppendUint64(b, v)
+	}
+	return b
+}

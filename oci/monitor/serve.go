@@ -1,0 +1,194 @@
+package monitor
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/oci/executor"
+	"github.com/vitrine-runtime/vitrine/oci/wire"
+)
+
+const maxID = 128 // bytes of a container's id; the daemon's have 64
+
+// listen opens the pod's socket for connections. It was bound by StartPod, in a
+// directory that only root may enter; listening is ours, so that nobody
+// connects before we are ready, and what a daemon is told of its peer is us.
+func listen(fd *sys.FD) (*os.File, error) {
+	if err := unix.Listen(fd.Int(), 16); err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	if err := unix.SetNonblock(fd.Int(), true); err != nil {
+		return nil, fmt.Errorf("make socket non-blocking: %w", err)
+	}
+	return fd.File(wire.SocketName), nil
+}
+
+// accept takes connections until the listener is closed.
+func (m *monitor) accept(l *os.File) {
+	raw, err := l.SyscallConn()
+	for err == nil {
+		var n int
+		var aerr error
+		err = raw.Read(func(fd uintptr) bool {
+			n, _, aerr = unix.Accept4(int(fd), unix.SOCK_CLOEXEC)
+			return aerr != unix.EAGAIN
+		})
+		if err == nil && aerr == nil {
+			go m.converse(sys.NewFD(n)) // ends with the connection
+		}
+	}
+}
+
+// conn is one daemon.
+type conn struct {
+	*wire.Conn
+	version uint16
+}
+
+// send never waits. A daemon that does not read loses its connection and with
+// it nothing that List could not tell it again.
+func (c *conn) send(id uint64, b wire.Body, files ...int) {
+	if err := c.Send(c.version, id, b, files); err != nil {
+		c.Close()
+	}
+}
+
+// converse serves one connection: root's only, Hello first.
+func (m *monitor) converse(fd *sys.FD) {
+	w, err := wire.NewConn(fd, wire.DecodeRequest)
+	if err != nil {
+		return
+	}
+	c := &conn{Conn: w, version: wire.Lowest}
+	defer c.Close()
+	cred, err := c.PeerCred()
+	if err != nil || cred.Uid != 0 {
+		return
+	}
+	if !m.greet(c) {
+		return
+	}
+	m.conns.Store(c, nil)
+	defer m.conns.Delete(c)
+	for {
+		p, err := c.Recv()
+		if err != nil {
+			return // gone, or speaking something else
+		}
+		if quick(p.Body) {
+			m.handle(c, p)
+		} else {
+			go m.handle(c, p) // ends with the request
+		}
+	}
+}
+
+// greet answers Hello with the highest version that both sides know.
+func (m *monitor) greet(c *conn) bool {
+	p, err := c.Recv()
+	if err != nil {
+		return false
+	}
+	defer p.Close()
+	h, ok := p.Body.(*wire.Hello)
+	if !ok {
+		c.send(p.ID, refuse(wire.CodeInvalid, "hello comes first"))
+		return false
+	}
+	if h.Lowest > wire.Highest || h.Highest < wire.Lowest || h.Lowest > h.Highest {
+		c.send(p.ID, refuse(wire.CodeVersion, fmt.Sprintf("monitor speaks versions %d to %d", wire.Lowest, wire.Highest)))
+		return false
+	}
+	c.version = min(h.Highest, wire.Highest)
+	w := &wire.Welcome{Version: c.version, Pid: int32(os.Getpid()), Pod: m.setup.Pod}
+	if m.pause != nil {
+		w.Pause = int32(m.pause.Pid())
+	}
+	c.send(p.ID, w)
+	return true
+}
+
+// quick says which requests are done at once. The others may wait for a
+// program, a disk or a death, and hold up nobody else meanwhile.
+func quick(b wire.Body) bool {
+	switch b.(type) {
+	case *wire.Create, *wire.Start, *wire.Exec, *wire.ReopenLog, *wire.Stop:
+		return false
+	}
+	return true
+}
+
+// handle carries one request out and answers it.
+func (m *monitor) handle(c *conn, p *wire.Packet) {
+	defer p.Close()
+	answer := func(b wire.Body) { c.send(p.ID, b) }
+	var err error
+	switch r := p.Body.(type) {
+	case *wire.GetPod:
+		c.send(p.ID, &wire.PodInfo{Started: m.started, Note: m.note}, m.ns[0].Int(), m.ns[1].Int(), m.ns[2].Int())
+	case *wire.List:
+		answer(&wire.States{List: m.pod.list()})
+	case *wire.Create:
+		err = m.create(r, p, answer)
+	case *wire.Start:
+		err = m.start(r.ID, answer)
+	case *wire.Exec:
+		err = m.exec(r, p, answer)
+	case *wire.Stop:
+		err = m.stop(answer)
+	case *wire.Signal:
+		err = done(answer, m.signal(r.ID, r.Signal))
+	case *wire.ReopenLog:
+		err = done(answer, m.reopenLog(r.ID))
+	case *wire.Remove:
+		err = done(answer, m.remove(r.ID))
+	default:
+		err = refuse(wire.CodeNotYet, p.Type.String())
+	}
+	if err != nil {
+		answer(failure(err))
+	}
+}
+
+func done(answer func(wire.Body), err error) error {
+	if err == nil {
+		answer(&wire.Done{})
+	}
+	return err
+}
+
+// broadcast sends an event to every daemon that is connected.
+func (m *monitor) broadcast(b wire.Body) {
+	m.conns.Range(func(k, _ any) bool {
+		k.(*conn).send(0, b)
+		return true
+	})
+}
+
+// refuse makes a failure that this package has found itself.
+func refuse(code wire.Code, text string) *wire.Failure { return &wire.Failure{Code: code, Text: text} }
+
+// failure says over the wire what err is: kind, errno, and which step.
+func failure(err error) *wire.Failure {
+	var f *wire.Failure
+	if errors.As(err, &f) {
+		return f
+	}
+	var se *executor.StepError
+	if errors.As(err, &se) {
+		return &wire.Failure{Code: wire.CodeStep, Step: int32(se.Step), Errno: uint32(se.Errno), Text: se.Name}
+	}
+	f = &wire.Failure{Text: err.Error()}
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		f.Errno = uint32(errno)
+	}
+	if errors.Is(err, executor.ErrDied) {
+		f.Code = wire.CodeDied
+	}
+	return f
+}

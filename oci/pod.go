@@ -1,0 +1,254 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/oci/wire"
+)
+
+// Pod is a connection to a pod's monitor. It is safe for concurrent use. It
+// keeps nothing that the monitor would not tell a new Pod.
+type Pod struct {
+	conn    *wire.Conn
+	id      string
+	pid     int
+	shared  bool
+	version uint16
+	monitor *sys.FD // pidfd of the monitor
+	pause   *sys.FD // pidfd of the pause, or nil
+	queue   *eventQueue
+
+	stopping  atomic.Bool // the monitor was asked to end
+	mu        sync.Mutex
+	last      uint64           // id of the latest request
+	calls     map[uint64]*call // requests without their last answer
+	processes map[string]*Process
+}
+
+// call is one request that waits for answers. Two fit, so that the reader
+// never waits for whoever asked: an exec has two, everything else one.
+type call struct {
+	answers chan *wire.Packet
+	more    bool // ExecStarted has come or may come; ExecExited follows
+}
+
+// DialPod connects to the monitor of the pod in dir. It returns ErrNoMonitor
+// when nobody listens there: the monitor is dead, and what is left of its
+// containers is to be killed through their cgroups.
+func DialPod(ctx context.Context, dir string) (*Pod, error) {
+	d, err := sys.OpenAt2(unix.AT_FDCWD, dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return dialPod(ctx, d)
+}
+
+func dialPod(ctx context.Context, dir *sys.FD) (*Pod, error) {
+	n, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	socket := sys.NewFD(n)
+	// Non-blocking: where the monitor does not accept and its backlog is full,
+	// connect says EAGAIN at once instead of hanging.
+	switch err := unix.Connect(n, socketAddr(dir)); {
+	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOENT):
+		socket.Close()
+		return nil, fmt.Errorf("dial %s: %w: %w", wire.SocketName, ErrNoMonitor, err)
+	case errors.Is(err, unix.EAGAIN):
+		socket.Close()
+		return nil, fmt.Errorf("dial %s: %w", wire.SocketName, ErrStuck)
+	case err != nil:
+		socket.Close()
+		return nil, fmt.Errorf("dial %s: %w", wire.SocketName, err)
+	}
+	conn, err := wire.NewConn(socket, wire.DecodeReply)
+	if err != nil {
+		return nil, err
+	}
+	p := &Pod{
+		conn: conn, version: wire.Lowest, queue: newEventQueue(),
+		calls: map[uint64]*call{}, processes: map[string]*Process{},
+	}
+	go p.read() // ends with the connection
+	if err := p.greet(ctx); err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// greet agrees on a version and takes hold of the monitor and the pause as
+// processes. The monitor answers after that, so the numbers were theirs.
+func (p *Pod) greet(ctx context.Context) error {
+	w, err := ask[*wire.Welcome](ctx, p, &wire.Hello{Lowest: wire.Lowest, Highest: wire.Highest})
+	if err != nil {
+		return fmt.Errorf("greet monitor: %w", err)
+	}
+	monitor, err := sys.PidfdOpen(int(w.Pid))
+	if err != nil {
+		return fmt.Errorf("hold monitor: %w", err)
+	}
+	var pause *sys.FD
+	if w.Pause != 0 {
+		pause, _ = sys.PidfdOpen(int(w.Pause)) // dead: then there is nothing to hold
+	}
+	p.mu.Lock()
+	p.id, p.pid, p.version = w.Pod, int(w.Pid), w.Version
+	p.monitor, p.pause, p.shared = monitor, pause, w.Pause != 0
+	p.mu.Unlock()
+	if _, err := ask[*wire.States](ctx, p, &wire.List{}); err != nil {
+		return fmt.Errorf("greet monitor: %w", err)
+	}
+	return nil
+}
+
+// ID returns the pod's id as the monitor was told it.
+func (p *Pod) ID() string { return p.id }
+
+// MonitorPid returns the monitor's process id. It may be somebody else's once
+// the monitor is dead.
+func (p *Pod) MonitorPid() int { return p.pid }
+
+// read is the pod's one reader. It hands answers to who asked and events to the
+// queue, and waits for neither.
+func (p *Pod) read() {
+	for {
+		packet, err := p.conn.Recv()
+		if err != nil {
+			p.hangUp(err)
+			return
+		}
+		if e, ok := packet.Body.(*wire.Exited); ok && packet.ID == 0 {
+			p.queue.push(Event{Kind: Exited, ID: e.ID, Status: statusOf(e.Status)})
+			continue
+		}
+		p.mu.Lock()
+		c := p.calls[packet.ID]
+		if _, started := packet.Body.(*wire.ExecStarted); c != nil && !(started && c.more) {
+			delete(p.calls, packet.ID)
+		}
+		p.mu.Unlock()
+		if c == nil || len(c.answers) == cap(c.answers) {
+			packet.Close() // who asked has gone
+			continue
+		}
+		c.answers <- packet
+	}
+}
+
+// hangUp ends everything that waits for the monitor.
+func (p *Pod) hangUp(err error) {
+	p.conn.Close()
+	p.mu.Lock()
+	calls := p.calls
+	p.calls = nil
+	monitor, pause := p.monitor, p.pause
+	p.mu.Unlock()
+	for _, c := range calls {
+		close(c.answers)
+	}
+	kind := Disconnected
+	if monitor != nil && !errors.Is(err, os.ErrClosed) && !p.stopping.Load() && gone(monitor, monitorEnd) {
+		// The pause would hold the pod's pid namespace, and everyone in it, for ever.
+		if kind = MonitorLost; pause != nil {
+			sys.PidfdSignal(pause, unix.SIGKILL)
+		}
+	}
+	p.queue.finish(Event{Kind: kind})
+	monitor.Close()
+	pause.Close()
+}
+
+// send registers a request and sends it. Descriptors stay the caller's.
+func (p *Pod) send(m wire.Body, files []int, more bool) (uint64, *call, error) {
+	c := &call{answers: make(chan *wire.Packet, 2), more: more}
+	p.mu.Lock()
+	if p.calls == nil {
+		p.mu.Unlock()
+		return 0, nil, ErrNoMonitor
+	}
+	p.last++
+	id, version := p.last, p.version
+	p.calls[id] = c
+	p.mu.Unlock()
+	err := p.conn.Send(version, id, m, files)
+	if err == nil {
+		return id, c, nil
+	}
+	p.forget(id, c)
+	switch {
+	case errors.Is(err, wire.ErrBlocked):
+		err = fmt.Errorf("%w: %w", ErrStuck, err)
+	case errors.Is(err, os.ErrClosed), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
+		err = fmt.Errorf("%w: %w", ErrNoMonitor, err)
+	}
+	return 0, nil, err
+}
+
+// forget gives a request up. What comes for it later is dropped.
+func (p *Pod) forget(id uint64, c *call) {
+	p.mu.Lock()
+	delete(p.calls, id)
+	p.mu.Unlock()
+	for {
+		select {
+		case packet, ok := <-c.answers:
+			if !ok {
+				return
+			}
+			packet.Close()
+		default:
+			return
+		}
+	}
+}
+
+// await waits for the next answer of a call.
+func (p *Pod) await(ctx context.Context, id uint64, c *call) (*wire.Packet, error) {
+	select {
+	case packet, ok := <-c.answers:
+		if !ok {
+			return nil, ErrNoMonitor
+		}
+		if f, ok := packet.Body.(*wire.Failure); ok {
+			return nil, fromFailure(f)
+		}
+		return packet, nil
+	case <-ctx.Done():
+		p.forget(id, c)
+		return nil, ctx.Err()
+	}
+}
+
+// ask sends a request and returns its one answer, which has no descriptors.
+func ask[T wire.Body](ctx context.Context, p *Pod, m wire.Body, files ...int) (answer T, err error) {
+	packet, err := askPacket(ctx, p, m, files)
+	if err != nil {
+		return answer, err
+	}
+	defer packet.Close()
+	answer, ok := packet.Body.(T)
+	if !ok {
+		return answer, fmt.Errorf("answer to %s is %T: %w", m.Type(), packet.Body, wire.ErrMalformed)
+	}
+	return answer, nil
+}
+
+func askPacket(ctx context.Context, p *Pod, m wire.Body, files []int) (*wire.Packet, error) {
+	id, c, err := p.send(m, files, false)
+	if err != nil {
+		return nil, err
+	}
+	return p.await(ctx, id, c)
+}

@@ -1,0 +1,271 @@
+package oci
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"sync/atomic"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/oci/program"
+	"github.com/vitrine-runtime/vitrine/oci/wire"
+)
+
+// programName is the encoded program in a container's directory, for explain.
+const programName = "program"
+
+// ContainerConfig says what container to create. Its descriptors move into
+// Create, which closes them also when it fails.
+type ContainerConfig struct {
+	ID   string
+	Spec *specs.Spec
+	// Dir is /run/vitrine/pods/<pod>/<ctr>, which exists with mode 0700. The daemon
+	// writes `program` there and the monitor exit.json.
+	Dir string
+	// Rootfs is the detached mount that becomes the root.
+	Rootfs *sys.FD
+	// Mounts has the detached source tree of each bind mount by its index in
+	// Spec.Mounts.
+	Mounts map[int]*sys.FD
+	// Cgroup is the directory of the container's cgroup, or nil for the monitor's.
+	Cgroup *sys.FD
+	// LogPath is absolute; the file is opened O_NOFOLLOW in its directory. "" discards
+	// the output.
+	LogPath               string
+	Stdin, StdinOnce, TTY bool
+	// OOMScoreAdj is what init runs with, or nil for the daemon's own. Where root may
+	// not lower it, it is clamped, and the Process's Note says so.
+	OOMScoreAdj *int
+}
+
+func (c *ContainerConfig) close() {
+	c.Rootfs.Close()
+	c.Cgroup.Close()
+	for _, f := range c.Mounts {
+		f.Close()
+	}
+}
+
+// Process is a handle on one container's main process, by its id. Nothing is in
+// it that would have to be closed.
+type Process struct {
+	pod  *Pod
+	id   string
+	pid  atomic.Int64
+	oom  atomic.Int64
+	note atomic.Value // string
+}
+
+// Process returns the handle on container id, which need not exist.
+func (p *Pod) Process(id string) *Process {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pr := p.processes[id]
+	if pr == nil {
+		pr = &Process{pod: p, id: id}
+		p.processes[id] = pr
+	}
+	return pr
+}
+
+// Create compiles the spec, forks the container's init and returns when that is
+// blocked at its start wait. A step that failed on the way is a *StartError, and
+// nothing of the container is then left in the monitor.
+func (p *Pod) Create(ctx context.Context, c ContainerConfig) (*Process, error) {
+	defer c.close()
+	o, err := newOrder(&c, p.shared)
+	if err != nil {
+		return nil, fmt.Errorf("create container %s: %w", c.ID, err)
+	}
+	defer o.close()
+	created, err := ask[*wire.Created](ctx, p, &o.request, o.files...)
+	if err != nil {
+		return nil, fmt.Errorf("create container %s: %w", c.ID, err)
+	}
+	pr := p.Process(c.ID)
+	pr.pid.Store(int64(created.Pid))
+	pr.oom.Store(int64(created.OOMScore))
+	pr.note.Store(created.Note)
+	return pr, nil
+}
+
+// order is a create request with the descriptors that go with it.
+type order struct {
+	request wire.Create
+	files   []int
+	own     []*sys.FD // those that were opened here
+}
+
+func (o *order) close() {
+	for _, f := range o.own {
+		f.Close()
+	}
+}
+
+// keep adds a descriptor that was opened here to the request.
+func (o *order) keep(f *sys.FD, err error) error {
+	if err == nil {
+		o.own = append(o.own, f)
+		o.files = append(o.files, f.Int())
+	}
+	return err
+}
+
+func newOrder(c *ContainerConfig, sharedPID bool) (o *order, err error) {
+	o = &order{request: wire.Create{ID: c.ID, Stdin: c.Stdin, StdinOnce: c.StdinOnce, TTY: c.TTY, Cgroup: c.Cgroup != nil}}
+	defer func() {
+		if err != nil {
+			o.close()
+		}
+	}()
+	code, table, err := compile(c, sharedPID)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.keep(sys.SealedMemfd("vitrine-program", code, false)); err != nil {
+		return nil, err
+	}
+	dir, err := openDir(c.Dir)
+	if err := o.keep(dir, err); err != nil {
+		return nil, err
+	}
+	if err := writeProgram(dir, code); err != nil {
+		return nil, err
+	}
+	if c.LogPath != "" {
+		if !filepath.IsAbs(c.LogPath) {
+			return nil, fmt.Errorf("log path %q is not absolute: %w", c.LogPath, ErrInvalid)
+		}
+		o.request.LogName = filepath.Base(c.LogPath)
+		if err := o.keep(openDir(filepath.Dir(c.LogPath))); err != nil {
+			return nil, err
+		}
+	}
+	if c.Cgroup != nil {
+		o.files = append(o.files, c.Cgroup.Int())
+	}
+	o.files = append(o.files, table...)
+	o.request.Table = uint16(len(table))
+	o.request.UID = c.Spec.Process.User.UID
+	if c.OOMScoreAdj != nil {
+		o.request.SetOOM, o.request.OOMScore = true, int32(*c.OOMScoreAdj)
+	}
+	return o, nil
+}
+
+// compile returns the encoded program and the descriptors of its table, which
+// stay the config's.
+func compile(c *ContainerConfig, sharedPID bool) (code []byte, table []int, err error) {
+	if c.Rootfs == nil || c.Spec == nil || c.Spec.Process == nil || c.Spec.Linux == nil {
+		return nil, nil, fmt.Errorf("spec or root filesystem is missing: %w", ErrInvalid)
+	}
+	// The pod's namespaces are the monitor's own; its pid namespace is entered by
+	// the thread that forks.
+	in := program.Input{
+		Spec: c.Spec, Binds: map[int]program.Bind{},
+		Inherit: []specs.LinuxNamespaceType{specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace},
+	}
+	if sharedPID {
+		in.Inherit = append(in.Inherit, specs.PIDNamespace)
+	}
+	if in.Seccomp, in.SeccompFlags, err = compileSeccomp(c.Spec.Linux.Seccomp); err != nil {
+		return nil, nil, err
+	}
+	table = []int{c.Rootfs.Int()}
+	for i := range c.Spec.Mounts {
+		source := c.Mounts[i]
+		if source == nil {
+			continue
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(source.Int(), &st); err != nil {
+			return nil, nil, fmt.Errorf("stat source of %s: %w", c.Spec.Mounts[i].Destination, err)
+		}
+		in.Binds[i] = program.Bind{File: len(table), Dir: st.Mode&unix.S_IFMT == unix.S_IFDIR}
+		table = append(table, source.Int())
+	}
+	p, err := program.Compile(in)
+	if err != nil {
+		return nil, nil, fmt.Errorf("compile spec: %w", err)
+	}
+	code, err = p.Encode()
+	return code, table, err
+}
+
+func openDir(path string) (*sys.FD, error) {
+	return sys.OpenAt2(unix.AT_FDCWD, path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+}
+
+// writeProgram leaves the program for whoever wants to look at it. It decides
+// nothing: the monitor runs what came in the request.
+func writeProgram(dir *sys.FD, code []byte) error {
+	n, err := unix.Openat(dir.Int(), programName, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return fmt.Errorf("create %s: %w", programName, err)
+	}
+	f := sys.NewFD(n).File(programName)
+	defer f.Close()
+	_, err = f.Write(code)
+	return err
+}
+
+// ID returns the container's id.
+func (pr *Process) ID() string { return pr.id }
+
+// Pid returns the process id as the host sees it; 0 until Create or List has
+// told it. It may be somebody else's once the process is dead.
+func (pr *Process) Pid() int { return int(pr.pid.Load()) }
+
+// Note returns what Create could not do as asked and what was no reason to fail
+// (an oom_score_adj below one's own, say); "" is the rule. It is not known
+// after a restart of the daemon.
+func (pr *Process) Note() string {
+	s, _ := pr.note.Load().(string)
+	return s
+}
+
+// OOMScoreAdj returns what the kernel had as init's oom_score_adj after Create.
+func (pr *Process) OOMScoreAdj() int { return int(pr.oom.Load()) }
+
+// Start ends init's start wait and returns when its execve succeeded. If a step
+// failed it is a *StartError; the container is then dead, with an exit record
+// that has no start. ErrState: it runs or is dead already.
+func (pr *Process) Start(ctx context.Context) error {
+	_, err := ask[*wire.Done](ctx, pr.pod, wire.NewStart(pr.id))
+	return pr.wrap("start", err)
+}
+
+// Signal sends a signal to the main process. ErrState: it is dead.
+func (pr *Process) Signal(ctx context.Context, sig unix.Signal) error {
+	_, err := ask[*wire.Done](ctx, pr.pod, &wire.Signal{ID: pr.id, Signal: int32(sig)})
+	return pr.wrap("signal", err)
+}
+
+// ReopenLog makes the monitor write to a new file of the log's name, after the
+// old one was renamed. If it fails, the old file stays in use.
+func (pr *Process) ReopenLog(ctx context.Context) error {
+	_, err := ask[*wire.Done](ctx, pr.pod, wire.NewReopenLog(pr.id))
+	return pr.wrap("reopen log of", err)
+}
+
+// Remove makes the monitor forget a dead container; its id may be used again.
+// The files in its directory stay. ErrState: it is not dead.
+func (pr *Process) Remove(ctx context.Context) error {
+	_, err := ask[*wire.Done](ctx, pr.pod, wire.NewRemove(pr.id))
+	if err == nil {
+		pr.pod.mu.Lock()
+		delete(pr.pod.processes, pr.id)
+		pr.pod.mu.Unlock()
+	}
+	return pr.wrap("remove", err)
+}
+
+func (pr *Process) wrap(verb string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s container %s: %w", verb, pr.id, err)
+}
