@@ -53,7 +53,7 @@ func testSpec(args ...string) *specs.Spec {
 }
 
 // rootTree makes a root filesystem from Debian's busybox.
-func rootTree(t *testing.T) string {
+func rootTree(t testing.TB) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes namespaces and mounts")
