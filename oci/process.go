@@ -114,8 +114,8 @@ func (o *order) keep(f *sys.FD, err error) error {
 	return err
 }
 
-func newOrder(c *ContainerConfig, sharedPID bool) (o *order, err error) {
-	o = &order{request: wire.Create{ID: c.ID, Stdin: c.Stdin, StdinOnce: c.StdinOnce, TTY: c.TTY, Cgroup: c.Cgroup != nil}}
+func newOrder(c *ContainerConfig, sharedPID bool) (_ *order, err error) {
+	o := &order{request: wire.Create{ID: c.ID, Stdin: c.Stdin, StdinOnce: c.StdinOnce, TTY: c.TTY, Cgroup: c.Cgroup != nil}}
 	defer func() {
 		if err != nil {
 			o.close()
