@@ -95,6 +95,7 @@ func TestBuildGolden(t *testing.T) {
 // kubeletLike is what a kubelet sends for a pod with most fields in use.
 func kubeletLike(in *Input) {
 	c := in.Container
+	in.Pod.SharedPID = false
 	c.Args = []string{"--verbose"}
 	c.WorkingDir = "/data/../data"
 	c.Envs = []*runtimeapi.KeyValue{

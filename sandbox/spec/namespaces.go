@@ -27,8 +27,9 @@ func applyNamespaces(in *Input, s *specs.Spec) error {
 }
 
 // OwnPID tells whether the container gets a pid namespace of its own. The container's mode must agree with
-// the sandbox's, with two liberties: CONTAINER may always be asked for, and POD, which is also what an
-// unset field reads as, means whatever the pod does. NODE in a pod that does not share the host's pid
+// the sandbox's, with two liberties: CONTAINER may be asked for in a HostPID pod, and POD, which is also what an
+// unset field reads as, means whatever the pod does; but not yet in a pod that shares one, whose monitor forks
+// everything into that. NODE in a pod that does not share the host's pid
 // namespace is an escalation and refused.
 func OwnPID(c *runtimeapi.ContainerConfig, p *Pod) (bool, error) {
 	const field = "linux.security_context.namespace_options"
@@ -50,6 +51,9 @@ func OwnPID(c *runtimeapi.ContainerConfig, p *Pod) (bool, error) {
 	}
 	switch mode := ns.GetPid(); mode {
 	case runtimeapi.NamespaceMode_CONTAINER:
+		if p.SharedPID {
+			return false, Unimplemented(field+".pid", "CONTAINER", "an own pid namespace in a sandbox that shares one comes later")
+		}
 		return true, nil
 	case runtimeapi.NamespaceMode_POD:
 		return !p.SharedPID && !p.HostPID, nil

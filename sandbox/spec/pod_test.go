@@ -156,7 +156,7 @@ func TestOwnPID(t *testing.T) {
 		ok   bool
 	}{
 		{shared, 0, false, true}, {own, 0, true, true}, {host, 0, false, true},
-		{shared, 1, true, true}, {own, 1, true, true}, {host, 1, true, true},
+		{shared, 1, false, false}, {own, 1, true, true}, {host, 1, true, true},
 		{shared, 2, false, false}, {own, 2, false, false}, {host, 2, false, true},
 		{shared, 3, false, false}, {shared, 99, false, false},
 	} {

@@ -1,0 +1,102 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/vitrine-runtime/vitrine/cni"
+	"github.com/vitrine-runtime/vitrine/image"
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/oci"
+	"github.com/vitrine-runtime/vitrine/oci/cgroup"
+)
+
+// Config says where a Manager keeps things and whom it asks. The Manager closes none of what it is given.
+type Config struct {
+	// RunDir holds what lives until the next boot, such as /run/vitrine. The pods are in RunDir/pods.
+	RunDir string
+	// NetNSDir is where network namespaces are pinned; "" means /run/netns. It is made a shared mount, so
+	// that network plugins which live in a mount namespace of their own see the pins.
+	NetNSDir string
+	// CgroupParent is the cgroup, relative to the root of the hierarchy, for pods whose request names none;
+	// "" means vitrine.
+	CgroupParent string
+
+	Images  ImageStore
+	Network Network
+	Cgroups CgroupTree
+	Runtime *oci.Runtime
+
+	// OperationTimeout bounds RunPodSandbox and CreateContainer, which go on when their caller gives up;
+	// 0 means 4 minutes. The kubelet waits two.
+	OperationTimeout time.Duration
+	// StopTimeout bounds what follows after the last signal: the waiting for processes that were killed,
+	// for network plugins, for the monitor's end; 0 means 1 minute.
+	StopTimeout time.Duration
+	// VolumeTimeout bounds the opening of one volume, which hangs when its server is dead; 0 means 30 s.
+	VolumeTimeout time.Duration
+
+	monitors monitors      // a test's; nil means Runtime
+	bootID   string        // a test's; "" means the kernel's
+	sweep    time.Duration // a test's; 0 means 30 s
+}
+
+// ImageStore is what sandboxes need of package image.
+type ImageStore interface {
+	Resolve(ctx context.Context, ref string) (*image.Image, error)
+	NewRootfs(ctx context.Context, containerID, imageID string) error
+	Mount(ctx context.Context, containerID string, readonly bool) (*sys.FD, error)
+	RemoveRootfs(ctx context.Context, containerID string) error
+	Rootfses() ([]string, error)
+}
+
+// Network is what sandboxes need of package cni.
+type Network interface {
+	Add(ctx context.Context, p cni.Pod) (*cni.Result, error)
+	Del(ctx context.Context, podID string) error
+	Pending() ([]string, error)
+}
+
+// CgroupTree is what sandboxes need of package oci/cgroup.
+type CgroupTree interface {
+	Create(parent, id string, r *specs.LinuxResources) (*cgroup.Scope, error)
+	Load(path string) *cgroup.Scope
+	Slice(path string) (*sys.FD, error)
+}
+
+func (c *Config) setDefaults() error {
+	if !filepath.IsAbs(c.RunDir) {
+		return errors.New("open sandboxes: the run directory is not an absolute path")
+	}
+	if c.Images == nil || c.Network == nil || c.Cgroups == nil {
+		return errors.New("open sandboxes: images, network and cgroups must be given")
+	}
+	if c.monitors == nil {
+		if c.Runtime == nil {
+			return errors.New("open sandboxes: the runtime must be given")
+		}
+		c.monitors = ociMonitors{c.Runtime}
+	}
+	if c.NetNSDir == "" {
+		c.NetNSDir = "/run/netns"
+	}
+	if c.CgroupParent == "" {
+		c.CgroupParent = "vitrine"
+	}
+	for _, d := range []struct {
+		v   *time.Duration
+		def time.Duration
+	}{
+		{&c.OperationTimeout, 4 * time.Minute}, {&c.StopTimeout, time.Minute},
+		{&c.VolumeTimeout, 30 * time.Second}, {&c.sweep, 30 * time.Second},
+	} {
+		if *d.v == 0 {
+			*d.v = d.def
+		}
+	}
+	return nil
+}

@@ -1,0 +1,270 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"github.com/vitrine-runtime/vitrine/image"
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/oci"
+	"github.com/vitrine-runtime/vitrine/sandbox/spec"
+)
+
+// CreateContainer makes a container in a READY pod; it is then CREATED, its first process blocked before
+// execve. sbCfg is the pod's config as the caller has it and may be nil; its metadata must be the pod's.
+//
+// What RunPodSandbox says about an ending ctx, retries and errors holds here as well.
+func (m *Manager) CreateContainer(ctx context.Context, podID string, cfg *runtimeapi.ContainerConfig, sbCfg *runtimeapi.PodSandboxConfig) (string, error) {
+	sb, err := m.pod(podID)
+	if err != nil {
+		return "", err
+	}
+	if err := spec.CheckContainerMetadata(cfg.GetMetadata()); err != nil {
+		return "", err
+	}
+	if sbCfg != nil && !proto.Equal(sbCfg.GetMetadata(), sb.config.GetMetadata()) {
+		return "", spec.Invalid("sandbox_config.metadata", podName(sbCfg.GetMetadata()), "is not that of pod sandbox %s", sb.id)
+	}
+	name := containerName(sb.id, cfg.GetMetadata())
+	id, err := m.flights.do(ctx, name, "create "+name, m.cfg.OperationTimeout, func(ctx context.Context, op *operation) (string, error) {
+		if c := m.containerNamed(name); c != nil {
+			if c.taken.Load() || c.facts.Load().state() != runtimeapi.ContainerState_CONTAINER_CREATED {
+				return "", fmt.Errorf("%s: is container %s: %w", name, c.id, ErrExists)
+			}
+			return c.id, nil
+		}
+		return sb.createContainer(ctx, op, name, cfg)
+	})
+	if err != nil {
+		return "", err
+	}
+	c := m.index.Load().containers[id]
+	switch {
+	case c == nil:
+		return "", fmt.Errorf("%s: removed meanwhile: %w", name, ErrState)
+	case !proto.Equal(c.config, cfg):
+		return "", fmt.Errorf("%s: is container %s, which was asked for with another config: %w", name, id, ErrExists)
+	}
+	c.taken.Store(true)
+	return id, nil
+}
+
+func (m *Manager) containerNamed(name string) *Container {
+	i := m.index.Load()
+	return i.containers[i.names[name]]
+}
+
+// createContainer makes the container and takes everything back if a step fails.
+func (sb *Sandbox) createContainer(ctx context.Context, op *operation, name string, cfg *runtimeapi.ContainerConfig) (string, error) {
+	if sb.facts.Load().state() != runtimeapi.PodSandboxState_SANDBOX_READY || !sb.gate.enter() {
+		return "", fmt.Errorf("pod sandbox %s is not ready: %w", sb.id, ErrState)
+	}
+	defer sb.gate.leave()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(sb.gate.ctx, cancel)()
+
+	c, err := sb.newContainer(newID(), cfg)
+	if err != nil {
+		return "", err
+	}
+	err = c.bringUp(ctx, op)
+	if err == nil && sb.facts.Load().NotReady != 0 {
+		// The monitor died after it had answered, and before it could be noticed that this container is its.
+		err = fmt.Errorf("pod sandbox %s is not ready any more: %w", sb.id, ErrState)
+	}
+	if err != nil {
+		if rerr := sb.m.rollBack(ctx, c.id, c); rerr != nil {
+			klog.ErrorS(rerr, "Container is half undone", "pod", sb.id, "container", c.id)
+		}
+		if sb.gate.ctx.Err() != nil {
+			err = fmt.Errorf("pod sandbox %s was stopped: %w: %w", sb.id, ErrState, err)
+		}
+		return "", err
+	}
+	sb.m.change(func(i *index) {
+		i.containers[c.id] = c
+		i.names[name] = c.id
+	})
+	klog.V(2).InfoS("Container created", "pod", sb.id, "container", c.id, "name", cfg.GetMetadata().GetName())
+	return c.id, nil
+}
+
+// parts are the descriptors that a container is made of. Each is owned by parts until it was handed over.
+type parts struct {
+	root   *sys.FD
+	mounts map[int]*sys.FD
+	cgroup *sys.FD
+}
+
+func (p *parts) close() {
+	p.root.Close()
+	p.cgroup.Close()
+	for _, fd := range p.mounts {
+		fd.Close()
+	}
+}
+
+// bringUp makes what the container consists of. The record comes first; what the request can get wrong
+// comes before what costs time.
+func (c *Container) bringUp(ctx context.Context, op *operation) (err error) {
+	m := c.pod.m
+	op.at("resolve image")
+	img, err := c.checkRequest(ctx)
+	if err != nil {
+		return err
+	}
+	op.at("write record")
+	if err := c.makeDir(); err != nil {
+		return err
+	}
+	c.pod.watched.Store(c.id, c)
+	var p parts
+	defer func() { p.close() }()
+
+	op.at("mount root file system")
+	if err := m.cfg.Images.NewRootfs(ctx, c.id, img.ID); err != nil {
+		return fmt.Errorf("make root file system: %w", imageError(err))
+	}
+	// The program makes the root read-only itself, after the mount points were made in it.
+	if p.root, err = m.cfg.Images.Mount(ctx, c.id, false); err != nil {
+		return fmt.Errorf("mount root file system: %w", err)
+	}
+	op.at("build spec")
+	s, err := c.buildSpec(p.root, img)
+	if err != nil {
+		return err
+	}
+	op.at("open volumes")
+	if p.mounts, err = m.volumes.openAll(ctx, op, s.Mounts); err != nil {
+		return err
+	}
+	op.at("make cgroup")
+	if p.cgroup, err = c.makeCgroup(s); err != nil {
+		return err
+	}
+	op.at("fork")
+	return c.fork(ctx, s, &p)
+}
+
+// checkRequest judges what can be judged before anything exists, and finds the image.
+func (c *Container) checkRequest(ctx context.Context) (*image.Image, error) {
+	ref := c.config.GetImage().GetImage()
+	if ref == "" {
+		return nil, spec.Invalid("image.image", "", "empty")
+	}
+	img, err := c.pod.m.cfg.Images.Resolve(ctx, ref)
+	if err != nil {
+		return nil, fmt.Errorf("resolve image %.256q: %w", ref, imageError(err))
+	}
+	c.record.Image = imageRecord{ID: img.ID, Ref: img.ID, Name: ref}
+	if len(img.RepoDigests) != 0 {
+		c.record.Image.Ref = img.RepoDigests[0]
+	}
+	if len(img.RepoTags) != 0 {
+		c.record.Image.Name = img.RepoTags[0]
+	}
+	if c.record.LogPath, err = spec.LogPath(c.pod.plan, c.config); err != nil {
+		return nil, err
+	}
+	sig, cri, err := spec.StopSignal(c.config, img.Config.StopSignal)
+	c.record.Signal, c.record.CRISig = int(sig), int32(cri)
+	return img, err
+}
+
+// imageError gives the errors of the image store our kinds.
+func imageError(err error) error {
+	switch {
+	case errors.Is(err, image.ErrNotFound):
+		return fmt.Errorf("%w: %w", ErrNotFound, err)
+	case errors.Is(err, image.ErrInvalidReference):
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return err
+}
+
+func (c *Container) makeDir() error {
+	if err := os.Mkdir(c.dir, 0o700); err != nil {
+		return err
+	}
+	if c.record.LogPath != "" {
+		if err := os.MkdirAll(filepath.Dir(c.record.LogPath), 0o755); err != nil {
+			return fmt.Errorf("make log directory: %w", err)
+		}
+	}
+	return c.writeLocked()
+}
+
+// buildSpec gathers what the rules want to know and applies them.
+func (c *Container) buildSpec(root *sys.FD, img *image.Image) (*specs.Spec, error) {
+	user, err := resolveUser(root, spec.UserRequest{Security: c.config.GetLinux().GetSecurityContext(), Image: img.Config.User})
+	if err != nil {
+		return nil, err
+	}
+	in := spec.Input{
+		ID: c.id, Container: c.config, Pod: c.pod.plan, Image: img.Config, User: user,
+		Files: c.pod.files(), Host: c.pod.m.host, CgroupsPath: c.record.Cgroup,
+	}
+	if in.Devices, err = lookUpDevices(c.config.GetDevices()); err != nil {
+		return nil, err
+	}
+	s, err := spec.Build(in)
+	if err != nil {
+		return nil, err
+	}
+	if s.Linux.Seccomp, err = seccompProfile(c.config, s.Process.Capabilities.Bounding); err != nil {
+		return nil, err
+	}
+	c.record.User = userRecord{UID: int64(user.UID), GID: int64(user.GID)}
+	for _, g := range user.Groups {
+		c.record.User.Groups = append(c.record.User.Groups, int64(g))
+	}
+	return s, nil
+}
+
+// makeCgroup makes the container's cgroup with its limits, before there is a process.
+func (c *Container) makeCgroup(s *specs.Spec) (*sys.FD, error) {
+	scope, err := c.pod.m.cfg.Cgroups.Create(c.pod.record.Cgroup, c.id, s.Linux.Resources)
+	if err != nil {
+		return nil, fmt.Errorf("make cgroup: %w", err)
+	}
+	if scope.Path() != c.record.Cgroup {
+		c.record.Cgroup, s.Linux.CgroupsPath = scope.Path(), scope.Path()
+	}
+	return scope.OpenDir()
+}
+
+// fork hands everything to the monitor. When it returns, init is blocked before its execve.
+func (c *Container) fork(ctx context.Context, s *specs.Spec, p *parts) error {
+	if err := c.pod.m.disk.write(c.dir, "config.json", s); err != nil {
+		return err
+	}
+	if err := c.writeLocked(); err != nil { // now with user and cgroup
+		return err
+	}
+	mon := c.pod.monitor()
+	if mon == nil {
+		return fmt.Errorf("pod sandbox %s: %w: %w", c.pod.id, errNoMonitor, ErrState)
+	}
+	cfg := oci.ContainerConfig{
+		ID: c.id, Spec: s, Dir: c.dir, Rootfs: p.root, Mounts: p.mounts, Cgroup: p.cgroup, LogPath: c.record.LogPath,
+		Stdin: c.config.GetStdin(), StdinOnce: c.config.GetStdinOnce(), TTY: c.config.GetTty(), OOMScoreAdj: s.Process.OOMScoreAdj,
+	}
+	*p = parts{} // theirs from here on
+	pr, err := mon.create(ctx, cfg)
+	if err != nil {
+		return fmt.Errorf("create process: %w", err)
+	}
+	c.mu.Lock()
+	c.spec = s
+	c.mu.Unlock()
+	return c.update(event{what: created, at: now(), pid: pr.pid()})
+}

@@ -1,0 +1,104 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+
+	"k8s.io/klog/v2"
+)
+
+// watch takes in what a monitor reports until it is let go of or dies.
+func (sb *Sandbox) watch(mon monitor) {
+	defer sb.m.running.Done()
+	for e := range mon.events() {
+		switch e.what {
+		case containerExited:
+			if c, ok := sb.watched.Load(e.id); ok {
+				c.(*Container).ended(e.exit)
+			}
+		case monitorDied:
+			sb.monitorLost("the pod's monitor died")
+		case disconnected:
+			sb.reconnect(mon)
+		}
+	}
+}
+
+// reconnect dials a monitor again that hung up on us. If we hung up there is nothing to do.
+func (sb *Sandbox) reconnect(old monitor) {
+	if sb.monitor() != old {
+		return
+	}
+	ctx, cancel := context.WithTimeout(sb.m.flights.base, sb.m.cfg.StopTimeout)
+	defer cancel()
+	mon, err := sb.m.cfg.monitors.dial(ctx, sb.dir)
+	if err == nil {
+		sb.setMonitor(mon)
+		err = sb.reconcile(ctx, mon)
+	}
+	switch {
+	case errors.Is(err, errNoMonitor):
+		sb.monitorLost("the pod's monitor died")
+	case err != nil:
+		klog.ErrorS(err, "Connection to a monitor is lost", "pod", sb.id)
+	}
+}
+
+// monitorLost takes in that nobody holds the pod any more: it is NOTREADY, and every container that has no
+// exit record is dead or about to be, with an exit code that nobody knows. Their cgroups are killed: a
+// container without a monitor has no log and no waiter.
+func (sb *Sandbox) monitorLost(why string) {
+	ctx, cancel := context.WithTimeout(context.Background(), sb.m.cfg.StopTimeout)
+	defer cancel()
+	if err := sb.letGo(); err != nil {
+		klog.ErrorS(err, "Connection to a dead monitor", "pod", sb.id)
+	}
+	if sb.facts.Load().NotReady == 0 {
+		klog.InfoS("Pod sandbox is lost", "pod", sb.id, "reason", why)
+	}
+	err := sb.update(func(f podFacts) podFacts {
+		if f.NotReady == 0 {
+			f.NotReady, f.Reason = now(), why
+		}
+		return f
+	})
+	if err != nil {
+		klog.ErrorS(err, "Record of a lost pod", "pod", sb.id)
+	}
+	for _, c := range sb.containers() {
+		if err := c.lost(ctx, why); err != nil {
+			klog.ErrorS(err, "Container of a lost pod", "pod", sb.id, "container", c.id)
+		}
+	}
+}
+
+// ended takes in the exit of the main process.
+func (c *Container) ended(x exit) {
+	at := x.at
+	if at == 0 {
+		at = now()
+	}
+	if err := c.update(event{what: exited, at: at, code: x.code, oom: x.oom}); err != nil {
+		klog.ErrorS(err, "Exit of a container", "container", c.id)
+	}
+}
+
+// lost takes in that the container has no monitor any more: with the exit that it wrote down, if it did.
+func (c *Container) lost(ctx context.Context, why string) error {
+	kerr := c.killCgroup(ctx)
+	if c.facts.Load().Created == 0 {
+		return kerr // being made: whoever makes it takes it back
+	}
+	x, err := c.pod.m.cfg.monitors.readExit(c.dir)
+	switch {
+	case err == nil:
+		c.ended(x)
+	case !errors.Is(err, fs.ErrNotExist):
+		klog.ErrorS(err, "Exit record", "container", c.id)
+		fallthrough
+	default:
+		err = c.update(event{what: lost, at: now(), text: why})
+	}
+	return errors.Join(kerr, err)
+}

@@ -1,0 +1,131 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/vitrine-runtime/vitrine/sandbox/spec"
+)
+
+// Sandbox is one pod: its namespaces, its network, its files, and the monitor that holds the processes. It
+// is made by Manager.RunPodSandbox or found again by Open, and ends with RemovePodSandbox.
+//
+// The fields above mu never change. Everything that a reader may ask for comes from them and from facts.
+type Sandbox struct {
+	m       *Manager
+	id      string
+	dir     string
+	config  *runtimeapi.PodSandboxConfig
+	plan    *spec.Pod // nil for a pod whose record could not be read: it can only be erased
+	record  podRecord // without facts
+	facts   atomic.Pointer[podFacts]
+	gate    *gate       // open while containers may be made
+	taken   atomic.Bool // somebody was told the id
+	watched sync.Map    // container id -> *Container: all, also half-made ones; who is told of exits
+
+	mu  sync.Mutex
+	mon monitor // guarded by mu; nil before the start and after the end
+}
+
+// newSandbox prepares a pod; nothing exists of it yet.
+func (m *Manager) newSandbox(id string, cfg *runtimeapi.PodSandboxConfig, plan *spec.Pod, handler string) (*Sandbox, error) {
+	raw, err := encodeMessage(cfg)
+	if err != nil {
+		return nil, err
+	}
+	sb := &Sandbox{m: m, id: id, dir: m.podDir(id), config: cfg, plan: plan, gate: newGate()}
+	sb.record = podRecord{
+		Version: recordVersion, ID: id, BootID: m.cfg.bootID, Handler: handler, Config: raw, Cgroup: plan.CgroupParent,
+	}
+	if sb.record.Cgroup == "" {
+		sb.record.Cgroup, sb.record.OwnCG = path.Join(m.cfg.CgroupParent, id), true
+	}
+	sb.facts.Store(&podFacts{})
+	return sb, nil
+}
+
+// ID returns the pod's id: 64 hex digits.
+func (sb *Sandbox) ID() string { return sb.id }
+
+func (m *Manager) podDir(id string) string { return filepath.Join(m.cfg.RunDir, "pods", id) }
+
+// podName is the key by which a pod is idempotent.
+func podName(md *runtimeapi.PodSandboxMetadata) string {
+	return fmt.Sprintf("pod %s/%s %s %d", md.GetNamespace(), md.GetName(), md.GetUid(), md.GetAttempt())
+}
+
+// update changes the facts and writes the record. f must return the new facts; it sees the latest ones.
+// The facts in memory change even if the record cannot be written: the kernel has changed already.
+func (sb *Sandbox) update(f func(podFacts) podFacts) error {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	n := f(*sb.facts.Load())
+	sb.facts.Store(&n)
+	return sb.writeLocked()
+}
+
+// writeLocked writes the record. Preconditions: sb.mu is held.
+func (sb *Sandbox) writeLocked() error {
+	if sb.plan == nil {
+		return nil
+	}
+	r := sb.record
+	r.Facts = *sb.facts.Load()
+	return sb.m.disk.write(sb.dir, "pod.json", &r)
+}
+
+// monitor returns the pod's monitor, nil if there is none.
+func (sb *Sandbox) monitor() monitor {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	return sb.mon
+}
+
+// setMonitor makes mon the pod's and starts to watch it.
+func (sb *Sandbox) setMonitor(mon monitor) {
+	sb.mu.Lock()
+	sb.mon = mon
+	sb.mu.Unlock()
+	sb.m.running.Add(1)
+	go sb.watch(mon) // ends with the monitor's events, which close ends
+}
+
+// letGo closes the connection to the monitor. The pod goes on.
+func (sb *Sandbox) letGo() error {
+	sb.mu.Lock()
+	mon := sb.mon
+	sb.mon = nil
+	sb.mu.Unlock()
+	if mon == nil {
+		return nil
+	}
+	return mon.close()
+}
+
+// containers returns all of the pod, also those on their way in or out that cannot be seen.
+func (sb *Sandbox) containers() []*Container {
+	var out []*Container
+	sb.watched.Range(func(_, c any) bool {
+		out = append(out, c.(*Container))
+		return true
+	})
+	return out
+}
+
+// makeDir makes the pod's directory and writes the first record.
+func (sb *Sandbox) makeDir() error {
+	if err := os.Mkdir(sb.dir, 0o700); err != nil {
+		return err
+	}
+	return sb.update(func(f podFacts) podFacts { return f })
+}
+
+// errUnreadable is why a pod without a usable record is only erased.
+var errUnreadable = errors.New("record cannot be read")

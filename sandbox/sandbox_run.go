@@ -1,0 +1,179 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"github.com/vitrine-runtime/vitrine/cni"
+	"github.com/vitrine-runtime/vitrine/oci"
+	"github.com/vitrine-runtime/vitrine/sandbox/spec"
+)
+
+// RunPodSandbox makes a pod: monitor, namespaces, network, files. It returns when the pod is READY. handler
+// must be empty: there is one way of running a pod.
+//
+// If ctx ends first the work goes on under Config.OperationTimeout; a retry with an equal config gets its
+// result. A pod of the same name whose id somebody was told already is ErrExists. After any other error
+// nothing is left of the pod, or it is erased in the background and not shown.
+func (m *Manager) RunPodSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+	if handler != "" {
+		return "", spec.Invalid("runtime_handler", handler, "unknown handler; only the default one, with no name, exists")
+	}
+	plan, err := spec.PodOf(cfg, m.host)
+	if err != nil {
+		return "", err
+	}
+	name := podName(cfg.GetMetadata())
+	id, err := m.flights.do(ctx, name, "run "+name, m.cfg.OperationTimeout, func(ctx context.Context, op *operation) (string, error) {
+		if sb := m.podNamed(name); sb != nil {
+			return sb.id, sb.adoptable(name)
+		}
+		return m.runPod(ctx, op, name, cfg, plan)
+	})
+	if err != nil {
+		return "", err
+	}
+	sb := m.index.Load().pods[id]
+	switch {
+	case sb == nil:
+		return "", fmt.Errorf("%s: removed meanwhile: %w", name, ErrState)
+	case !proto.Equal(sb.config, cfg):
+		return "", fmt.Errorf("%s: is pod sandbox %s, which was asked for with another config: %w", name, id, ErrExists)
+	}
+	sb.taken.Store(true)
+	return id, nil
+}
+
+func (m *Manager) podNamed(name string) *Sandbox {
+	i := m.index.Load()
+	return i.pods[i.names[name]]
+}
+
+// adoptable tells whether a pod that exists may be the answer to a request for one of its name. It may if
+// nobody was ever told its id: whoever asked for it first gave up, or a daemon before us was asked.
+func (sb *Sandbox) adoptable(name string) error {
+	if sb.taken.Load() || sb.facts.Load().state() != runtimeapi.PodSandboxState_SANDBOX_READY {
+		return fmt.Errorf("%s: is pod sandbox %s: %w", name, sb.id, ErrExists)
+	}
+	return nil
+}
+
+// runPod makes the pod, step by step, and takes everything back if one of them fails.
+func (m *Manager) runPod(ctx context.Context, op *operation, name string, cfg *runtimeapi.PodSandboxConfig, plan *spec.Pod) (string, error) {
+	sb, err := m.newSandbox(newID(), cfg, plan, "")
+	if err != nil {
+		return "", err
+	}
+	if err := sb.bringUp(ctx, op); err != nil {
+		if rerr := m.rollBack(ctx, sb.id, sb); rerr != nil {
+			klog.ErrorS(rerr, "Pod sandbox is half undone", "pod", sb.id)
+		}
+		return "", err
+	}
+	m.change(func(i *index) {
+		i.pods[sb.id] = sb
+		i.names[name] = sb.id
+	})
+	klog.V(2).InfoS("Pod sandbox runs", "pod", sb.id, "name", name, "ips", sb.facts.Load().IPs)
+	return sb.id, nil
+}
+
+// bringUp makes what the pod consists of, in an order in which each step has what it needs. The network
+// plugins, which take most of the time, run beside the making of the files.
+func (sb *Sandbox) bringUp(ctx context.Context, op *operation) error {
+	op.at("write record")
+	if err := sb.makeDir(); err != nil {
+		return err
+	}
+	op.at("start monitor")
+	if err := sb.startMonitor(ctx); err != nil {
+		return err
+	}
+	var ips []string
+	network := make(chan error, 1)
+	go func() { // ends with the plugins, which ctx ends
+		var err error
+		ips, err = sb.connect(ctx)
+		network <- err
+	}()
+	op.at("make files")
+	err := sb.makeFiles()
+	if err == nil {
+		op.at("add network")
+	}
+	if nerr := <-network; err == nil {
+		err = nerr
+	}
+	if err == nil {
+		err = sb.writeHosts(ips)
+	}
+	if err != nil {
+		return err
+	}
+	op.at("write record")
+	return sb.update(func(f podFacts) podFacts {
+		f.Created, f.IPs = now(), ips
+		return f
+	})
+}
+
+// startMonitor starts the monitor, with its pause in a cgroup of its own where the pod shares a pid
+// namespace.
+func (sb *Sandbox) startMonitor(ctx context.Context) error {
+	c := oci.PodConfig{
+		ID: sb.id, Dir: sb.dir, Hostname: sb.plan.Hostname,
+		HostNetwork: sb.plan.HostNetwork, HostIPC: sb.plan.HostIPC, HostPID: sb.plan.HostPID, SharedPID: sb.plan.SharedPID,
+		Sysctls: sb.plan.Sysctls, PauseCgroup: -1,
+	}
+	if sb.plan.SharedPID {
+		fd, err := sb.m.cfg.Cgroups.Slice(sb.pauseCgroup())
+		if err != nil {
+			return fmt.Errorf("make cgroup of the pause: %w", err)
+		}
+		defer fd.Close()
+		c.PauseCgroup = fd.Int()
+	}
+	mon, err := sb.m.cfg.monitors.start(ctx, c)
+	if err != nil {
+		return fmt.Errorf("start monitor: %w", err)
+	}
+	sb.setMonitor(mon)
+	return nil
+}
+
+// connect pins the network namespace and has the plugins connect it. In the host's network there is
+// nothing to do.
+func (sb *Sandbox) connect(ctx context.Context) ([]string, error) {
+	if sb.plan.HostNetwork {
+		return nil, nil
+	}
+	ns, err := sb.monitor().netns()
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	if err := pinNetNS(ns, sb.m.cfg.NetNSDir, sb.netns()); err != nil {
+		return nil, err
+	}
+	md := sb.config.GetMetadata()
+	p := cni.Pod{
+		ID: sb.id, Name: md.GetName(), Namespace: md.GetNamespace(), UID: md.GetUid(), NetNS: sb.netns(),
+	}
+	for _, port := range sb.plan.Ports {
+		p.PortMappings = append(p.PortMappings, cni.PortMapping{
+			Protocol: port.Protocol, HostIP: port.HostIP, HostPort: port.HostPort, ContainerPort: port.ContainerPort})
+	}
+	res, err := sb.m.cfg.Network.Add(ctx, p)
+	if err != nil {
+		return nil, fmt.Errorf("add network: %w", err)
+	}
+	var ips []string
+	for _, ip := range res.IPs {
+		ips = append(ips, ip.String())
+	}
+	return ips, nil
+}
