@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -85,7 +86,7 @@ func (s *Server) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*
 	if err := first(checkObjectID("container_id", r.GetContainerId()), err, shape(r), checkCommand("cmd", r.GetCmd())); err != nil {
 		return nil, err
 	}
-	return s.cfg.Manager.ExecSync(ctx, r.GetContainerId(), r.GetCmd(), timeout)
+	return s.cfg.Manager.ExecSync(ctx, r.GetContainerId(), r.GetCmd(), time.Duration(timeout)*time.Second)
 }
 
 // ReopenContainerLog lets a running container's log go on in a new file, after the

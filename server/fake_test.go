@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -89,8 +90,8 @@ func (f *fake) ListContainers(*runtimeapi.ContainerFilter) []*runtimeapi.Contain
 	_ = f.call(context.Background(), "ListContainers")
 	return []*runtimeapi.Container{{Id: containerID}}
 }
-func (f *fake) ExecSync(ctx context.Context, id string, cmd []string, timeout int64) (*runtimeapi.ExecSyncResponse, error) {
-	return &runtimeapi.ExecSyncResponse{Stdout: []byte("out"), ExitCode: 3}, f.call(ctx, "ExecSync", id, timeout, len(cmd))
+func (f *fake) ExecSync(ctx context.Context, id string, cmd []string, limit time.Duration) (*runtimeapi.ExecSyncResponse, error) {
+	return &runtimeapi.ExecSyncResponse{Stdout: []byte("out"), ExitCode: 3}, f.call(ctx, "ExecSync", id, limit, len(cmd))
 }
 func (f *fake) ReopenContainerLog(ctx context.Context, id string) error {
 	return f.call(ctx, "ReopenContainerLog", id)

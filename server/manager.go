@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -24,7 +25,7 @@ type Manager interface {
 	RemoveContainer(ctx context.Context, id string) error
 	ContainerStatus(id string) (*runtimeapi.ContainerStatus, map[string]string, error)
 	ListContainers(filter *runtimeapi.ContainerFilter) []*runtimeapi.Container
-	ExecSync(ctx context.Context, id string, cmd []string, timeoutSeconds int64) (*runtimeapi.ExecSyncResponse, error)
+	ExecSync(ctx context.Context, id string, cmd []string, limit time.Duration) (*runtimeapi.ExecSyncResponse, error)
 	ReopenContainerLog(ctx context.Context, id string) error
 }
 

@@ -155,8 +155,12 @@ func targets(c *client) []target {
 			return c.PodSandboxStatus(x, q)
 		}),
 		unary(&runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{Id: podID, State: &runtimeapi.PodSandboxStateValue{}, LabelSelector: selector}},
-			func(x context.Context, q *runtimeapi.ListPodSandboxRequest) (any, error) { return c.ListPodSandbox(x, q) }),
-		unary(validCreate(), func(x context.Context, q *runtimeapi.CreateContainerRequest) (any, error) { return c.CreateContainer(x, q) }),
+			func(x context.Context, q *runtimeapi.ListPodSandboxRequest) (any, error) {
+				return c.ListPodSandbox(x, q)
+			}),
+		unary(validCreate(), func(x context.Context, q *runtimeapi.CreateContainerRequest) (any, error) {
+			return c.CreateContainer(x, q)
+		}),
 		unary(&runtimeapi.StartContainerRequest{ContainerId: containerID}, func(x context.Context, q *runtimeapi.StartContainerRequest) (any, error) {
 			return c.StartContainer(x, q)
 		}),
@@ -170,7 +174,9 @@ func targets(c *client) []target {
 			return c.ContainerStatus(x, q)
 		}),
 		unary(&runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: containerID, State: &runtimeapi.ContainerStateValue{}, LabelSelector: selector}},
-			func(x context.Context, q *runtimeapi.ListContainersRequest) (any, error) { return c.ListContainers(x, q) }),
+			func(x context.Context, q *runtimeapi.ListContainersRequest) (any, error) {
+				return c.ListContainers(x, q)
+			}),
 		unary(&runtimeapi.ExecSyncRequest{ContainerId: containerID, Cmd: []string{"a"}, Timeout: 1}, func(x context.Context, q *runtimeapi.ExecSyncRequest) (any, error) { return c.ExecSync(x, q) }),
 		unary(&runtimeapi.ReopenContainerLogRequest{ContainerId: containerID}, func(x context.Context, q *runtimeapi.ReopenContainerLogRequest) (any, error) {
 			return c.ReopenContainerLog(x, q)

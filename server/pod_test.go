@@ -81,8 +81,12 @@ func TestPodMetadata(t *testing.T) {
 		{"B-04 254 bytes", "config.metadata.uid", set(strings.Repeat("u", 254), uid)},
 		{"B-04 253 bytes", "", set(strings.Repeat("u", 253), uid)},
 		{"B-06 attempt", "", func(p *runtimeapi.PodSandboxConfig) { p.Metadata.Attempt = math.MaxUint32 }},
-		{"B-31 256 KiB of labels", "", func(p *runtimeapi.PodSandboxConfig) { p.Labels = map[string]string{"k": strings.Repeat("v", maxLabels-1)} }},
-		{"B-31 more labels", "config.labels", func(p *runtimeapi.PodSandboxConfig) { p.Labels = map[string]string{"k": strings.Repeat("v", maxLabels)} }},
+		{"B-31 256 KiB of labels", "", func(p *runtimeapi.PodSandboxConfig) {
+			p.Labels = map[string]string{"k": strings.Repeat("v", maxLabels-1)}
+		}},
+		{"B-31 more labels", "config.labels", func(p *runtimeapi.PodSandboxConfig) {
+			p.Labels = map[string]string{"k": strings.Repeat("v", maxLabels)}
+		}},
 		{"B-31 1 MiB annotation", "config.annotations", func(p *runtimeapi.PodSandboxConfig) { p.Annotations["k"] = strings.Repeat("v", 1<<20) }},
 		{"B-31 no key", "config.annotations", func(p *runtimeapi.PodSandboxConfig) { p.Annotations[""] = "v" }},
 		{"B-34 windows is ignored", "", func(p *runtimeapi.PodSandboxConfig) {

@@ -69,7 +69,7 @@ func validContainer() *runtimeapi.ContainerConfig {
 func validMounts() []*runtimeapi.Mount {
 	return []*runtimeapi.Mount{
 		{ContainerPath: "/data", HostPath: "/var/lib/kubelet/pods/f3/volumes/data", Readonly: true, RecursiveReadOnly: true, SelinuxRelabel: true, Image: &runtimeapi.ImageSpec{}},
-		{ContainerPath: "/proc/meminfo", HostPath: "/var/lib/lxcfs/proc/meminfo"},
+		{ContainerPath: "/etc/hosts", HostPath: "/var/lib/kubelet/pods/f3/etc-hosts"},
 		{ContainerPath: "/csi", HostPath: "/var/lib/csi", Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL},
 	}
 }

@@ -116,7 +116,7 @@ func TestTimeoutsAndCommands(t *testing.T) {
 	if err != nil || resp.GetExitCode() != 3 || string(resp.GetStdout()) != "out" {
 		t.Errorf("exec: %v, %v", resp, err)
 	}
-	if got := f.took(); !slices.Equal(got, []string{"ExecSync a 315360000 2"}) {
+	if got := f.took(); !slices.Equal(got, []string{"ExecSync a 87600h0m0s 2"}) {
 		t.Errorf("calls %q", got)
 	}
 	f.do = func(context.Context, string) error { return context.DeadlineExceeded }
