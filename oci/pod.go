@@ -18,14 +18,14 @@ import (
 // Pod is a connection to a pod's monitor. It is safe for concurrent use. It
 // keeps nothing that the monitor would not tell a new Pod.
 type Pod struct {
-	conn    *wire.Conn
-	id      string
-	pid     int
-	shared  bool
-	version uint16
-	monitor *sys.FD // pidfd of the monitor
-	pause   *sys.FD // pidfd of the pause, or nil
-	queue   *eventQueue
+	conn     *wire.Conn
+	id       string
+	pid      int
+	pausePid int // 0 unless the pod shares a pid namespace
+	version  uint16
+	monitor  *sys.FD // pidfd of the monitor
+	pause    *sys.FD // pidfd of the pause, or nil
+	queue    *eventQueue
 
 	stopping  atomic.Bool // the monitor was asked to end
 	mu        sync.Mutex
@@ -105,7 +105,7 @@ func (p *Pod) greet(ctx context.Context) error {
 	}
 	p.mu.Lock()
 	p.id, p.pid, p.version = w.Pod, int(w.Pid), w.Version
-	p.monitor, p.pause, p.shared = monitor, pause, w.Pause != 0
+	p.monitor, p.pause, p.pausePid = monitor, pause, int(w.Pause)
 	p.mu.Unlock()
 	if _, err := ask[*wire.States](ctx, p, &wire.List{}); err != nil {
 		return fmt.Errorf("greet monitor: %w", err)
@@ -115,6 +115,10 @@ func (p *Pod) greet(ctx context.Context) error {
 
 // ID returns the pod's id as the monitor was told it.
 func (p *Pod) ID() string { return p.id }
+
+// PausePid returns the process id of pid 1 in a shared pid namespace, 0 in a pod
+// without one.
+func (p *Pod) PausePid() int { return p.pausePid }
 
 // MonitorPid returns the monitor's process id. It may be somebody else's once
 // the monitor is dead.

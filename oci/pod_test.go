@@ -2,7 +2,6 @@ package oci
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -196,6 +195,9 @@ func (n *node) podConfig(change func(*PodConfig)) PodConfig {
 }
 
 func (n *node) end(p *Pod) {
+	if b, err := os.ReadFile(filepath.Join(n.dir, p.ID(), logName)); err != nil || len(b) > 0 {
+		n.t.Errorf("last words of the monitor: %s, %v", b, err)
+	}
 	writeAt(n.cgroup, "cgroup.kill", "1") // everybody, the monitor included
 	p.Close()
 }
@@ -418,5 +420,3 @@ func TestDaemonComesBack(t *testing.T) {
 		t.Errorf("status %+v", s)
 	}
 }
-
-var _ = context.Background

@@ -76,7 +76,7 @@ func (p *Pod) Process(id string) *Process {
 // nothing of the container is then left in the monitor.
 func (p *Pod) Create(ctx context.Context, c ContainerConfig) (*Process, error) {
 	defer c.close()
-	o, err := newOrder(&c, p.shared)
+	o, err := newOrder(&c, p.pausePid != 0)
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", c.ID, err)
 	}
@@ -162,15 +162,7 @@ func compile(c *ContainerConfig, sharedPID bool) (code []byte, table []int, err 
 	if c.Rootfs == nil || c.Spec == nil || c.Spec.Process == nil || c.Spec.Linux == nil {
 		return nil, nil, fmt.Errorf("spec or root filesystem is missing: %w", ErrInvalid)
 	}
-	// The pod's namespaces are the monitor's own; its pid namespace is entered by
-	// the thread that forks.
-	in := program.Input{
-		Spec: c.Spec, Binds: map[int]program.Bind{},
-		Inherit: []specs.LinuxNamespaceType{specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace},
-	}
-	if sharedPID {
-		in.Inherit = append(in.Inherit, specs.PIDNamespace)
-	}
+	in := program.Input{Spec: c.Spec, Binds: map[int]program.Bind{}, Inherit: inherited(sharedPID)}
 	if in.Seccomp, in.SeccompFlags, err = compileSeccomp(c.Spec.Linux.Seccomp); err != nil {
 		return nil, nil, err
 	}
@@ -193,6 +185,16 @@ func compile(c *ContainerConfig, sharedPID bool) (code []byte, table []int, err 
 	}
 	code, err = p.Encode()
 	return code, table, err
+}
+
+// inherited lists the namespaces that a container finds itself in: the
+// monitor's own, and the pod's pid namespace, which the forking thread enters.
+func inherited(sharedPID bool) []specs.LinuxNamespaceType {
+	l := []specs.LinuxNamespaceType{specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace}
+	if sharedPID {
+		l = append(l, specs.PIDNamespace)
+	}
+	return l
 }
 
 func openDir(path string) (*sys.FD, error) {

@@ -225,6 +225,7 @@ func (m *monitor) start(id string, answer func(wire.Body)) error {
 		c.p.kill()
 		return fmt.Errorf("start container: %w", err)
 	}
+	c.p.settle()
 	m.pod.mu.Lock()
 	c.state.Phase = wire.Running
 	c.state.Started = time.Now().UnixNano()

@@ -28,6 +28,6 @@
 //     close or, restarted, finds that nobody answers on the socket.
 //     A pod is never left half alive, and its exit codes are then unknown, not invented.
 //
-// Memory: no spec, no JSON and no program is kept. Programs are mapped from the
-// daemon's memfd for the time of the fork.
+// Memory: no spec and no JSON is kept. A program is mapped from the daemon's memfd
+// until its execve and costs no page of our own; children never see it.
 package monitor

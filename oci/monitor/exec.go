@@ -64,6 +64,7 @@ func (m *monitor) exec(r *wire.Exec, p *wire.Packet, answer func(wire.Body)) err
 		e.kill()
 		return fmt.Errorf("exec: %w", err)
 	}
+	e.settle()
 	answer(&wire.ExecStarted{Pid: int32(e.Pid())})
 	return nil
 }

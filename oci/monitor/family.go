@@ -35,10 +35,12 @@ type process struct {
 	family *family
 	// verbs is held around Ready, Release and the reaping: the first two look at a child
 	// that may be dead, and it must then still be a zombie.
-	verbs  sync.Mutex
-	reaped bool          // guarded by verbs
-	gone   chan struct{} // closed when it was reaped
-	watch  *os.File      // its pidfd, in the poller
+	verbs   sync.Mutex
+	reaped  bool   // guarded by verbs
+	program []byte // mapped for the names of its steps, until settle; guarded by verbs
+
+	gone  chan struct{} // closed when it was reaped
+	watch *os.File      // its pidfd, in the poller
 }
 
 func (f *family) init() { f.known = map[int]bool{} }
@@ -51,13 +53,13 @@ func (f *family) start(program int, a executor.Attr) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Munmap(b)
 	a.Program = b
 	c, err := executor.Start(a)
 	if err != nil {
+		unix.Munmap(b)
 		return nil, err
 	}
-	p := &process{Child: c, family: f, gone: make(chan struct{})}
+	p := &process{Child: c, family: f, program: b, gone: make(chan struct{})}
 	f.mu.Lock()
 	f.known[c.Pid()] = true
 	f.mu.Unlock()
@@ -66,6 +68,7 @@ func (f *family) start(program int, a executor.Attr) (*process, error) {
 		p.kill()
 		unix.Wait4(c.Pid(), nil, 0, nil)
 		f.forget(c.Pid())
+		p.settle()
 		c.Close()
 		return nil, err
 	}
@@ -91,7 +94,12 @@ func mapProgram(fd int) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map program: %w", err)
 	}
-	unix.Madvise(b, unix.MADV_DONTFORK) // the child has the executor's copy
+	// The child has the executor's copy; and a container that is still to be started
+	// has its environment here, which no other container's init is to have.
+	if err := unix.Madvise(b, unix.MADV_DONTFORK); err != nil {
+		unix.Munmap(b)
+		return nil, fmt.Errorf("hide program from children: %w", err)
+	}
 	return b, nil
 }
 
@@ -128,6 +136,7 @@ func (p *process) wait() wire.Status {
 		err = waitid(unix.P_PID, p.Pid(), &si, unix.WEXITED)
 	}
 	p.reaped = true
+	p.settle()
 	p.watch.Close()
 	p.family.forget(p.Pid())
 	close(p.gone)
@@ -137,6 +146,15 @@ func (p *process) wait() wire.Status {
 		return wire.Status{Code: 255, At: at}
 	}
 	return si.result(at)
+}
+
+// settle gives the program back once no step of it can fail any more: after
+// execve or death. Preconditions: p.verbs is held.
+func (p *process) settle() {
+	if p.program != nil {
+		unix.Munmap(p.program)
+		p.program = nil
+	}
 }
 
 // dead says whether the process has ended, reaped or not.

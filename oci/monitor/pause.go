@@ -60,6 +60,7 @@ func (m *monitor) startPause() error {
 		p.wait()
 		return fmt.Errorf("start pause: %w", err)
 	}
+	p.settle()
 	m.pause = p
 	go p.wait() // ends with the pause
 	return nil
