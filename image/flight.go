@@ -13,10 +13,12 @@ var errClosed = errors.New("image store is closed")
 // context allows; the work goes on as long as anybody waits for it and is
 // cancelled with the last one.
 type flights struct {
-	mu     sync.Mutex
-	closed bool
-	byKey  map[string]*flight
-	work   sync.WaitGroup // one per running function, ended ones of no interest included
+	mu      sync.Mutex
+	closed  bool
+	byKey   map[string]*flight
+	running int            // also cancelled ones that have not ended yet
+	paused  chan struct{}  // not nil while idle's function runs; closed after it
+	work    sync.WaitGroup // as running
 }
 
 // flight is one running pull. waiters is guarded by flights.mu; id and err are
@@ -71,14 +73,45 @@ func (g *flights) join(ctx context.Context, key string, work func(context.Contex
 		g.byKey = map[string]*flight{}
 	}
 	g.byKey[key] = f
+	g.running++
 	g.work.Add(1)
-	go func() { // ends with work, which ends soon after own does
-		defer g.work.Done()
-		f.id, f.err = work(own)
-		g.forget(key, f)
-		close(f.done)
-	}()
+	go g.run(own, key, f, g.paused, work) // ends with work, which ends soon after own does
 	return f, nil
+}
+
+func (g *flights) run(ctx context.Context, key string, f *flight, paused chan struct{}, work func(context.Context) (string, error)) {
+	defer g.work.Done()
+	if paused != nil {
+		<-paused
+	}
+	f.id, f.err = work(ctx)
+	g.mu.Lock()
+	g.running--
+	if g.byKey[key] == f {
+		delete(g.byKey, key) // the next caller starts anew
+	}
+	g.mu.Unlock()
+	close(f.done)
+}
+
+// idle calls f while no work runs; work that is asked for meanwhile begins
+// after it. If work runs already, idle does nothing.
+func (g *flights) idle(f func() error) error {
+	g.mu.Lock()
+	if g.running > 0 || g.paused != nil {
+		g.mu.Unlock()
+		return nil
+	}
+	paused := make(chan struct{})
+	g.paused = paused
+	g.mu.Unlock()
+	defer func() {
+		g.mu.Lock()
+		g.paused = nil
+		g.mu.Unlock()
+		close(paused)
+	}()
+	return f()
 }
 
 // leave takes a waiter away. The last one cancels the work, and nobody joins a
@@ -90,15 +123,6 @@ func (g *flights) leave(key string, f *flight) {
 		return
 	}
 	f.cancel()
-	if g.byKey[key] == f {
-		delete(g.byKey, key)
-	}
-}
-
-// forget lets the next caller of key start anew.
-func (g *flights) forget(key string, f *flight) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	if g.byKey[key] == f {
 		delete(g.byKey, key)
 	}

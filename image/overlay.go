@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -174,12 +175,7 @@ func withKernelLog(ctx *sys.FD, err error) error {
 // overlayfs leaves it behind on purpose and refuses the directory then; Mount
 // has made sure that the machine did not crash in between.
 func (s *Store) clearVolatile(containerID string) error {
-	const mark = "/" + workDir + "/work/incompat/volatile"
-	err := unix.Unlinkat(s.roots.Int(), containerID+mark, unix.AT_REMOVEDIR)
-	if err != nil && err != unix.ENOENT {
-		return &fs.PathError{Op: "rmdir", Path: containerID + mark, Err: err}
-	}
-	return nil
+	return removeTree(context.Background(), s.roots.Int(), containerID+"/"+workDir+"/work/incompat")
 }
 
 // procPath names an open directory in a few bytes.
@@ -189,18 +185,34 @@ func procPath(fd *sys.FD) string { return "/proc/self/fd/" + strconv.Itoa(fd.Int
 // mount namespace that lives as long as one thread, from where open_tree takes a
 // detached copy. The thread ends with its namespace, so nothing is left to clean.
 func (s *Store) mountInScratch(containerID string, ids []string, readonly bool) (*sys.FD, error) {
-	type result struct {
-		fd  *sys.FD
-		err error
+	var (
+		fd   *sys.FD
+		err  error
+		done = make(chan struct{})
+	)
+	go onLostThread(func() {
+		defer close(done)
+		fd, err = s.scratchMount(containerID, ids, readonly)
+	})
+	<-done
+	return fd, err
+}
+
+// onLostThread runs f on a thread that ends afterwards: a goroutine that ends
+// while it is locked takes its thread along. That does not hold for the main
+// thread, which stays, and with it /proc/self would show the other namespace for
+// good. So if the goroutine happens to be there it blocks the place for another
+// one. It must be the last call of its goroutine.
+func onLostThread(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		f()
+		return
 	}
-	done := make(chan result, 1)
-	go func() { // ends after one mount; never unlocked, so its thread dies with it
-		runtime.LockOSThread()
-		fd, err := s.scratchMount(containerID, ids, readonly)
-		done <- result{fd, err}
-	}()
-	r := <-done
-	return r.fd, r.err
+	defer runtime.UnlockOSThread()
+	done := make(chan struct{})
+	go onLostThread(func() { defer close(done); f() })
+	<-done
 }
 
 // scratchMount does mountInScratch's work. Preconditions: the thread is locked

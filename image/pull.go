@@ -20,7 +20,7 @@ import (
 
 // maxPullTries bounds how often a pull starts over because a removal took away
 // layers that it was about to use.
-const maxPullTries = 3
+const maxPullTries = 10
 
 // errTakenAway: an image was removed while the pull that wanted it ran.
 var errTakenAway = errors.New("image was removed during its pull")
@@ -86,13 +86,15 @@ func (s *Store) pullAny(ctx context.Context, sysctx *types.SystemContext, names 
 	return "", err
 }
 
-// pull is one candidate, started over where a removal got in its way.
+// pull is one candidate, started over where a removal got in its way: the
+// library finds the layers that it has at the beginning and is lost if they are
+// gone at the end. It says so in many words, so any failure during which
+// something was deleted counts.
 func (s *Store) pull(ctx context.Context, sysctx *types.SystemContext, named reference.Named) (string, error) {
 	for try := 1; ; try++ {
+		before := s.deletions.Load()
 		id, err := s.pullOnce(ctx, sysctx, named)
-		gone := errors.Is(err, errTakenAway) || errors.Is(err, storage.ErrLayerUnknown) ||
-			errors.Is(err, storage.ErrParentUnknown) || errors.Is(err, storage.ErrImageUnknown)
-		if !gone || try == maxPullTries || ctx.Err() != nil {
+		if err == nil || s.deletions.Load() == before || try == maxPullTries || ctx.Err() != nil {
 			return id, err
 		}
 	}

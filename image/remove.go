@@ -29,13 +29,14 @@ func (s *Store) Remove(_ context.Context, ref string) error {
 	s.removing[e.key] = true // from here on no new container gets it
 	s.mu.Unlock()
 	unlock := s.images.lock(e.key)
-	defer unlock()
 	err = s.removeLocked(e.key)
 	// Before the lock goes: a pull that waits for it shows the image again.
 	s.mu.Lock()
 	delete(s.removing, e.key)
 	s.mu.Unlock()
-	if err != nil {
+	unlock()
+	// Who removes images wants space.
+	if err = errors.Join(err, s.flights.idle(s.sweep)); err != nil {
 		return fmt.Errorf("remove image %s: %w", e.ID, err)
 	}
 	return nil
@@ -51,11 +52,20 @@ func (s *Store) removeImage(id string) error {
 
 // removeLocked is removeImage. Preconditions: the image's lock is held.
 func (s *Store) removeLocked(id string) error {
-	_, err := s.store.DeleteImage(id, true)
-	if err != nil && !errors.Is(err, storage.ErrImageUnknown) {
+	if err := s.delete(id); err != nil {
 		return errors.Join(err, s.reload())
 	}
 	return errors.Join(s.unpinLocked(id), s.reload())
+}
+
+// delete deletes an image or a pin with the layers that nobody else needs.
+func (s *Store) delete(id string) error {
+	_, err := s.store.DeleteImage(id, true)
+	s.deletions.Add(1)
+	if errors.Is(err, storage.ErrImageUnknown) || errors.Is(err, storage.ErrNotAnImage) {
+		return nil
+	}
+	return err
 }
 
 // pinPrefix begins the metadata of a pin; the image's id follows.
@@ -101,7 +111,7 @@ func (s *Store) unpinLocked(id string) error {
 	} else if !errors.Is(err, storage.ErrImageUnknown) {
 		return err
 	}
-	if _, err := s.store.DeleteImage(pinID(id), true); err != nil && !errors.Is(err, storage.ErrImageUnknown) {
+	if err := s.delete(pinID(id)); err != nil {
 		return fmt.Errorf("delete layers of image %s: %w", id, err)
 	}
 	return nil
@@ -128,4 +138,66 @@ func (s *Store) repairPins() error {
 		}
 	}
 	return nil
+}
+
+// sweep deletes the layers that belong to no image: what pulls finished before
+// they failed or were cancelled. Preconditions: no pull runs.
+func (s *Store) sweep() error {
+	used, err := s.layersInUse()
+	if err != nil || used == nil {
+		return err
+	}
+	layers, err := s.store.Layers()
+	if err != nil {
+		return err
+	}
+	parent := map[string]string{}
+	children := map[string]int{}
+	for i := range layers {
+		parent[layers[i].ID] = layers[i].Parent
+		children[layers[i].Parent]++
+	}
+	for id := range parent {
+		// From a leaf down to the first layer that somebody needs.
+		for id != "" && children[id] == 0 && !used[id] {
+			if err := s.store.DeleteLayer(id); err != nil {
+				return fmt.Errorf("delete layer %s: %w", id, err)
+			}
+			children[id] = -1 // done
+			id = parent[id]
+			children[id]--
+		}
+	}
+	return nil
+}
+
+// layersInUse returns the layers of all images and containers, or nil if that
+// cannot be told because a record is broken.
+func (s *Store) layersInUse() (map[string]bool, error) {
+	used := map[string]bool{}
+	images, err := s.store.Images()
+	if err != nil {
+		return nil, err
+	}
+	for i := range images {
+		for id := images[i].TopLayer; id != "" && !used[id]; {
+			used[id] = true
+			l, err := s.store.Layer(id)
+			if err != nil {
+				return nil, err
+			}
+			id = l.Parent
+		}
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if len(s.broken) > 0 {
+		return nil, nil
+	}
+	for _, rec := range s.rootfses {
+		for _, id := range rec.Layers {
+			used[id] = true
+		}
+	}
+	return used, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"go.podman.io/storage"
 	"go.podman.io/storage/pkg/reexec"
@@ -26,8 +27,9 @@ func Init() bool { return reexec.Init() }
 // protect its files from others, not our snapshot of them.
 //
 // All methods may be called concurrently, until Close. Images, names and root
-// filesystems survive a restart; running pulls do not, but what they finished of
-// an image's layers is used by the next pull.
+// filesystems survive a restart; running pulls do not. What a failed pull
+// finished of an image's layers is used by the next one, until a Remove finds no
+// pull running, or the store opens again.
 type Store struct {
 	config  Config
 	store   storage.Store
@@ -42,6 +44,8 @@ type Store struct {
 	refresh sync.Mutex
 	usage   usageCache
 
+	deletions atomic.Uint64 // calls of delete; see pull
+
 	mu       sync.RWMutex
 	view     *view               // guarded by mu, replaced as a whole, never changed
 	removing map[string]bool     // guarded by mu: image ids that are on their way out
@@ -52,8 +56,8 @@ type Store struct {
 
 // Open opens the store, making its directories (0700) where they are missing,
 // and takes care of what a killed predecessor left: half-unpacked layers are
-// deleted by the library, half-made pins completed or deleted. Call Init first.
-// The caller closes the store.
+// deleted by the library, half-made pins completed or deleted, layers of no image deleted. Call Init
+// first. The caller closes the store.
 func Open(config Config) (*Store, error) {
 	if err := config.check(); err != nil {
 		return nil, err
@@ -112,6 +116,9 @@ func (s *Store) load() (err error) {
 		return err
 	}
 	if err := s.repairPins(); err != nil {
+		return err
+	}
+	if err := s.sweep(); err != nil {
 		return err
 	}
 	return s.reload()

@@ -100,10 +100,16 @@ func (s *Store) reload() error {
 	if err != nil {
 		return fmt.Errorf("list images: %w", err)
 	}
+	pinned := map[string]bool{}
+	for i := range images {
+		pinned[pinnedImage(&images[i])] = true
+	}
 	old := s.current()
 	next := &view{byID: map[string]*entry{}, byName: map[string]*entry{}}
 	for i := range images {
-		if pinnedImage(&images[i]) != "" {
+		// Without a pin it is a pin itself, or a pull is not done with it: who
+		// cannot see it does not remove it under the pull's hands.
+		if !pinned[images[i].ID] {
 			continue
 		}
 		e, err := s.describe(&images[i], old.byID[images[i].ID])
