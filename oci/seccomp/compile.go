@@ -1,0 +1,144 @@
+package seccomp
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Filter is a compiled profile. It is not changed after Compile, and may be shared.
+type Filter struct {
+	Insns    []Insn   // at most MaxLen
+	Flags    uint64   // for the second argument of seccomp(2)
+	Warnings []string // what of the profile has no effect, each once, for people
+}
+
+// Compile translates a profile for the machine that it runs on. See the package comment for what a profile means. Errors name the
+// member of the profile; ErrNotify and ErrTooLong can be asked for. The profile is not changed and not kept.
+func Compile(p *specs.LinuxSeccomp) (*Filter, error) {
+	var w warnings
+	flags, err := resolveFlags(p, &w)
+	if err != nil {
+		return nil, err
+	}
+	g, err := resolve(p, &w)
+	if err != nil {
+		return nil, err
+	}
+	var nodes graph
+	root := g.graph(&nodes)
+	if len(nodes.nodes) >= maxNodes {
+		return nil, ErrTooLong
+	}
+	insns, err := assemble(root)
+	if err != nil {
+		return nil, err
+	}
+	return &Filter{Insns: insns, Flags: flags, Warnings: w.list}, nil
+}
+
+// Bytes is the program as seccomp(2) reads it: 8 bytes for each instruction, in the machine's byte order.
+func (f *Filter) Bytes() []byte {
+	b := make([]byte, 0, 8*len(f.Insns))
+	for _, i := range f.Insns {
+		b = binary.NativeEndian.AppendUint16(b, i.Code)
+		b = append(b, i.Jt, i.Jf)
+		b = binary.NativeEndian.AppendUint32(b, i.K)
+	}
+	return b
+}
+
+// String names the size, for logs.
+func (f *Filter) String() string {
+	return fmt.Sprintf("seccomp filter of %d instructions", len(f.Insns))
+}
+
+// badArch is the answer to calls of ABIs that are not included. libseccomp kills the thread only, which leaves the rest of a process in a
+// state that nobody wrote.
+const badArch = KillProcess
+
+// graph makes the whole filter: first by architecture, then by number.
+func (g *program) graph(nodes *graph) *node {
+	root := nodes.ret(badArch)
+	var done []uint32
+	for i, a := range slices.Backward(hostABIs) {
+		if !g.in[i] || slices.Contains(done, a.token) {
+			continue
+		}
+		done = append(done, a.token)
+		numbers := nodes.load(offNumber, nodes.search(g.spans(nodes, a.token)))
+		root = nodes.make(node{code: codeEqual, k: a.token, yes: numbers, no: root})
+	}
+	return nodes.load(offArch, root)
+}
+
+// spans covers all numbers that can come with one audit architecture.
+func (g *program) spans(nodes *graph, token uint32) []span {
+	var spans []span
+	for i, a := range hostABIs {
+		if a.token != token || a.base != 0 {
+			continue
+		}
+		spans = g.fill(spans, nodes, i)
+	}
+	for i, a := range hostABIs {
+		if a.token != token || a.base == 0 {
+			continue
+		}
+		// This ABI's numbers are the upper part of the other's. -1 is no number, but a tracer's way to skip a call.
+		last := spans[len(spans)-1].to
+		spans = slices.DeleteFunc(spans, func(s span) bool { return s.from >= a.base })
+		if g.in[i] {
+			spans = g.fill(spans, nodes, i)
+		} else {
+			spans = append(spans, span{a.base, nodes.ret(badArch)}, span{math.MaxUint32, last})
+		}
+	}
+	return spans
+}
+
+// fill appends the spans of one ABI.
+func (g *program) fill(spans []span, nodes *graph, i int) []span {
+	a := hostABIs[i]
+	deflt := nodes.ret(g.deflt)
+	unknown := deflt
+	if !g.deflt.lenient() && g.top[i] >= 0 {
+		unknown = nodes.ret(Errno | enosys)
+	}
+	put := func(from uint32, to *node) {
+		if last := len(spans) - 1; last >= 0 && spans[last].from == from {
+			spans[last].to = to
+			return
+		}
+		spans = append(spans, span{from, to})
+	}
+	put(a.base, deflt)
+	if a.zeroUnknown {
+		put(0, unknown)
+		put(1, deflt)
+	}
+	for _, n := range g.numbers(i) {
+		to := deflt
+		if s := g.rules[i][n]; s != nil {
+			to = lowerer{graph: nodes, abi: i, number: n}.lower(s, deflt)
+		}
+		put(n, to)
+		if int(n-a.base) < g.top[i] {
+			put(n+1, deflt)
+		} else {
+			put(n+1, unknown)
+		}
+	}
+	return spans
+}
+
+// numbers lists what the profile says anything about, in order.
+func (g *program) numbers(i int) []uint32 {
+	list := slices.AppendSeq(slices.Collect(maps.Keys(g.named[i])), maps.Keys(g.rules[i]))
+	slices.Sort(list)
+	return slices.Compact(list)
+}

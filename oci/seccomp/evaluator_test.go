@@ -1,0 +1,307 @@
+package seccomp
+
+import (
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// This file is a second opinion: it answers single calls straight from the words of the OCI text and of the package comment,
+// knows nothing of ranges, graphs and instructions, and shares with the compiler nothing but the table of names.
+
+// clause is a rule as a reader of the profile sees it.
+type clause struct {
+	action Action
+	args   []specs.LinuxSeccompArg
+	copied bool
+}
+
+// numberNames maps each ABI's numbers (with the x32 bit) to all their names.
+var numberNames = sync.OnceValue(func() []map[uint32][]string {
+	list := make([]map[uint32][]string, len(hostABIs))
+	for i := range hostABIs {
+		list[i] = map[uint32][]string{}
+		for _, c := range table() {
+			if n := c.numbers[i]; n >= 0 {
+				key := uint32(n) + hostABIs[i].base
+				list[i][key] = append(list[i][key], c.name)
+			}
+		}
+	}
+	return list
+})
+
+// nameOf is CallName, fast enough for millions of calls.
+func nameOf(token, number uint32) string {
+	for i, a := range hostABIs {
+		if names := numberNames()[i][number]; a.token == token && len(names) > 0 {
+			return names[0]
+		}
+	}
+	return ""
+}
+
+// judge holds what is worked out once for a profile.
+type judge struct {
+	p     *specs.LinuxSeccomp
+	deflt Action
+	names []map[uint32][]string
+	top   []int
+}
+
+func newJudge(p *specs.LinuxSeccomp) *judge {
+	j := &judge{p: p, deflt: mustAction(p.DefaultAction, p.DefaultErrnoRet), names: numberNames()}
+	for i, a := range hostABIs {
+		top := -1
+		for number, names := range j.names[i] {
+			n := number - a.base
+			if a.private != 0 && n >= a.private {
+				continue
+			}
+			for _, s := range p.Syscalls {
+				for _, name := range names {
+					if slices.Contains(s.Names, name) {
+						top = max(top, int(n))
+					}
+				}
+			}
+		}
+		j.top = append(j.top, top)
+	}
+	return j
+}
+
+func mustAction(name specs.LinuxSeccompAction, errno *uint) Action {
+	e := Action(1)
+	if errno != nil {
+		e = Action(*errno)
+	}
+	switch name {
+	case "SCMP_ACT_ALLOW":
+		return 0x7fff0000
+	case "SCMP_ACT_LOG":
+		return 0x7ffc0000
+	case "SCMP_ACT_TRACE":
+		return 0x7ff00000 + e
+	case "SCMP_ACT_ERRNO":
+		return 0x00050000 + e
+	case "SCMP_ACT_TRAP":
+		return 0x00030000
+	case "SCMP_ACT_KILL", "SCMP_ACT_KILL_THREAD":
+		return 0
+	case "SCMP_ACT_KILL_PROCESS":
+		return 0x80000000
+	}
+	panic(name)
+}
+
+// answer is what a call gets.
+func (j *judge) answer(c Call) Action {
+	abi := j.abi(c)
+	if abi < 0 {
+		return KillProcess
+	}
+	var clauses []clause
+	names := j.names[abi][c.Number]
+	for i := range j.p.Syscalls {
+		clauses = append(clauses, j.clauses(abi, &j.p.Syscalls[i], names)...)
+	}
+	for _, cl := range clauses {
+		if len(cl.args) == 0 {
+			return cl.action
+		}
+	}
+	var best *clause
+	for i := range clauses {
+		cl := &clauses[i]
+		if matches(abi, names, cl, c.Args) && (best == nil || precedes(abi, cl, best)) {
+			best = cl
+		}
+	}
+	if best != nil {
+		return best.action
+	}
+	return j.unnamed(abi, c.Number, names)
+}
+
+// unnamed is the answer where no rule speaks: the default, or ENOSYS for what is newer than the profile.
+func (j *judge) unnamed(abi int, number uint32, names []string) Action {
+	for _, s := range j.p.Syscalls {
+		for _, n := range names {
+			if slices.Contains(s.Names, n) {
+				return j.deflt
+			}
+		}
+	}
+	switch j.p.DefaultAction {
+	case "SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE":
+		return j.deflt
+	}
+	if j.top[abi] >= 0 && int(number-hostABIs[abi].base) > j.top[abi] {
+		return 0x00050000 + 38
+	}
+	return j.deflt
+}
+
+// abi finds the ABI of a call, or -1 if the profile does not include it.
+func (j *judge) abi(c Call) int {
+	for i, a := range hostABIs {
+		if a.token != c.Arch {
+			continue
+		}
+		x32 := a.token == 0xc000003e && c.Number >= 0x40000000
+		included := i == 0 || slices.Contains(j.p.Architectures, a.name)
+		switch {
+		case x32 && a.base == 0 && c.Number == 0xffffffff && !slices.Contains(j.p.Architectures, "SCMP_ARCH_X32"):
+			return i
+		case x32 == (a.base != 0) && included:
+			return i
+		}
+	}
+	return -1
+}
+
+// clauses lists what one entry of the profile says about a call, directly and through a multiplexer.
+func (j *judge) clauses(abi int, s *specs.LinuxSyscall, names []string) []clause {
+	action := mustAction(s.Action, s.ErrnoRet)
+	if action == j.deflt {
+		return nil
+	}
+	var out []clause
+	for _, name := range s.Names {
+		if slices.Contains(names, name) {
+			if len(s.Args) == 0 || distinct(s.Args) {
+				out = append(out, clause{action: action, args: s.Args})
+				continue
+			}
+			for _, a := range s.Args {
+				out = append(out, clause{action: action, args: []specs.LinuxSeccompArg{a}})
+			}
+		}
+		if !hostABIs[abi].mux || len(s.Args) > 0 && restrictive(action) > restrictive(j.deflt) {
+			continue
+		}
+		if i := slices.Index(strings.Fields("- socket bind connect listen accept getsockname getpeername socketpair send recv sendto recvfrom shutdown "+
+			"setsockopt getsockopt sendmsg recvmsg accept4 recvmmsg sendmmsg"), name); i > 0 && slices.Contains(names, "socketcall") {
+			out = append(out, clause{action: action, copied: true, args: []specs.LinuxSeccompArg{{Value: uint64(i), Op: "SCMP_CMP_EQ"}}})
+		}
+		if i := slices.Index(strings.Fields("- semop semget semctl semtimedop - - - - - - msgsnd msgrcv msgget msgctl - - - - - - shmat shmdt shmget shmctl"), name); i > 0 &&
+			slices.Contains(names, "ipc") {
+			out = append(out, clause{action: action, copied: true, args: []specs.LinuxSeccompArg{{Value: 0xffff, ValueTwo: uint64(i), Op: "SCMP_CMP_MASKED_EQ"}}})
+		}
+	}
+	return out
+}
+
+// restrictive is higher for what the kernel lets win less.
+func restrictive(a Action) int { return int(int32(a & 0xffff0000)) }
+
+func distinct(args []specs.LinuxSeccompArg) bool {
+	seen := map[uint]bool{}
+	for _, a := range args {
+		if seen[a.Index] {
+			return false
+		}
+		seen[a.Index] = true
+	}
+	return true
+}
+
+// matches: all tests hold.
+func matches(abi int, names []string, cl *clause, args [6]uint64) bool {
+	for _, a := range cl.args {
+		if !holds(a, args[a.Index], narrowFor(abi, names, a.Index)) {
+			return false
+		}
+	}
+	return true
+}
+
+func narrowFor(abi int, names []string, index uint) bool {
+	if hostABIs[abi].narrow {
+		return true
+	}
+	for line := range strings.Lines(narrowText) {
+		name, digits, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if slices.Contains(names, name) {
+			return strings.Contains(digits, string(rune('0'+index)))
+		}
+	}
+	return false
+}
+
+func holds(a specs.LinuxSeccompArg, arg uint64, narrow bool) bool {
+	cut := func(v uint64) uint64 {
+		if narrow && int64(v) < 0 && int64(v) == int64(int32(v)) {
+			return uint64(uint32(v))
+		}
+		return v
+	}
+	if narrow {
+		arg = uint64(uint32(arg))
+	}
+	v := cut(a.Value)
+	switch a.Op {
+	case "SCMP_CMP_NE":
+		return arg != v
+	case "SCMP_CMP_LT":
+		return arg < v
+	case "SCMP_CMP_LE":
+		return arg <= v
+	case "SCMP_CMP_EQ":
+		return arg == v
+	case "SCMP_CMP_GE":
+		return arg >= v
+	case "SCMP_CMP_GT":
+		return arg > v
+	case "SCMP_CMP_MASKED_EQ":
+		return arg&a.Value == cut(a.ValueTwo&a.Value)
+	}
+	panic(a.Op)
+}
+
+// precedes says whether x wins over y where both match; y was written earlier.
+func precedes(abi int, x, y *clause) bool {
+	byIndex := func(a, b specs.LinuxSeccompArg) int { return int(a.Index) - int(b.Index) }
+	xs, ys := slices.SortedFunc(slices.Values(x.args), byIndex), slices.SortedFunc(slices.Values(y.args), byIndex)
+	for i := range min(len(xs), len(ys)) {
+		switch a, b := weight(abi, xs[i]), weight(abi, ys[i]); {
+		case a > b:
+			return true
+		case a < b:
+			return false
+		}
+		va, vb := sortValue(xs[i]), sortValue(ys[i])
+		if va != vb {
+			return (va > vb) != (xs[i].Op == "SCMP_CMP_LT" || xs[i].Op == "SCMP_CMP_LE")
+		}
+	}
+	if len(xs) != len(ys) {
+		return len(xs) < len(ys)
+	}
+	return !x.copied && y.copied && slices.Equal(xs, ys)
+}
+
+func sortValue(a specs.LinuxSeccompArg) uint64 {
+	if a.Op == "SCMP_CMP_MASKED_EQ" {
+		return a.Value & a.ValueTwo
+	}
+	return a.Value
+}
+
+// weight ranks a test by argument word and kind of operator.
+func weight(abi int, a specs.LinuxSeccompArg) int {
+	w := int(a.Index) * 100
+	if !hostABIs[abi].narrow && (a.Op != "SCMP_CMP_MASKED_EQ" || a.Value > 0xffffffff) {
+		w += 50
+	}
+	switch a.Op {
+	case "SCMP_CMP_EQ", "SCMP_CMP_NE", "SCMP_CMP_MASKED_EQ":
+		w += 3
+	case "SCMP_CMP_LT", "SCMP_CMP_LE":
+		w += 2
+	}
+	return w
+}

@@ -1,0 +1,152 @@
+package seccomp
+
+import "slices"
+
+// The instructions of classic BPF that a filter is made of (linux/bpf_common.h).
+const (
+	codeLoad   = 0x20 // ld [k]
+	codeAnd    = 0x54 // and #k
+	codeJump   = 0x05 // ja k
+	codeEqual  = 0x15 // jeq #k
+	codeGreat  = 0x25 // jgt #k
+	codeAtLow  = 0x35 // jge #k
+	codeSet    = 0x45 // jset #k
+	codeReturn = 0x06 // ret #k
+)
+
+// node is one instruction whose successors are nodes. Equal nodes are one node (graph.make), so equal parts of a filter, also those of
+// different ABIs, exist once. Loads and ands go on to yes only.
+//
+// A graph has one register, A. What makes sharing safe is that a node does to A's value whatever it does, regardless of what was
+// loaded; what makes joining safe is that every branch target outside of one search begins with a load or a return.
+type node struct {
+	code    uint16
+	k       uint32
+	yes, no *node
+}
+
+// graph makes nodes.
+type graph struct {
+	nodes map[node]*node
+}
+
+func (g *graph) make(n node) *node {
+	if n.yes != nil && n.yes == n.no {
+		return n.yes
+	}
+	if old := g.nodes[n]; old != nil {
+		return old
+	}
+	if g.nodes == nil {
+		g.nodes = map[node]*node{}
+	}
+	g.nodes[n] = &n
+	return &n
+}
+
+func (g *graph) ret(a Action) *node { return g.make(node{code: codeReturn, k: uint32(a)}) }
+
+// load reads a word of seccomp_data, unless what follows does not look at it.
+func (g *graph) load(offset uint32, next *node) *node {
+	if next.code == codeReturn || next.code == codeLoad {
+		return next
+	}
+	return g.make(node{code: codeLoad, k: offset, yes: next})
+}
+
+// span says that values from one number up to the next span's lead to a node.
+type span struct {
+	from uint32
+	to   *node
+}
+
+// search makes the tests that bring A to the span it lies in. The first span begins at 0.
+func (g *graph) search(spans []span) *node {
+	spans = merge(spans)
+	return g.branch(spans, map[[2]int]int{}, 0, len(spans))
+}
+
+// merge joins neighbours with the same target.
+func merge(spans []span) []span {
+	return slices.CompactFunc(slices.Clone(spans), func(a, b span) bool { return a.to == b.to })
+}
+
+// maxHoles is how many single numbers are asked for one by one before the search is split. More would save an instruction each, and lengthen paths.
+const maxHoles = 2
+
+// branch searches spans[i:j].
+func (g *graph) branch(spans []span, costs map[[2]int]int, i, j int) *node {
+	if j-i == 1 {
+		return spans[i].to
+	}
+	if f, ok := singles(spans, i, j); ok {
+		n := f.rest
+		for _, h := range slices.Backward(f.holes[:f.count]) {
+			n = g.make(node{code: codeEqual, k: h.from, yes: h.to, no: n})
+		}
+		return n
+	}
+	_, m := split(spans, costs, i, j)
+	return g.make(node{code: codeAtLow, k: spans[m].from, yes: g.branch(spans, costs, m, j), no: g.branch(spans, costs, i, m)})
+}
+
+// few is one target for all of some spans, but for a few single numbers.
+type few struct {
+	rest  *node
+	holes [maxHoles]span
+	count int
+}
+
+// singles finds out whether spans[i:j] are such.
+func singles(spans []span, i, j int) (few, bool) {
+	if j-i > 2*maxHoles+1 {
+		return few{}, false
+	}
+	for _, background := range spans[i:min(j, i+2)] {
+		f := few{rest: background.to}
+		for k := i; k < j; k++ {
+			if spans[k].to == f.rest {
+				continue
+			}
+			if k+1 == len(spans) || spans[k+1].from != spans[k].from+1 || f.count == maxHoles {
+				f.count = -1
+				break
+			}
+			f.holes[f.count] = spans[k]
+			f.count++
+		}
+		if f.count >= 0 {
+			return f, true
+		}
+	}
+	return few{}, false
+}
+
+// split says where to divide spans[i:j] and how many instructions that makes. It tries the places around the middle, which keeps paths short.
+func split(spans []span, costs map[[2]int]int, i, j int) (cost, at int) {
+	middle := (i + j) / 2
+	cost = -1
+	for m := max(i+1, middle-2); m <= min(j-1, middle+2); m++ {
+		if c := 1 + price(spans, costs, i, m) + price(spans, costs, m, j); cost < 0 || c < cost {
+			cost, at = c, m
+		}
+	}
+	return cost, at
+}
+
+// price counts the instructions of branch(i, j).
+func price(spans []span, costs map[[2]int]int, i, j int) int {
+	if j-i == 1 {
+		return 0
+	}
+	if f, ok := singles(spans, i, j); ok {
+		return f.count
+	}
+	key := [2]int{i, j}
+	c, ok := costs[key]
+	if !ok {
+		c, _ = split(spans, costs, i, j)
+		costs[key] = c
+	}
+	return c
+}

@@ -1,0 +1,283 @@
+package seccomp
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// operator is one of the seven comparisons.
+type operator uint8
+
+const (
+	opNE operator = iota
+	opEQ
+	opMaskedEQ
+	opLT
+	opLE
+	opGE
+	opGT
+)
+
+var operators = map[specs.LinuxSeccompOperator]operator{
+	specs.OpNotEqual: opNE, specs.OpEqualTo: opEQ, specs.OpMaskedEqual: opMaskedEQ,
+	specs.OpLessThan: opLT, specs.OpLessEqual: opLE, specs.OpGreaterEqual: opGE, specs.OpGreaterThan: opGT,
+}
+
+// test is one comparison of one argument.
+type test struct {
+	arg   int
+	op    operator
+	value uint64
+	mask  uint64 // opMaskedEQ only; value is within it
+}
+
+// rule is an action under tests, all of which must hold. They are in the order of their argument indexes, each at most once.
+type rule struct {
+	action Action
+	tests  []test
+	copied bool // came from a call that the multiplexer hides: yields to the profile's own words
+}
+
+// maxRules bounds the rules with arguments for one call; the work for them grows with the square.
+const maxRules = 1024
+
+// ruleSet is what a profile says about one number of one ABI.
+type ruleSet struct {
+	always *Action // the rule without tests
+	rules  []rule
+}
+
+// entry is a member of LinuxSeccomp.Syscalls, checked.
+type entry struct {
+	names  []string
+	action Action
+	tests  [][]test // alternatives; one empty one if there are no arguments
+}
+
+// checkEntry resolves everything about a rule but its names.
+func checkEntry(s *specs.LinuxSyscall) (entry, error) {
+	e := entry{names: s.Names}
+	if len(s.Names) == 0 {
+		return e, errors.New("no names")
+	}
+	if slices.Contains(s.Names, "") {
+		return e, errors.New("empty name")
+	}
+	var err error
+	if e.action, err = resolveAction(s.Action, s.ErrnoRet); err != nil {
+		return e, err
+	}
+	var all []test
+	var seen, twice uint
+	for _, a := range s.Args {
+		t, err := checkArg(a)
+		if err != nil {
+			return e, err
+		}
+		twice |= seen & (1 << t.arg)
+		seen |= 1 << t.arg
+		all = append(all, t)
+	}
+	if twice == 0 {
+		slices.SortFunc(all, func(a, b test) int { return a.arg - b.arg })
+		e.tests = [][]test{all}
+		return e, nil
+	}
+	for _, t := range all {
+		e.tests = append(e.tests, []test{t})
+	}
+	return e, nil
+}
+
+func checkArg(a specs.LinuxSeccompArg) (test, error) {
+	op, ok := operators[a.Op]
+	if !ok {
+		return test{}, fmt.Errorf("operator %q: unknown", a.Op)
+	}
+	if a.Index > 5 {
+		return test{}, fmt.Errorf("argument index %d: the last is 5", a.Index)
+	}
+	t := test{arg: int(a.Index), op: op, value: a.Value}
+	if op == opMaskedEQ {
+		t.mask, t.value = a.Value, a.Value&a.ValueTwo
+	}
+	return t, nil
+}
+
+// add puts one alternative of an entry into the set, under the order of precedence that the package comment gives.
+func (s *ruleSet) add(name string, r rule, w *warnings) error {
+	dead := func() {
+		if !r.copied {
+			w.add("a rule for " + name + " never applies: another one without arguments has precedence")
+		}
+	}
+	if s.always != nil {
+		if *s.always != r.action {
+			dead()
+		}
+		return nil
+	}
+	if len(r.tests) == 0 {
+		if slices.ContainsFunc(s.rules, func(o rule) bool { return o.action != r.action && !o.copied }) {
+			dead()
+		}
+		s.always, s.rules = &r.action, nil
+		return nil
+	}
+	for i, o := range s.rules {
+		if !slices.Equal(o.tests, r.tests) {
+			continue
+		}
+		switch {
+		case o.action == r.action || r.copied:
+		case o.copied:
+			s.rules[i] = r
+		default:
+			return fmt.Errorf("rules for %s: the same arguments lead to %v and to %v", name, o.action, r.action)
+		}
+		return nil
+	}
+	if len(s.rules) == maxRules {
+		return fmt.Errorf("rules for %s: more than %d with arguments", name, maxRules)
+	}
+	s.rules = append(s.rules, r)
+	return nil
+}
+
+// sort brings the rules into the order in which the first that matches wins.
+func (s *ruleSet) sort(narrow bool) {
+	slices.SortStableFunc(s.rules, func(a, b rule) int {
+		return slices.CompareFunc(a.tests, b.tests, func(x, y test) int { return x.compare(y, narrow) })
+	})
+}
+
+// compare orders two tests as libseccomp orders the nodes of its tree.
+func (t test) compare(o test, narrow bool) int {
+	if c := o.rank(narrow) - t.rank(narrow); c != 0 {
+		return c
+	}
+	if t.class() != o.class() {
+		return t.class() - o.class()
+	}
+	if t.op == opLT || t.op == opLE {
+		return cmp.Compare(t.value, o.value)
+	}
+	return cmp.Compare(o.value, t.value)
+}
+
+// rank counts the words of the arguments: libseccomp's trees begin at the highest word that a test needs.
+func (t test) rank(narrow bool) int {
+	if narrow || t.op == opMaskedEQ && t.mask>>32 == 0 {
+		return 2 * t.arg
+	}
+	return 2*t.arg + 1
+}
+
+func (t test) class() int {
+	switch t.op {
+	case opNE, opEQ, opMaskedEQ:
+		return 0
+	case opLT, opLE:
+		return 1
+	}
+	return 2
+}
+
+// program is a profile in numbers.
+type program struct {
+	deflt Action
+	in    []bool                // which of hostABIs are included
+	rules []map[uint32]*ruleSet // for each ABI: number (with base) to rules
+	top   []int                 // for each ABI: the highest number of the common sequence that is named, or -1
+	named []map[uint32]bool     // for each ABI: every number that is named, also by rules that are skipped
+}
+
+// resolve checks a profile whole and turns names into numbers.
+func resolve(p *specs.LinuxSeccomp, w *warnings) (*program, error) {
+	g := &program{rules: make([]map[uint32]*ruleSet, len(hostABIs)), top: make([]int, len(hostABIs)), named: make([]map[uint32]bool, len(hostABIs))}
+	var err error
+	if g.deflt, err = resolveAction(p.DefaultAction, p.DefaultErrnoRet); err != nil {
+		return nil, fmt.Errorf("default: %w", err)
+	}
+	if p.ListenerMetadata != "" && p.ListenerPath == "" {
+		return nil, errors.New("listenerMetadata: needs listenerPath")
+	}
+	if g.in, err = selectABIs(p.Architectures, w); err != nil {
+		return nil, err
+	}
+	for i := range hostABIs {
+		g.rules[i], g.named[i], g.top[i] = map[uint32]*ruleSet{}, map[uint32]bool{}, -1
+	}
+	for i := range p.Syscalls {
+		e, err := checkEntry(&p.Syscalls[i])
+		if err != nil {
+			return nil, fmt.Errorf("seccomp syscalls[%d]: %w", i, err)
+		}
+		for _, name := range e.names {
+			if err := g.add(name, &e, w); err != nil {
+				return nil, fmt.Errorf("seccomp syscalls[%d]: %w", i, err)
+			}
+		}
+	}
+	for i, rules := range g.rules {
+		for _, s := range rules {
+			s.sort(hostABIs[i].narrow)
+		}
+	}
+	return g, nil
+}
+
+// add enters a rule for one name into every ABI that has the call.
+func (g *program) add(name string, e *entry, w *warnings) error {
+	numbers := lookup(name)
+	mux, number := multiplexer(name)
+	known := false
+	for i, a := range hostABIs {
+		if !g.in[i] {
+			known = known || numbers != nil && numbers[i] >= 0 || mux != "" && a.mux
+			continue
+		}
+		if a.mux && mux != "" {
+			known = true
+			if err := g.addCopy(i, mux, number, e, w); err != nil {
+				return err
+			}
+		}
+		if numbers == nil || numbers[i] < 0 {
+			continue
+		}
+		known = true
+		n := uint32(numbers[i])
+		g.named[i][n+a.base] = true
+		if a.private == 0 || n < a.private {
+			g.top[i] = max(g.top[i], int(n))
+		}
+		if e.action == g.deflt {
+			continue
+		}
+		for _, t := range e.tests {
+			if err := g.set(i, n).add(name, rule{action: e.action, tests: t}, w); err != nil {
+				return err
+			}
+		}
+	}
+	if !known {
+		w.add("system call " + name + " is not of this machine: ignored")
+	}
+	return nil
+}
+
+// set finds or makes the rules of one number.
+func (g *program) set(i int, n uint32) *ruleSet {
+	n += hostABIs[i].base
+	s := g.rules[i][n]
+	if s == nil {
+		s = &ruleSet{}
+		g.rules[i][n] = s
+	}
+	return s
+}
