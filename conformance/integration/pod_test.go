@@ -27,7 +27,7 @@ func TestTwoContainersShareANetwork(t *testing.T) {
 	s.eventually("both serve", func() bool { return len(p.logText("web", "stdout")) == 1 && len(p.logText("side", "stdout")) == 1 })
 
 	fetch := func(from, url string) string {
-		return s.exec(from, "for i in 1 2 3 4 5 6 7 8 9; do wget -q -T 5 -O - "+url+" && exit; sleep 0.2; done; exit 1")
+		return s.exec(from, "for i in 1 2 3 4 5 6 7 8 9; do wget -q -O - "+url+" && exit; sleep 0.2; done; exit 1")
 	}
 	if got := fetch(side, "http://127.0.0.1:8080/"); got != "hello from web" {
 		t.Errorf("side to web over localhost: %q", got)
@@ -59,7 +59,7 @@ func TestTwoPodsReachEachOther(t *testing.T) {
 	a.run("web", serve("80", "hello from a"))
 	asker := b.run("asker", "sleep 1000")
 	s.eventually("a serves", func() bool { return len(a.logText("web", "stdout")) == 1 })
-	if got := s.exec(asker, "for i in 1 2 3 4 5; do wget -q -T 5 -O - http://"+a.ip()+"/ && exit; sleep 0.2; done; exit 1"); got != "hello from a" {
+	if got := s.exec(asker, "for i in 1 2 3 4 5; do wget -q -O - http://"+a.ip()+"/ && exit; sleep 0.2; done; exit 1"); got != "hello from a" {
 		t.Errorf("b to a: %q", got)
 	}
 }

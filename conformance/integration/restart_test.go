@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -146,8 +147,10 @@ func cgroupKill(p *pod) string { return "/sys/fs/cgroup" + p.cfg.Linux.CgroupPar
 // TestSecondDaemon: a daemon on a root that is in use ends at once and says why; the first does not notice.
 func TestSecondDaemon(t *testing.T) {
 	s := open(t)
+	ctx, cancel := context.WithTimeout(s.ctx, 10*time.Second)
+	defer cancel()
 	begin := time.Now()
-	out, err := s.RunDaemon(s.ctx)
+	out, err := s.RunDaemon(ctx)
 	if err == nil || time.Since(begin) > 5*time.Second {
 		t.Errorf("second daemon on the same root: %v after %v\n%s", err, time.Since(begin), out)
 	}

@@ -244,6 +244,9 @@ func (p *pod) logText(name, stream string) []string {
 	if err != nil {
 		p.Fatal(err)
 	}
+	if len(raw) == 0 {
+		return nil
+	}
 	var lines []string
 	part := ""
 	for n, line := range strings.Split(strings.TrimSuffix(string(raw), "\n"), "\n") {

@@ -35,6 +35,8 @@ func startRegistry() (*Registry, error) {
 	quiet := log.New(io.Discard, "", 0)
 	r := &Registry{addr: l.Addr().String(), done: make(chan struct{})}
 	r.server = &http.Server{Handler: registry.New(registry.Logger(quiet)), ErrorLog: quiet}
+	// A client's idle connections would look like descriptors that it forgot.
+	r.server.SetKeepAlivesEnabled(false)
 	go func() { // ends with Close
 		defer close(r.done)
 		_ = r.server.Serve(l)

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -43,8 +43,7 @@ type Stage struct {
 // newStage furnishes the rest of the surroundings: directories, registry, network configuration.
 func newStage() (*Stage, error) {
 	// The client library logs each error that it also returns.
-	klog.LogToStderr(false)
-	klog.SetOutput(io.Discard)
+	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
 	bin, err := findBin()
 	if err != nil {
 		return nil, err
@@ -53,7 +52,7 @@ func newStage() (*Stage, error) {
 		Bin: bin, Root: base + "/lib", RunDir: "/run/vitrine", Socket: "/run/vitrine/vitrine.sock",
 		LogDir: base + "/logs", Scratch: base + "/scratch", ipamDir: base + "/ipam", cniCache: base + "/cni-cache", tmpDir: base + "/tmp",
 	}
-	for _, d := range []string{s.Root, s.LogDir, s.Scratch, s.ipamDir, s.cniCache, s.tmpDir, base + "/net.d", "/run/netns"} {
+	for _, d := range []string{s.Root, s.LogDir, s.Scratch, s.ipamDir, s.cniCache, s.tmpDir, base + "/net.d", "/run/netns", "/sys/fs/cgroup/kubepods"} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, err
 		}

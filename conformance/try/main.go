@@ -172,7 +172,7 @@ func (v *visit) runContainers(ctx context.Context) (web, side string, err error)
 	if err != nil {
 		return "", "", err
 	}
-	side, err = start("side", `i=0; while [ $i -lt 25 ] && ! wget -q -T 2 -O /tmp/answer http://127.0.0.1:8080/; do i=$((i+1)); sleep 0.1; done
+	side, err = start("side", `i=0; while [ $i -lt 25 ] && ! wget -q -O /tmp/answer http://127.0.0.1:8080/; do i=$((i+1)); sleep 0.1; done
 echo "over localhost, web says: $(cat /tmp/answer)"; echo "this line is for stderr" >&2; exec sleep 1000`)
 	return web, side, err
 }
