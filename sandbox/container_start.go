@@ -47,11 +47,12 @@ func (c *Container) start(ctx context.Context) error {
 	var failed *startFailure
 	switch {
 	case err == nil:
+		c.note(event{what: started, at: now()})
 		klog.V(2).InfoS("Container started", "pod", c.pod.id, "container", c.id, "pid", c.facts.Load().Pid)
-		return c.update(event{what: started, at: now()})
+		return nil
 	case errors.As(err, &failed):
-		uerr := c.update(event{what: startFailed, at: now(), code: startCode(err), text: err.Error()})
-		return errors.Join(fmt.Errorf("start container %s: %w: %w", c.id, ErrState, err), uerr)
+		c.note(event{what: startFailed, at: now(), code: startCode(err), text: err.Error()})
+		return fmt.Errorf("start container %s: %w: %w", c.id, ErrState, err)
 	}
 	return fmt.Errorf("start container %s: %w", c.id, err)
 }

@@ -79,8 +79,14 @@ func (c *Container) ended(x exit) {
 	if at == 0 {
 		at = now()
 	}
-	if err := c.update(event{what: exited, at: at, code: x.code, oom: x.oom}); err != nil {
-		klog.ErrorS(err, "Exit of a container", "container", c.id)
+	c.note(event{what: exited, at: at, code: x.code, oom: x.oom})
+}
+
+// note takes in what has happened and cannot be undone. A record that cannot be written then is no reason
+// to tell a caller that it did not: the monitor tells the next daemon again.
+func (c *Container) note(e event) {
+	if err := c.update(e); err != nil {
+		klog.ErrorS(err, "Record of a container", "container", c.id)
 	}
 }
 

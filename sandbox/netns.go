@@ -86,7 +86,7 @@ func unmountAll(path string) error {
 }
 
 // strayPins returns the pins of ours that belong to none of the given pods.
-func strayPins(dir string, pods map[string]*Sandbox) ([]string, error) {
+func strayPins(dir string, pods []string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
@@ -95,7 +95,7 @@ func strayPins(dir string, pods map[string]*Sandbox) ([]string, error) {
 		return nil, err
 	}
 	own := map[string]bool{}
-	for id := range pods {
+	for _, id := range pods {
 		own[pinPrefix+id[:12]] = true
 	}
 	var out []string

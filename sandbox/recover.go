@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -17,17 +18,13 @@ import (
 // recover brings the records and reality together. Pods are recovered beside each other, so that one whose
 // monitor or network hangs holds nobody up but itself.
 func (m *Manager) recover(ctx context.Context) error {
-	entries, err := os.ReadDir(filepath.Join(m.cfg.RunDir, "pods"))
+	ids, err := m.podDirs()
 	if err != nil {
 		return err
 	}
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, 16)
-	for _, e := range entries {
-		if !e.IsDir() || !isID(e.Name()) {
-			klog.InfoS("Not a pod directory", "name", e.Name())
-			continue
-		}
+	for _, id := range ids {
 		wg.Add(1)
 		go func() { // ends with ctx or StopTimeout at the latest
 			defer wg.Done()
@@ -35,8 +32,8 @@ func (m *Manager) recover(ctx context.Context) error {
 			defer func() { <-slots }()
 			ctx, cancel := context.WithTimeout(ctx, m.cfg.StopTimeout)
 			defer cancel()
-			if err := m.recoverPod(ctx, e.Name()); err != nil {
-				klog.ErrorS(err, "Recovery of a pod sandbox", "pod", e.Name())
+			if err := m.recoverPod(ctx, id); err != nil {
+				klog.ErrorS(err, "Recovery of a pod sandbox", "pod", id)
 			}
 		}()
 	}
@@ -46,6 +43,18 @@ func (m *Manager) recover(ctx context.Context) error {
 	}
 	m.releaseStrays(ctx)
 	return nil
+}
+
+// podDirs lists the directories that are pods'.
+func (m *Manager) podDirs() ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(m.cfg.RunDir, "pods"))
+	var ids []string
+	for _, e := range entries {
+		if e.IsDir() && isID(e.Name()) {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids, err
 }
 
 // recoverPod takes in one pod directory.
@@ -223,26 +232,26 @@ func (sb *Sandbox) eraseHalfMade(ctx context.Context) {
 // releaseStrays gives back what belongs to no pod: addresses, root file systems, pins. They are left when
 // the run directory was emptied by a reboot, or when the daemon was killed at the very end of a removal.
 func (m *Manager) releaseStrays(ctx context.Context) {
-	i := m.index.Load()
-	owned := func(id string) bool {
-		_, err := os.Stat(m.podDir(id))
-		return i.pods[id] != nil || err == nil // a directory that could not be erased keeps its own
+	// Directories, not pods: one that could not be erased, or is not ours to touch, keeps what belongs to it.
+	pods, err := m.podDirs()
+	if err != nil {
+		klog.ErrorS(err, "List of pod directories")
+		return
 	}
 	if ids, err := m.cfg.Network.Pending(); err != nil {
 		klog.ErrorS(err, "List of network intents")
 	} else {
 		for _, id := range ids {
-			if owned(id) {
+			if slices.Contains(pods, id) {
 				continue
 			}
-			stray := strayNetwork{m, id}
-			if err := m.rollBack(ctx, id, stray); err != nil {
+			if err := m.rollBack(ctx, id, strayNetwork{m, id}); err != nil {
 				klog.ErrorS(err, "Network of a pod that is gone", "pod", id)
 			}
 		}
 	}
 	m.releaseRootfses(ctx)
-	pins, err := strayPins(m.cfg.NetNSDir, i.pods)
+	pins, err := strayPins(m.cfg.NetNSDir, pods)
 	if err != nil {
 		klog.ErrorS(err, "List of pinned network namespaces")
 	}

@@ -77,7 +77,11 @@ func (sb *Sandbox) tearDown(ctx context.Context, op *operation) error {
 			errs = append(errs, fmt.Errorf("%s: %w", what, err))
 		}
 	}
-	fail("write record", err)
+	if err != nil {
+		// A full disk must not keep pods from being removed. Should the daemon die now, the next one finds the
+		// pod without a monitor and comes to the same state.
+		klog.ErrorS(err, "Record of a pod that is being stopped", "pod", sb.id)
+	}
 	op.at("cancel creations")
 	fail("cancel creations", sb.gate.shut(ctx))
 	op.at("kill containers")
@@ -93,10 +97,14 @@ func (sb *Sandbox) tearDown(ctx context.Context, op *operation) error {
 	if len(errs) != 0 {
 		return errors.Join(errs...)
 	}
-	return sb.update(func(f podFacts) podFacts {
+	err = sb.update(func(f podFacts) podFacts {
 		f.Stopped = now()
 		return f
 	})
+	if err != nil {
+		klog.ErrorS(err, "Record of a stopped pod", "pod", sb.id)
+	}
+	return nil
 }
 
 // killAll kills the processes of all containers and waits until they are gone.

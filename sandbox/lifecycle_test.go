@@ -1,0 +1,384 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+var bg = context.Background()
+
+// TestLifeOfAPod walks the way of every pod and looks at what a kubelet would see.
+func TestLifeOfAPod(t *testing.T) {
+	n := newNode(t, newFakes())
+	cfg := podRequest("web")
+	pod := n.run(cfg)
+	if !isID(pod) {
+		t.Errorf("pod id %q", pod)
+	}
+	st, info, err := n.m.PodSandboxStatus(pod[:8])
+	if err != nil || st.State != runtimeapi.PodSandboxState_SANDBOX_READY || st.Network.Ip != "10.9.0.2" ||
+		len(st.Network.AdditionalIps) != 1 || !maps.Equal(st.Annotations, cfg.Annotations) || info["info"] == "" {
+		t.Errorf("status: %v, %v, %v", st, info, err)
+	}
+	c := n.create(pod, containerRequest("c", "sleep"))
+	if s := n.status(c); s.State != runtimeapi.ContainerState_CONTAINER_CREATED || s.CreatedAt == 0 || s.StartedAt != 0 ||
+		s.ImageId != "sha256:"+strings.Repeat("a", 64) || s.Image.Image != "localhost/test:latest" {
+		t.Errorf("created: %v", s)
+	}
+	n.start(c)
+	if err := n.m.StartContainer(bg, c); !errors.Is(err, ErrState) {
+		t.Errorf("second start: %v", err)
+	}
+	if err := n.m.StopContainer(bg, c, 10); err != nil {
+		t.Fatal(err)
+	}
+	if s := n.status(c); s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.ExitCode != 143 || s.Reason != "Error" || s.FinishedAt < s.StartedAt {
+		t.Errorf("stopped: %v", s)
+	}
+	for range 2 {
+		if err := errors.Join(n.m.StopContainer(bg, c, 10), n.m.StopPodSandbox(bg, pod)); err != nil {
+			t.Errorf("stop of what has stopped: %v", err)
+		}
+	}
+	if n.podState(pod) != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
+		t.Error("a stopped pod is ready")
+	}
+	if _, err := n.m.CreateContainer(bg, pod, containerRequest("d", "sleep"), nil); !errors.Is(err, ErrState) {
+		t.Errorf("create in a stopped pod: %v", err)
+	}
+	for range 2 {
+		if err := errors.Join(n.m.RemoveContainer(bg, c), n.m.RemovePodSandbox(bg, pod)); err != nil {
+			t.Errorf("remove: %v", err)
+		}
+	}
+	if _, _, err := n.m.ContainerStatus(c); !errors.Is(err, ErrNotFound) {
+		t.Errorf("status of what is gone: %v", err)
+	}
+	n.wantClean()
+}
+
+func TestUnknownIDs(t *testing.T) {
+	n := newNode(t, newFakes())
+	no := strings.Repeat("f", 64)
+	if err := errors.Join(n.m.StopPodSandbox(bg, no), n.m.RemovePodSandbox(bg, no), n.m.StopContainer(bg, no, 1), n.m.RemoveContainer(bg, no)); err != nil {
+		t.Errorf("unknown ids are no errors here: %v", err)
+	}
+	if err := n.m.StopPodSandbox(bg, ""); !errors.Is(err, ErrInvalid) {
+		t.Errorf("empty id: %v", err)
+	}
+	if err := n.m.StartContainer(bg, no); !errors.Is(err, ErrNotFound) {
+		t.Errorf("start: %v", err)
+	}
+	if _, err := n.m.CreateContainer(bg, no, containerRequest("c", "sleep"), nil); !errors.Is(err, ErrNotFound) {
+		t.Errorf("create: %v", err)
+	}
+	if got := n.m.ListContainers(&runtimeapi.ContainerFilter{Id: "nope"}); len(got) != 0 {
+		t.Errorf("list: %v", got)
+	}
+}
+
+func TestPrefixesAndFilters(t *testing.T) {
+	n := newNode(t, newFakes())
+	a, b := n.run(podRequest("a")), n.run(podRequest("b"))
+	if _, err := n.m.pod(""); !errors.Is(err, ErrInvalid) {
+		t.Errorf("empty: %v", err)
+	}
+	sb, err := lookUp(map[string]*Sandbox{"abc1": {}, "abc2": {}, "x": {id: "x"}}, "pod", "abc")
+	if sb != nil || !errors.Is(err, ErrInvalid) {
+		t.Errorf("ambiguous: %v", err)
+	}
+	if got := n.m.ListPodSandbox(&runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"app": "a"}}); len(got) != 1 || got[0].Id != a {
+		t.Errorf("by label: %v", got)
+	}
+	if got := n.m.ListPodSandbox(nil); len(got) != 2 || got[0].Id != b {
+		t.Errorf("newest first: %v", got)
+	}
+	if got := n.m.ListPodSandbox(&runtimeapi.PodSandboxFilter{State: &runtimeapi.PodSandboxStateValue{State: 99}}); len(got) != 0 {
+		t.Errorf("state 99: %v", got)
+	}
+}
+
+// TestRetryJoins: the first caller gives up; its retry gets the result of the same operation.
+func TestRetryJoins(t *testing.T) {
+	fakes := newFakes()
+	wait := make(chan struct{})
+	fakes.startWait = wait
+	n := newNode(t, fakes)
+	short, cancel := context.WithTimeout(bg, 50*time.Millisecond)
+	defer cancel()
+	_, err := n.m.RunPodSandbox(short, podRequest("web"), "")
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "start monitor") {
+		t.Fatalf("the first caller: %v", err)
+	}
+	if got := n.m.ListPodSandbox(nil); len(got) != 0 {
+		t.Errorf("a half-made pod is shown: %v", got)
+	}
+	other := podRequest("web")
+	other.Hostname = "other"
+	var wg sync.WaitGroup
+	ids := make([]string, 3)
+	for i := range ids {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			ids[i], _ = n.m.RunPodSandbox(bg, podRequest("web"), "")
+		}()
+	}
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		if _, err := n.m.RunPodSandbox(bg, other, ""); !errors.Is(err, ErrExists) {
+			t.Errorf("another config joined: %v", err)
+		}
+	}()
+	time.Sleep(50 * time.Millisecond)
+	close(wait)
+	wg.Wait()
+	if ids[0] == "" || ids[0] != ids[1] || ids[1] != ids[2] || n.net.adds != 1 {
+		t.Errorf("ids %q, %d networks", ids, n.net.adds)
+	}
+	if _, err := n.m.RunPodSandbox(bg, podRequest("web"), ""); !errors.Is(err, ErrExists) {
+		t.Errorf("after the id was told: %v", err)
+	}
+}
+
+// TestResultWaits: nobody is there when the operation ends; the retry gets what it made.
+func TestResultWaits(t *testing.T) {
+	n := newNode(t, newFakes())
+	pod := n.run(podRequest("web"))
+	n.images.block = make(chan struct{})
+	short, cancel := context.WithTimeout(bg, 50*time.Millisecond)
+	defer cancel()
+	if _, err := n.m.CreateContainer(short, pod, containerRequest("c", "sleep"), nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatal(err)
+	}
+	close(n.images.block)
+	eventually(t, "creation", func() bool { return len(n.m.ListContainers(nil)) == 1 })
+	want := n.m.ListContainers(nil)[0].Id
+	if got := n.create(pod, containerRequest("c", "sleep")); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if _, err := n.m.CreateContainer(bg, pod, containerRequest("c", "sleep"), nil); !errors.Is(err, ErrExists) {
+		t.Errorf("after the id was told: %v", err)
+	}
+	next := containerRequest("c", "sleep")
+	next.Metadata.Attempt = 1
+	n.create(pod, next)
+}
+
+// TestFailuresLeaveNothing fails every step of a pod and of a container, and then does it right.
+func TestFailuresLeaveNothing(t *testing.T) {
+	boom := errors.New("boom")
+	fakes := newFakes()
+	n := newNode(t, fakes)
+	for name, fail := range map[string]func(error){
+		"monitor": func(err error) { fakes.set(func(f *fakeMonitors) { f.startErr = err }) },
+		"network": func(err error) { n.net.set(func(n *testNetwork) { n.addErr = err }) },
+		"record":  func(err error) { n.m.disk.fs = failingDisk(err) },
+	} {
+		fail(boom)
+		if _, err := n.m.RunPodSandbox(bg, podRequest("web"), ""); !errors.Is(err, boom) {
+			t.Errorf("%s: %v", name, err)
+		}
+		fail(nil)
+		n.wantClean()
+		pod := n.run(podRequest("web"))
+		if err := n.m.RemovePodSandbox(bg, pod); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		n.wantClean()
+	}
+	pod := n.run(podRequest("web"))
+	for name, fail := range map[string]func(error){
+		"root file system": func(err error) { n.images.fail = err },
+		"process":          func(err error) { fakes.set(func(f *fakeMonitors) { f.createErr = err }) },
+		"record":           func(err error) { n.m.disk.fs = failingDisk(err) },
+	} {
+		fail(boom)
+		if _, err := n.m.CreateContainer(bg, pod, containerRequest("c", "sleep"), nil); !errors.Is(err, boom) {
+			t.Errorf("%s: %v", name, err)
+		}
+		fail(nil)
+		if got := n.images.left(); len(got) != 0 {
+			t.Errorf("%s: root file systems are left: %q", name, got)
+		}
+		if got := cgroupsBelow(filepath.Join(n.cgroot, pod)); len(got) != 0 {
+			t.Errorf("%s: cgroups are left: %q", name, got)
+		}
+		for _, e := range names(n.m.podDir(pod)) {
+			if isID(e) {
+				t.Errorf("%s: directory %s is left", name, e)
+			}
+		}
+	}
+	if err := n.m.RemoveContainer(bg, n.create(pod, containerRequest("c", "sleep"))); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestNetworkThatCannotBeDeleted: processes end, the error is told, the rest is done by the retry.
+func TestNetworkThatCannotBeDeleted(t *testing.T) {
+	boom := errors.New("boom")
+	n := newNode(t, newFakes())
+	pod := n.run(podRequest("web"))
+	c := n.create(pod, containerRequest("c", "sleep"))
+	n.start(c)
+	n.net.set(func(n *testNetwork) { n.delErr = boom })
+	if err := n.m.StopPodSandbox(bg, pod); !errors.Is(err, boom) {
+		t.Errorf("stop: %v", err)
+	}
+	if n.status(c).State != runtimeapi.ContainerState_CONTAINER_EXITED || n.podState(pod) != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
+		t.Error("the processes live on")
+	}
+	if len(names(n.cfg.NetNSDir)) != 1 {
+		t.Error("the namespace is gone before its network")
+	}
+	if err := n.m.RemovePodSandbox(bg, pod); !errors.Is(err, boom) {
+		t.Errorf("remove: %v", err)
+	}
+	n.net.set(func(n *testNetwork) { n.delErr = nil })
+	if err := n.m.RemovePodSandbox(bg, pod); err != nil {
+		t.Error(err)
+	}
+	n.wantClean()
+
+	// A failed run whose network cannot be deleted is nobody's to retry but ours.
+	n.net.set(func(n *testNetwork) { n.addErr, n.delErr = boom, boom })
+	if _, err := n.m.RunPodSandbox(bg, podRequest("web"), ""); !errors.Is(err, boom) {
+		t.Error(err)
+	}
+	if len(n.net.left()) != 1 || len(n.m.leftovers) != 1 || len(n.m.ListPodSandbox(nil)) != 0 {
+		t.Errorf("left: %v, shown: %v", n.m.leftovers, n.m.ListPodSandbox(nil))
+	}
+	n.net.set(func(n *testNetwork) { n.addErr, n.delErr = nil, nil })
+	n.m.sweepOnce(bg)
+	n.wantClean()
+}
+
+// TestShorterStopWins: a stop that would take ten minutes ends when a second one has less patience.
+func TestShorterStopWins(t *testing.T) {
+	n := newNode(t, newFakes())
+	pod := n.run(podRequest("web"))
+	c := n.create(pod, containerRequest("c", "deaf"))
+	n.start(c)
+	first := make(chan error, 1)
+	go func() { first <- n.m.StopContainer(bg, c, 600) }()
+	short, cancel := context.WithTimeout(bg, 100*time.Millisecond)
+	defer cancel()
+	if err := n.m.StopContainer(short, c, 1<<62); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a longer stop: %v", err)
+	}
+	begin := time.Now()
+	if err := n.m.StopContainer(bg, c, 1); err != nil {
+		t.Error(err)
+	}
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+	if d := time.Since(begin); d < 900*time.Millisecond || d > 5*time.Second {
+		t.Errorf("took %v", d)
+	}
+	if s := n.status(c); s.ExitCode != 137 || s.Reason != "Error" {
+		t.Errorf("%v", s)
+	}
+}
+
+func TestStopBeforeStart(t *testing.T) {
+	n := newNode(t, newFakes())
+	pod := n.run(podRequest("web"))
+	c := n.create(pod, containerRequest("c", "sleep"))
+	if err := n.m.StopContainer(bg, c, 600); err != nil {
+		t.Fatal(err)
+	}
+	if s := n.status(c); s.StartedAt != 0 || s.ExitCode != 137 {
+		t.Errorf("%v", s)
+	}
+	if err := n.m.StartContainer(bg, c); !errors.Is(err, ErrState) {
+		t.Errorf("start of what was killed: %v", err)
+	}
+}
+
+func TestStartThatFails(t *testing.T) {
+	fakes := newFakes()
+	n := newNode(t, fakes)
+	pod := n.run(podRequest("web"))
+	for errno, code := range map[syscall.Errno]int32{syscall.ENOENT: 127, syscall.EACCES: 126, syscall.ENOEXEC: 126, syscall.E2BIG: 128} {
+		fakes.set(func(f *fakeMonitors) { f.execErr = errno })
+		cfg := containerRequest("c", "sleep")
+		cfg.Metadata.Attempt = uint32(errno)
+		c := n.create(pod, cfg)
+		if err := n.m.StartContainer(bg, c); !errors.Is(err, errno) || !errors.Is(err, ErrState) {
+			t.Errorf("%v: %v", errno, err)
+		}
+		eventually(t, "exit", func() bool { return n.status(c).Reason == "StartError" })
+		if s := n.wait(c); s.ExitCode != code || s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.Message == "" {
+			t.Errorf("%v: %v", errno, s)
+		}
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	n := newNode(t, newFakes())
+	pod := n.run(podRequest("web"))
+	for code, reason := range map[string]string{"0": "Completed", "3": "Error"} {
+		c := n.create(pod, containerRequest("c"+code, "exit", code))
+		n.start(c)
+		if s := n.wait(c); itoa(int(s.ExitCode)) != code || s.Reason != reason || s.StartedAt == 0 {
+			t.Errorf("%v", s)
+		}
+	}
+}
+
+// TestStopEndsCreations: a creation that hangs does not hold the stop of its pod up.
+func TestStopEndsCreations(t *testing.T) {
+	n := newNode(t, newFakes())
+	pod := n.run(podRequest("web"))
+	n.images.block = make(chan struct{}) // for ever
+	result := make(chan error, 1)
+	go func() {
+		_, err := n.m.CreateContainer(bg, pod, containerRequest("c", "sleep"), nil)
+		result <- err
+	}()
+	eventually(t, "creation begins", func() bool { return len(n.m.index.Load().pods[pod].containers()) == 1 })
+	if err := n.m.StopPodSandbox(bg, pod); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-result; !errors.Is(err, ErrState) {
+		t.Errorf("the creation: %v", err)
+	}
+	if got := n.m.index.Load().pods[pod].containers(); len(got) != 0 {
+		t.Errorf("left: %v", got)
+	}
+}
+
+// TestReadsNeverWait: lists and statuses answer while a pod's record is being written by somebody stuck.
+func TestReadsNeverWait(t *testing.T) {
+	n := newNode(t, newFakes())
+	pod := n.run(podRequest("web"))
+	c := n.create(pod, containerRequest("c", "sleep"))
+	sb, ct := n.m.index.Load().pods[pod], n.m.index.Load().containers[c]
+	ct.mu.Lock() // whoever writes the record
+	defer ct.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		n.m.ListContainers(nil)
+		n.m.ListPodSandbox(nil)
+		_, _, _ = n.m.ContainerStatus(c)
+		_, _, _ = n.m.PodSandboxStatus(sb.id)
+	}()
+	select {
+	case <-done:
+	case <-time.After(2 * time.Second):
+		t.Fatal("a read waits for a writer")
+	}
+}
