@@ -1,0 +1,132 @@
+// Package cgroup makes the cgroups of containers, writes their limits, and ends
+// whatever runs in them.
+//
+//	/sys/fs/cgroup                       Tree: Config.Root, cgroup v2 only
+//	└── kubepods/pod<uid>                the kubelet's, or ours by Slice
+//	    ├── vitrine-<id>                 Scope: limits, device filter, Kill
+//	    │   ├── (the container's processes)
+//	    │   └── exec-<n>                 Leaf: one exec, killed as a whole
+//	    └── vitrine-<id>
+//
+// The limits are in place before the cgroup holds a process: the executor clones
+// the first one into it (CLONE_INTO_CGROUP), so there is no moment without them,
+// and no migration, which costs an RCU grace period. A Leaf has no controllers of
+// its own: what runs there is charged to the Scope.
+//
+// Every path is opened beneath the root's descriptor, and every component that
+// comes from outside is checked, so that no request reaches another tree.
+//
+// The cgroupfs driver is here. The systemd driver makes the same Scope with one
+// D-Bus call; its place is Tree.Create, and until it comes Open refuses it by
+// name.
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+)
+
+// Sentinels for the callers' errors.Is.
+var (
+	// ErrHierarchy: Root is not a pure cgroup v2. The text names the kernel
+	// argument to set.
+	ErrHierarchy = errors.New("cgroup v2 is required")
+	// ErrDriver: the driver that was asked for, or that fits this machine, does
+	// not exist.
+	ErrDriver = errors.New("no such cgroup driver")
+	// ErrUnenforced: the kernel or the hierarchy cannot enforce a limit, and
+	// Config.AllowUnenforced is not set.
+	ErrUnenforced = errors.New("limit cannot be enforced")
+	// ErrInvalid: a path, a limit or a file name that nobody may ask for.
+	ErrInvalid = errors.New("invalid cgroup request")
+)
+
+// Driver says who makes cgroups, in the kubelet's spelling.
+type Driver string
+
+// The drivers of a Tree.
+const (
+	DriverCgroupfs Driver = "cgroupfs"
+	DriverSystemd  Driver = "systemd"
+)
+
+// required are the controllers that a node must have; the kubelet wants the same
+// ones. The others (io, hugetlb, rdma, misc) are used where they are.
+var required = []string{"cpu", "cpuset", "memory", "pids"}
+
+// Config says which hierarchy a Tree works in.
+type Config struct {
+	// Root is the mount point of cgroup v2, usually /sys/fs/cgroup, or a
+	// directory in it that was delegated to us.
+	Root string
+	// Driver is auto, cgroupfs or systemd; empty means auto: systemd where it
+	// runs, cgroupfs elsewhere.
+	Driver string
+	// AllowUnenforced accepts a hierarchy without the required controllers, for
+	// trials. Tree.Unenforced and Scope.Unenforced then say what does not hold.
+	AllowUnenforced bool
+	// Prefix stands before a container's id in the name of its cgroup, usually
+	// vitrine-.
+	Prefix string
+}
+
+// Tree is a cgroup hierarchy. It is safe for concurrent use and holds one
+// descriptor, for as long as the process lives. Everything else is in the kernel
+// and survives the daemon.
+type Tree struct {
+	root        *sys.FD
+	path        string
+	prefix      string
+	controllers []string
+	allow       bool
+}
+
+// Open checks the hierarchy at c.Root: it must be cgroup v2 (ErrHierarchy), a
+// driver must exist for it (ErrDriver), and it must have the controllers that
+// limits need (ErrUnenforced). It changes nothing.
+func Open(c Config) (*Tree, error) { return open(c, "/run/systemd/system") }
+
+// open is Open with the directory that exists where systemd runs.
+func open(c Config, systemdDir string) (*Tree, error) {
+	if err := checkHierarchy(c.Root); err != nil {
+		return nil, err
+	}
+	if err := checkDriver(c.Driver, systemdDir); err != nil {
+		return nil, err
+	}
+	if err := checkComponent(c.Prefix + "x"); err != nil {
+		return nil, fmt.Errorf("check cgroup prefix: %w", err)
+	}
+	root, err := sys.OpenAt2(unix.AT_FDCWD, c.Root, unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	t := &Tree{root: root, path: c.Root, prefix: c.Prefix, allow: c.AllowUnenforced}
+	if t.controllers, err = fields(root.Int(), "cgroup.controllers"); err != nil {
+		root.Close()
+		return nil, err
+	}
+	if missing := t.Unenforced(); len(missing) > 0 && !t.allow {
+		root.Close()
+		return nil, fmt.Errorf("open cgroups at %s: controllers %v are missing: %w; "+
+			"enable them, or accept containers without limits by --allow-unenforced-limits", c.Root, missing, ErrUnenforced)
+	}
+	return t, nil
+}
+
+// Driver returns who makes cgroups in this tree.
+func (t *Tree) Driver() Driver { return DriverCgroupfs }
+
+// Controllers returns the controllers that this hierarchy has.
+func (t *Tree) Controllers() []string { return slices.Clone(t.controllers) }
+
+// Unenforced returns the required controllers that this hierarchy does not have.
+// It is empty unless Config.AllowUnenforced is set.
+func (t *Tree) Unenforced() []string {
+	return slices.DeleteFunc(slices.Clone(required), func(c string) bool { return slices.Contains(t.controllers, c) })
+}
