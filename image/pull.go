@@ -18,8 +18,8 @@ import (
 	"go.podman.io/storage"
 )
 
-// maxPullTries bounds how often a pull starts over because a removal took away
-// layers that it was about to use.
+// maxPullTries bounds how often a pull starts when removals take away layers that
+// it was about to use.
 const maxPullTries = 10
 
 // errTakenAway: an image was removed while the pull that wanted it ran.
@@ -94,8 +94,16 @@ func (s *Store) pull(ctx context.Context, sysctx *types.SystemContext, named ref
 	for try := 1; ; try++ {
 		before := s.deletions.Load()
 		id, err := s.pullOnce(ctx, sysctx, named)
-		if err == nil || s.deletions.Load() == before || try == maxPullTries || ctx.Err() != nil {
+		switch {
+		case err == nil || ctx.Err() != nil || (s.deleting.Load() == 0 && s.deletions.Load() == before):
 			return id, err
+		case try < maxPullTries:
+		case id != "" && errors.Is(err, errTakenAway):
+			// It was there, and somebody removes it as fast as it comes. That
+			// is as good as a removal right after this call.
+			return idPrefix + id, nil
+		default:
+			return "", err
 		}
 	}
 }
@@ -129,14 +137,14 @@ func (s *Store) pullOnce(ctx context.Context, sysctx *types.SystemContext, named
 	}
 	_, img, err := istorage.ResolveReference(resolved)
 	if err != nil {
-		return "", errTakenAway
+		return "", fmt.Errorf("%w: %w", errTakenAway, err)
 	}
 	if err := checkManifest(raw, img.ID); err != nil {
 		return "", errors.Join(err, s.removeImage(img.ID))
 	}
 	top, err := s.servedDigest(ctx, sysctx, src, img, raw, before)
 	if err != nil {
-		return "", err
+		return img.ID, err
 	}
 	return s.publish(img.ID, named, top)
 }
@@ -166,7 +174,7 @@ func (s *Store) publish(id string, named reference.Named, top digest.Digest) (st
 	defer unlock()
 	img, err := s.store.Image(id)
 	if errors.Is(err, storage.ErrImageUnknown) {
-		return "", errTakenAway
+		return id, errTakenAway
 	}
 	if err != nil {
 		return "", err
@@ -187,10 +195,8 @@ func (s *Store) publish(id string, named reference.Named, top digest.Digest) (st
 		return "", err
 	}
 	if s.current().byID[id] == nil {
-		if _, err := s.describe(img, nil); err != nil { // say why it is not listed
-			return "", errors.Join(err, s.removeLocked(id))
-		}
-		return "", errTakenAway
+		_, err := s.describe(img, nil) // says why it is not listed
+		return "", errors.Join(fmt.Errorf("%w: %w", ErrUnsupported, err), s.removeLocked(id))
 	}
 	return idPrefix + id, nil
 }

@@ -60,8 +60,10 @@ func (s *Store) removeLocked(id string) error {
 
 // delete deletes an image or a pin with the layers that nobody else needs.
 func (s *Store) delete(id string) error {
+	s.deleting.Add(1)
 	_, err := s.store.DeleteImage(id, true)
 	s.deletions.Add(1)
+	s.deleting.Add(-1)
 	if errors.Is(err, storage.ErrImageUnknown) || errors.Is(err, storage.ErrNotAnImage) {
 		return nil
 	}

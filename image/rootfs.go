@@ -75,10 +75,6 @@ func (s *Store) NewRootfs(ctx context.Context, containerID, imageID string) erro
 // claim counts the container among the image's users, from one lock to the next:
 // a removal sees the user, or the user no image.
 func (s *Store) claim(containerID, imageID string) (*rootfs, error) {
-	boot, err := bootID()
-	if err != nil {
-		return nil, err
-	}
 	key, _ := strings.CutPrefix(imageID, idPrefix)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -95,7 +91,7 @@ func (s *Store) claim(containerID, imageID string) (*rootfs, error) {
 	if e == nil || s.removing[key] {
 		return nil, fmt.Errorf("%w: %s", ErrNotFound, imageID)
 	}
-	rec := &rootfs{Version: recordVersion, Image: key, Layers: e.layers, Boot: boot}
+	rec := &rootfs{Version: recordVersion, Image: key, Layers: e.layers, Boot: s.boot}
 	s.rootfses[containerID] = rec
 	s.users[key]++
 	return rec, nil
@@ -177,12 +173,8 @@ func (s *Store) Mount(ctx context.Context, containerID string, readonly bool) (*
 	if rec == nil {
 		return nil, fmt.Errorf("mount root filesystem of container %s: %w", containerID, fs.ErrNotExist)
 	}
-	boot, err := bootID()
-	if err == nil && boot != rec.Boot {
-		err = errForeignBoot
-	}
-	if err != nil {
-		return nil, fmt.Errorf("mount root filesystem of container %s: %w", containerID, err)
+	if rec.Boot != s.boot {
+		return nil, fmt.Errorf("mount root filesystem of container %s: %w", containerID, errForeignBoot)
 	}
 	fd, err := s.mountOverlay(containerID, rec.Layers, readonly)
 	if err != nil {

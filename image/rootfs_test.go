@@ -307,8 +307,8 @@ func TestImageWithoutLayers(t *testing.T) {
 	e.removeRootfs("c")
 }
 
-// runHelper is NewRootfs and RemoveRootfs in a process that a test kills: it
-// dies at the n-th fail point.
+// runHelper opens the store in another process and then, by verb, does nothing
+// or runs NewRootfs or RemoveRootfs until it dies at the n-th fail point.
 func runHelper(verb string) int {
 	var conf Config
 	if err := json.Unmarshal([]byte(os.Getenv(helperConfig)), &conf); err != nil {
@@ -318,6 +318,10 @@ func runHelper(verb string) int {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
+	}
+	if verb == "open" {
+		fmt.Println(s.store.GraphRoot(), s.store.RunRoot(), s.store.GraphDriverName(), s.store.GraphOptions(), os.Getenv("CONTAINERS_STORAGE_CONF"))
+		return 0
 	}
 	n, _ := strconv.Atoi(os.Args[1])
 	failPoint = func() {
@@ -335,6 +339,62 @@ func runHelper(verb string) int {
 		return 2
 	}
 	return 0
+}
+
+// storage.conf is somebody else's: it may be broken, and it must not add image
+// stores to ours.
+func TestStorageConfIsIgnored(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	conf := Config{Root: dir + "/root", RunRoot: dir + "/run", Containers: dir + "/upper"}
+	data, err := json.Marshal(conf)
+	must(t, err)
+	for name, text := range map[string]string{"broken": "[storage", "other": "[storage]\ndriver = \"vfs\"\ngraphroot = \"/nowhere\"\n"} {
+		path := filepath.Join(dir, name)
+		must(t, os.WriteFile(path, []byte(text), 0o600))
+		cmd := helperCommand("open", string(data))
+		cmd.Env = append(cmd.Env, "CONTAINERS_STORAGE_CONF="+path, "CONTAINERS_STORAGE_CONF_OVERRIDE="+path, "HOME=")
+		out, err := cmd.Output()
+		must(t, err)
+		equal(t, "options", strings.TrimSpace(string(out)), fmt.Sprintf("%s %s overlay [overlay.skip_mount_home=true] %s", conf.Root, conf.RunRoot, path))
+	}
+}
+
+// openDescriptors counts this process's descriptors.
+func openDescriptors(t *testing.T) int {
+	t.Helper()
+	d, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	return len(d)
+}
+
+func TestNoDescriptorsAndMountsAreLeft(t *testing.T) {
+	e := newEnv(t)
+	e.reg.push(t, "layered", layered(t))
+	id := e.pull("registry.example/layered")
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	must(t, err)
+	before := openDescriptors(t)
+	for _, e.overlay = range []overlayMode{layersByFD, layersByPath, layersByMount} {
+		for range 5 {
+			must(t, e.NewRootfs(soon(t), "c", id))
+			fd, err := e.Mount(soon(t), "c", true)
+			must(t, err)
+			must(t, fd.Close())
+			// And of a mount that fails.
+			must(t, os.RemoveAll(filepath.Join(e.conf.Containers, "c", workDir)))
+			if fd, err := e.Mount(soon(t), "c", false); err == nil {
+				t.Fatal("mounted without a work directory", fd.Close())
+			}
+			_, _, err = e.FsInfo(soon(t))
+			must(t, err)
+			e.removeRootfs("c")
+		}
+	}
+	equal(t, "descriptors", openDescriptors(t), before)
+	after, err := os.ReadFile("/proc/self/mountinfo")
+	must(t, err)
+	equal(t, "mounts", string(after), string(mounts))
 }
 
 // helper runs verb until its n-th step, or to its end, and reports which.
@@ -498,6 +558,24 @@ func BenchmarkMount20Layers(b *testing.B) {
 			must(b, e.RemoveRootfs(context.Background(), "c"))
 		})
 	}
+	// What the kernel takes for the bare sequence, with the layers open.
+	b.Run("bare", func(b *testing.B) {
+		must(b, e.NewRootfs(context.Background(), "c", id))
+		l, err := openLayers(e.roots, e.layers, "c", e.Store.rootfses["c"].Layers)
+		must(b, err)
+		defer l.close()
+		for b.Loop() {
+			must(b, e.clearVolatile("c"))
+			ctx, err := sys.FSOpen("overlay")
+			must(b, err)
+			must(b, configureOverlay(ctx, l, layersByFD))
+			fd, err := sys.FSMount(ctx, 0)
+			must(b, err)
+			must(b, ctx.Close())
+			must(b, fd.Close())
+		}
+		must(b, e.RemoveRootfs(context.Background(), "c"))
+	})
 	b.Run("new+mount+remove", func(b *testing.B) {
 		e.Store.overlay = layersByFD
 		for b.Loop() {

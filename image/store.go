@@ -37,6 +37,7 @@ type Store struct {
 	roots   *sys.FD // Config.Containers
 	disk    atomicfile.FS
 	overlay overlayMode
+	boot    string // see rootfs.Boot
 
 	flights flights
 	images  keyLocks // by image id: pin and record of one image change together
@@ -44,7 +45,8 @@ type Store struct {
 	refresh sync.Mutex
 	usage   usageCache
 
-	deletions atomic.Uint64 // calls of delete; see pull
+	deleting  atomic.Int64  // calls of delete under way; see pull
+	deletions atomic.Uint64 // and done
 
 	mu       sync.RWMutex
 	view     *view               // guarded by mu, replaced as a whole, never changed
@@ -110,6 +112,9 @@ func (s *Store) load() (err error) {
 		return err
 	}
 	if s.overlay, err = probeOverlay(s.layers); err != nil {
+		return err
+	}
+	if s.boot, err = bootID(); err != nil {
 		return err
 	}
 	if err := s.loadRootfses(); err != nil {

@@ -71,7 +71,7 @@ func (s *Store) measureImages(ctx context.Context) (diskUsage, error) {
 	}
 	s.usage.mu.Lock() // also keeps two callers from walking at once
 	defer s.usage.mu.Unlock()
-	next := map[string]diskUsage{} // forgets layers that are gone
+	next, done := map[string]diskUsage{}, s.finished() // forgets layers that are gone
 	for _, name := range names {
 		u, known := s.usage.layer[name]
 		if !known {
@@ -79,7 +79,7 @@ func (s *Store) measureImages(ctx context.Context) (diskUsage, error) {
 				return sum, err
 			}
 		}
-		if isHex(name) && s.isComplete(name) {
+		if done[name] {
 			next[name] = u
 		}
 		sum.add(u)
@@ -88,16 +88,20 @@ func (s *Store) measureImages(ctx context.Context) (diskUsage, error) {
 	return sum, nil
 }
 
-// isComplete reports whether a layer is part of an image, and so will not grow.
-func (s *Store) isComplete(layer string) bool {
+// finished returns the layers that will not change any more.
+func (s *Store) finished() map[string]bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	done := map[string]bool{}
 	for _, e := range s.view.images {
 		for _, l := range e.layers {
-			if l == layer {
-				return true
-			}
+			done[l] = true
 		}
 	}
-	return false
+	for _, rec := range s.rootfses { // of images that were removed
+		for _, l := range rec.Layers {
+			done[l] = true
+		}
+	}
+	return done
 }
