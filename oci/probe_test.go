@@ -1,7 +1,10 @@
 package oci
 
 import (
+	"os/signal"
 	"runtime"
+	"syscall"
+	"testing"
 	"unsafe"
 )
 
@@ -15,3 +18,10 @@ var (
 
 func header() uintptr { return uintptr(unsafe.Pointer(&capHeader)) }
 func none() uintptr   { return uintptr(unsafe.Pointer(&capNone)) }
+
+// signalIgnored makes this process ignore SIGUSR2 and SIGHUP as nohup does, until the
+// test ends.
+func signalIgnored(t *testing.T) {
+	signal.Ignore(syscall.SIGUSR2, syscall.SIGHUP)
+	t.Cleanup(func() { signal.Reset(syscall.SIGUSR2, syscall.SIGHUP) })
+}

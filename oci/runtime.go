@@ -139,6 +139,11 @@ func (l *launch) prepare() error {
 	}
 	write := sys.NewFD(pipe[1])
 	defer write.Close()
+	// In the poller, so that closing it ends a read: the context's way in.
+	if err := unix.SetNonblock(pipe[0], true); err != nil {
+		unix.Close(pipe[0])
+		return os.NewSyscallError("fcntl O_NONBLOCK", err)
+	}
 	l.ready = os.NewFile(uintptr(pipe[0]), "ready pipe")
 	for _, fd := range []int{socket.Int(), l.dir.Int(), setup.Int(), write.Int(), l.cfg.PauseCgroup} {
 		if fd < 0 {
