@@ -2,8 +2,22 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
+
+	"github.com/vitrine-runtime/vitrine/oci/cgroup"
 )
+
+// cgroupError gives the errors of package cgroup our kinds.
+func cgroupError(err error) error {
+	switch {
+	case errors.Is(err, cgroup.ErrInvalid):
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	case errors.Is(err, cgroup.ErrUnenforced):
+		return fmt.Errorf("%w: %w", ErrState, err)
+	}
+	return err
+}
 
 // removeCgroup kills whoever is in a cgroup, waits until they are gone, and removes it with what is below.
 // A cgroup that does not exist is no error.

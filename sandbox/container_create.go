@@ -234,7 +234,10 @@ func (c *Container) buildSpec(root *sys.FD, img *image.Image) (*specs.Spec, erro
 func (c *Container) makeCgroup(s *specs.Spec) (*sys.FD, error) {
 	scope, err := c.pod.m.cfg.Cgroups.Create(c.pod.record.Cgroup, c.id, s.Linux.Resources)
 	if err != nil {
-		return nil, fmt.Errorf("make cgroup: %w", err)
+		return nil, fmt.Errorf("make cgroup: %w", cgroupError(err))
+	}
+	for _, u := range scope.Unenforced() {
+		c.record.Notes = append(c.record.Notes, "not enforced: "+u)
 	}
 	if scope.Path() != c.record.Cgroup {
 		c.record.Cgroup, s.Linux.CgroupsPath = scope.Path(), scope.Path()
@@ -266,5 +269,8 @@ func (c *Container) fork(ctx context.Context, s *specs.Spec, p *parts) error {
 	c.mu.Lock()
 	c.spec = s
 	c.mu.Unlock()
+	if n := pr.note(); n != "" {
+		c.record.Notes = append(c.record.Notes, n)
+	}
 	return c.update(event{what: created, at: now(), pid: pr.pid()})
 }

@@ -29,11 +29,12 @@ func (m *Manager) ContainerStatus(id string) (*runtimeapi.ContainerStatus, map[s
 			Uid: c.record.User.UID, Gid: c.record.User.GID, SupplementalGroups: c.record.User.Groups}},
 	}
 	b, err := json.Marshal(struct {
-		Sandbox string `json:"sandboxID"`
-		Pid     int    `json:"pid,omitempty"`
-		Dir     string `json:"directory"`
-		Cgroup  string `json:"cgroup"`
-	}{c.pod.id, f.Pid, c.dir, c.record.Cgroup})
+		Sandbox string   `json:"sandboxID"`
+		Pid     int      `json:"pid,omitempty"`
+		Dir     string   `json:"directory"`
+		Cgroup  string   `json:"cgroup"`
+		Notes   []string `json:"notes,omitempty"`
+	}{c.pod.id, f.Pid, c.dir, c.record.Cgroup, c.record.Notes})
 	return st, map[string]string{"info": string(b)}, err
 }
 

@@ -174,6 +174,7 @@ type testImages struct {
 	config ocispec.ImageConfig
 	fail   error // of NewRootfs
 	block  chan struct{}
+	plant  func(root string) error // puts something into new root file systems
 
 	mu    sync.Mutex
 	roots map[string]string
@@ -215,6 +216,9 @@ func (s *testImages) NewRootfs(ctx context.Context, id, _ string) error {
 	_ = os.WriteFile(filepath.Join(root, "etc", "passwd"), []byte("root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n"), 0o644)
 	_ = os.WriteFile(filepath.Join(root, "etc", "group"), []byte("root:x:0:\nextra:x:50000:app\n"), 0o644)
 	s.roots[id] = root
+	if s.plant != nil {
+		return s.plant(root)
+	}
 	return nil
 }
 
@@ -612,6 +616,8 @@ func (p *fakeProcess) reap() {
 		p.m.ev <- podEvent{what: containerExited, id: p.id, exit: p.exit}
 	}
 }
+
+func (p *fakeProcess) note() string { return "" }
 
 func (p *fakeProcess) pid() int { return p.cmd.Process.Pid }
 

@@ -20,15 +20,25 @@ const maxHostDevices = 4096
 
 // hostFacts gathers what the rules want to know about the node.
 func hostFacts() (*spec.Host, error) {
+	self, err := ownCapabilities()
+	if err != nil {
+		return nil, err
+	}
 	caps, err := capability.ListSupported()
 	if err != nil {
 		return nil, fmt.Errorf("list capabilities: %w", err)
 	}
 	h := &spec.Host{}
 	for _, c := range caps {
-		h.Capabilities = append(h.Capabilities, "CAP_"+strings.ToUpper(c.String()))
+		name := "CAP_" + strings.ToUpper(c.String())
+		// A privileged test runner or a hardened unit may lack some; what a process lacks it cannot hand on.
+		if self.Get(capability.PERMITTED, c) && self.Get(capability.BOUNDING, c) {
+			h.Capabilities = append(h.Capabilities, name)
+		} else {
+			h.Withheld = append(h.Withheld, name)
+		}
 	}
-	if h.MaxOpenFiles, err = maxOpenFiles(); err != nil {
+	if h.MaxOpenFiles, err = maxOpenFiles(self); err != nil {
 		return nil, err
 	}
 	h.AppArmor = fileHas("/sys/module/apparmor/parameters/enabled", "Y")
@@ -40,15 +50,19 @@ func hostFacts() (*spec.Host, error) {
 	return h, err
 }
 
-// maxOpenFiles returns the hard limit that we can give, 0 for any: who has CAP_SYS_RESOURCE may raise it.
-func maxOpenFiles() (uint64, error) {
+func ownCapabilities() (capability.Capabilities, error) {
 	self, err := capability.NewPid2(0)
+	if err == nil {
+		err = self.Load()
+	}
 	if err != nil {
-		return 0, err
+		return nil, fmt.Errorf("read own capabilities: %w", err)
 	}
-	if err := self.Load(); err != nil {
-		return 0, fmt.Errorf("read own capabilities: %w", err)
-	}
+	return self, nil
+}
+
+// maxOpenFiles returns the hard limit that we can give, 0 for any: who has CAP_SYS_RESOURCE may raise it.
+func maxOpenFiles(self capability.Capabilities) (uint64, error) {
 	if self.Get(capability.EFFECTIVE, capability.CAP_SYS_RESOURCE) {
 		return 0, nil
 	}

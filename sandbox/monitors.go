@@ -33,6 +33,7 @@ type monitor interface {
 // process is a container's first one.
 type process interface {
 	pid() int
+	note() string // what its creation could not do as asked; "" is the rule
 	start(ctx context.Context) error
 	signal(ctx context.Context, sig unix.Signal) error
 	reopenLog(ctx context.Context) error

@@ -179,6 +179,7 @@ func (m *ociMonitor) stop(ctx context.Context) error {
 type ociProcess struct{ p *oci.Process }
 
 func (p ociProcess) pid() int                            { return p.p.Pid() }
+func (p ociProcess) note() string                        { return p.p.Note() }
 func (p ociProcess) reopenLog(ctx context.Context) error { return ociError(p.p.ReopenLog(ctx)) }
 func (p ociProcess) remove(ctx context.Context) error    { return ociError(p.p.Remove(ctx)) }
 

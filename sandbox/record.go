@@ -43,6 +43,7 @@ type containerRecord struct {
 	CRISig  int32           `json:"stopSignalCRI"`
 	LogPath string          `json:"logPath,omitempty"`
 	Cgroup  string          `json:"cgroup"`
+	Notes   []string        `json:"notes,omitempty"` // what could not be done as asked, and was not fatal
 	Facts   facts           `json:"facts"`
 }
 

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"google.golang.org/protobuf/proto"
@@ -132,7 +133,7 @@ func (sb *Sandbox) startMonitor(ctx context.Context) error {
 	if sb.plan.SharedPID {
 		fd, err := sb.m.cfg.Cgroups.Slice(sb.pauseCgroup())
 		if err != nil {
-			return fmt.Errorf("make cgroup of the pause: %w", err)
+			return fmt.Errorf("make cgroup of the pause: %w", cgroupError(err))
 		}
 		defer fd.Close()
 		c.PauseCgroup = fd.Int()
@@ -169,6 +170,9 @@ func (sb *Sandbox) connect(ctx context.Context) ([]string, error) {
 	}
 	res, err := sb.m.cfg.Network.Add(ctx, p)
 	if err != nil {
+		if errors.Is(err, cni.ErrNotReady) {
+			err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
 		return nil, fmt.Errorf("add network: %w", err)
 	}
 	var ips []string

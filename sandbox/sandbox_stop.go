@@ -129,12 +129,19 @@ func (sb *Sandbox) disconnect(ctx context.Context) error {
 
 // stopMonitor ends the monitor, the pause and their cgroup.
 func (sb *Sandbox) stopMonitor(ctx context.Context) error {
-	mon := sb.monitor()
+	// Taken out first: its end is then no loss, and nobody dials it again.
+	sb.mu.Lock()
+	mon := sb.mon
+	sb.mon = nil
+	sb.mu.Unlock()
 	if mon != nil {
 		if err := mon.stop(ctx); err != nil && !errors.Is(err, errNoMonitor) {
+			sb.mu.Lock()
+			sb.mon = mon
+			sb.mu.Unlock()
 			return err
 		}
-		if err := sb.letGo(); err != nil {
+		if err := mon.close(); err != nil {
 			return err
 		}
 	}

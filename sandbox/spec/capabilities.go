@@ -22,13 +22,13 @@ var DefaultCapabilities = []string{
 // for add_ambient_capabilities.
 func applyCapabilities(in *Input, s *specs.Spec) error {
 	sc := security(in.Container)
-	set, err := boundingSet(sc, in.Host.Capabilities)
+	set, err := boundingSet(sc, in.Host)
 	if err != nil {
 		return err
 	}
 	ambient := map[string]bool{}
 	for i, name := range sc.GetCapabilities().GetAddAmbientCapabilities() {
-		c, all, err := capability(fmt.Sprintf("capabilities.add_ambient_capabilities[%d]", i), name, in.Host.Capabilities)
+		c, all, err := capability(fmt.Sprintf("capabilities.add_ambient_capabilities[%d]", i), name, in.Host)
 		switch {
 		case err != nil:
 			return err
@@ -50,8 +50,8 @@ func applyCapabilities(in *Input, s *specs.Spec) error {
 	return nil
 }
 
-func boundingSet(sc *runtimeapi.LinuxContainerSecurityContext, known []string) (map[string]bool, error) {
-	set := map[string]bool{}
+func boundingSet(sc *runtimeapi.LinuxContainerSecurityContext, h Host) (map[string]bool, error) {
+	set, known := map[string]bool{}, h.Capabilities
 	if sc.GetPrivileged() {
 		fill(set, known)
 		return set, nil
@@ -62,11 +62,11 @@ func boundingSet(sc *runtimeapi.LinuxContainerSecurityContext, known []string) (
 			set[c] = true
 		}
 	}
-	add, addAll, err := capabilityList("capabilities.add_capabilities", sc.GetCapabilities().GetAddCapabilities(), known)
+	add, addAll, err := capabilityList("capabilities.add_capabilities", sc.GetCapabilities().GetAddCapabilities(), h)
 	if err != nil {
 		return nil, err
 	}
-	drop, dropAll, err := capabilityList("capabilities.drop_capabilities", sc.GetCapabilities().GetDropCapabilities(), known)
+	drop, dropAll, err := capabilityList("capabilities.drop_capabilities", sc.GetCapabilities().GetDropCapabilities(), h)
 	if err != nil {
 		return nil, err
 	}
@@ -83,9 +83,9 @@ func boundingSet(sc *runtimeapi.LinuxContainerSecurityContext, known []string) (
 	return set, nil
 }
 
-func capabilityList(field string, names, known []string) (list []string, all bool, err error) {
+func capabilityList(field string, names []string, h Host) (list []string, all bool, err error) {
 	for i, name := range names {
-		c, isAll, err := capability(fmt.Sprintf("%s[%d]", field, i), name, known)
+		c, isAll, err := capability(fmt.Sprintf("%s[%d]", field, i), name, h)
 		if err != nil {
 			return nil, false, err
 		}
@@ -100,7 +100,7 @@ func capabilityList(field string, names, known []string) (list []string, all boo
 
 // capability returns the kernel's name for what a request calls KILL, kill or CAP_KILL. An unknown name is
 // an error in drop as well: a typing mistake there would leave a privilege that somebody wanted gone.
-func capability(field, name string, known []string) (c string, all bool, err error) {
+func capability(field, name string, h Host) (c string, all bool, err error) {
 	up := strings.ToUpper(name)
 	if up == "ALL" {
 		return "", true, nil
@@ -108,7 +108,13 @@ func capability(field, name string, known []string) (c string, all bool, err err
 	if !strings.HasPrefix(up, "CAP_") {
 		up = "CAP_" + up
 	}
-	if !slices.Contains(known, up) {
+	if slices.Contains(h.Withheld, up) {
+		if strings.Contains(field, ".drop_") {
+			return up, false, nil // nobody has it
+		}
+		return "", false, Invalid(field, name, "the runtime does not have this capability itself and cannot grant it")
+	}
+	if !slices.Contains(h.Capabilities, up) {
 		return "", false, Invalid(field, name, "unknown capability")
 	}
 	return up, false, nil

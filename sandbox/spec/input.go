@@ -34,9 +34,13 @@ type Files struct {
 
 // Host holds what the rules need to know about the node. It is gathered once by package sandbox.
 type Host struct {
-	// Capabilities are the names (CAP_CHOWN, ...) that the running kernel knows, in numerical order.
-	// They are what ALL and privileged stand for.
+	// Capabilities are the names (CAP_CHOWN, ...) that the running kernel knows and the runtime has itself,
+	// in numerical order. They are what ALL and privileged stand for.
 	Capabilities []string
+
+	// Withheld are those that the kernel knows and the runtime does not have, so that it cannot grant them:
+	// it runs in a container or under a unit that drops them.
+	Withheld []string
 
 	// MaxOpenFiles is the hard limit that this node can give, 0 when any can be given. Without
 	// CAP_SYS_RESOURCE a limit above our own cannot be set.
