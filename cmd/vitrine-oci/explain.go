@@ -11,6 +11,7 @@ import (
 
 	"github.com/vitrine-runtime/vitrine/internal/step"
 	"github.com/vitrine-runtime/vitrine/oci/program"
+	"github.com/vitrine-runtime/vitrine/oci/seccomp"
 )
 
 // explain prints a program: one that ran, or one that a bundle would become.
@@ -99,5 +100,9 @@ func filter(s *specs.LinuxSeccomp) ([]byte, uint64, error) {
 	if s == nil {
 		return nil, 0, nil
 	}
-	return nil, 0, fmt.Errorf("compile seccomp profile: not yet")
+	f, err := seccomp.Compile(s)
+	if err != nil {
+		return nil, 0, fmt.Errorf("compile linux.seccomp: %w", err)
+	}
+	return f.Bytes(), f.Flags, nil
 }
