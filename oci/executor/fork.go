@@ -28,14 +28,10 @@ type control struct {
 type cloneArgs struct {
 	flags      uint64
 	pidfd      uint64
-	childTID   uint64
-	parentTID  uint64
+	_          uint64 // child_tid
+	_          uint64 // parent_tid
 	exitSignal uint64
-	stack      uint64
-	stackSize  uint64
-	tls        uint64
-	setTID     uint64
-	setTIDSize uint64
+	_          [5]uint64 // stack, stack_size, tls, set_tid, set_tid_size
 	cgroup     uint64
 }
 
@@ -63,7 +59,7 @@ func load(v *step.View, prologue []step.Step, reportFD int) (*image, error) {
 	}
 	// Whatever hideMemory covers: this the child must have.
 	if err := unix.Madvise(mem, unix.MADV_DOFORK); err != nil {
-		unix.Munmap(mem)
+		_ = unix.Munmap(mem)
 		return nil, os.NewSyscallError("madvise MADV_DOFORK", err)
 	}
 	base := uintptr(unsafe.Pointer(&mem[0]))
@@ -82,7 +78,10 @@ func load(v *step.View, prologue []step.Step, reportFD int) (*image, error) {
 	return &image{mem: mem, ctl: ctl}, nil
 }
 
-func (m *image) free() { unix.Munmap(m.mem) }
+func (m *image) free() {
+	// It fails for arguments that are no mapping only, and these were one.
+	_ = unix.Munmap(m.mem)
+}
 
 // fork makes the child, in the cgroup behind cgroupFD if that is not negative.
 func (m *image) fork(flags uint64, cgroupFD int) (pid int, pidfd *sys.FD, err error) {

@@ -113,7 +113,7 @@ func owner(d *specs.LinuxDevice) (uid, gid uint32) {
 }
 
 func (c *compiler) links() {
-	c.open("open /dev", "dev", unix.O_PATH|unix.O_DIRECTORY, 0, inRoot, rParent)
+	c.open("open /dev", "dev", unix.O_PATH|unix.O_DIRECTORY, inRoot, rParent)
 	for _, l := range devLinks {
 		c.call("link /dev/"+l[0], unix.SYS_SYMLINKAT, c.str(l[1]), reg(rParent), c.str(l[0]))
 	}

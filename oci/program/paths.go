@@ -26,8 +26,8 @@ func cleanDest(field, p string) (string, error) {
 }
 
 // open adds an openat2 of a path inside the root.
-func (b *builder) open(name, p string, flags uint64, mode uint64, resolve uint64, to step.Register) op {
-	how := b.words(flags|unix.O_CLOEXEC, mode, resolve)
+func (b *builder) open(name, p string, flags uint64, resolve uint64, to step.Register) op {
+	how := b.words(flags|unix.O_CLOEXEC, 0, resolve)
 	return b.call(name, unix.SYS_OPENAT2, rootFD, b.str(p), how, val(unix.SizeofOpenHow)).to(to)
 }
 
@@ -40,7 +40,7 @@ func (b *builder) target(p string, dir bool, resolve uint64) {
 		flags |= unix.O_DIRECTORY
 	}
 	var found, missing label
-	b.open("find /"+p, p, flags, 0, resolve, rTarget).then(&found).on(unix.ENOENT, &missing)
+	b.open("find /"+p, p, flags, resolve, rTarget).then(&found).on(unix.ENOENT, &missing)
 	b.here(&missing)
 	if dir {
 		b.mkdirAll(p, resolve)
@@ -49,7 +49,7 @@ func (b *builder) target(p string, dir bool, resolve uint64) {
 		b.call("make file /"+p, unix.SYS_MKNODAT, reg(rParent), b.str(path.Base(p)), val(uint64(unix.S_IFREG|0o644)), val(0)).ok(unix.EEXIST)
 		b.closeParent(path.Dir(p))
 	}
-	b.open("open /"+p, p, flags, 0, resolve, rTarget)
+	b.open("open /"+p, p, flags, resolve, rTarget)
 	b.here(&found)
 }
 
@@ -66,9 +66,9 @@ func (b *builder) mkdirAll(p string, resolve uint64) {
 	for i, part := range parts {
 		prefix := strings.Join(parts[:i+1], "/")
 		var there label
-		b.open("enter /"+prefix, prefix, unix.O_PATH|unix.O_DIRECTORY, 0, resolve, rWalk).then(&there).ok(unix.ENOENT)
+		b.open("enter /"+prefix, prefix, unix.O_PATH|unix.O_DIRECTORY, resolve, rWalk).then(&there).ok(unix.ENOENT)
 		b.call("make directory /"+prefix, unix.SYS_MKDIRAT, reg(rParent), b.str(part), val(0o755)).ok(unix.EEXIST)
-		b.open("enter /"+prefix, prefix, unix.O_PATH|unix.O_DIRECTORY, 0, resolve, rWalk)
+		b.open("enter /"+prefix, prefix, unix.O_PATH|unix.O_DIRECTORY, resolve, rWalk)
 		b.here(&there)
 		if i > 0 {
 			b.closeReg(rParent)
@@ -118,14 +118,14 @@ func protectedPath(field, p string) (string, error) {
 func (b *builder) mask(p string) {
 	const cover = uint64(unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC)
 	var file, absent label
-	b.open("find directory /"+p, p, unix.O_PATH|unix.O_DIRECTORY, 0, inRoot, rTarget).on(unix.ENOTDIR, &file).on(unix.ENOENT, &absent)
+	b.open("find directory /"+p, p, unix.O_PATH|unix.O_DIRECTORY, inRoot, rTarget).on(unix.ENOTDIR, &file).on(unix.ENOENT, &absent)
 	b.call("copy the empty directory", unix.SYS_OPEN_TREE, val(atFDCWD), b.str(EmptyDir), val(uint64(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC))).to(rMount)
 	b.setattr("make it read-only", reg(rMount), b.str(""), unix.AT_EMPTY_PATH, unix.MountAttr{Attr_set: cover})
 	var done label
 	b.attach("mask /" + p)
 	b.call("close it", unix.SYS_CLOSE, reg(rMount)).then(&done)
 	b.here(&file)
-	b.open("find /"+p, p, unix.O_PATH, 0, inRoot, rTarget)
+	b.open("find /"+p, p, unix.O_PATH, inRoot, rTarget)
 	b.call("copy the null device", unix.SYS_OPEN_TREE, val(atFDCWD), b.str(NullFile), val(uint64(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC))).to(rMount)
 	b.setattr("make it read-only", reg(rMount), b.str(""), unix.AT_EMPTY_PATH, unix.MountAttr{Attr_set: cover})
 	b.attach("mask /" + p)
@@ -138,7 +138,7 @@ func (b *builder) mask(p string) {
 // readonly covers a path with a read-only copy of itself and of all below.
 func (b *builder) readonly(p string) {
 	var absent label
-	b.open("find /"+p, p, unix.O_PATH, 0, inRoot, rTarget).on(unix.ENOENT, &absent)
+	b.open("find /"+p, p, unix.O_PATH, inRoot, rTarget).on(unix.ENOENT, &absent)
 	b.call("copy it", unix.SYS_OPEN_TREE, reg(rTarget), b.str(""),
 		val(uint64(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|unix.AT_RECURSIVE))).to(rMount)
 	b.setattr("make the copy read-only", reg(rMount), b.str(""), unix.AT_EMPTY_PATH|unix.AT_RECURSIVE,
@@ -150,12 +150,10 @@ func (b *builder) readonly(p string) {
 }
 
 // attach moves the mount in rMount to the place in rTarget.
-func (b *builder) attach(name string) op {
-	return b.moveMount(name, reg(rMount))
-}
+func (b *builder) attach(name string) { b.moveMount(name, reg(rMount)) }
 
-func (b *builder) moveMount(name string, from step.Arg) op {
-	return b.call(name, unix.SYS_MOVE_MOUNT, from, b.str(""), reg(rTarget), b.str(""),
+func (b *builder) moveMount(name string, from step.Arg) {
+	b.call(name, unix.SYS_MOVE_MOUNT, from, b.str(""), reg(rTarget), b.str(""),
 		val(uint64(unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)))
 }
 
@@ -166,7 +164,7 @@ func (c *compiler) workdir() error {
 		return err
 	}
 	var there label
-	c.open("look for the working directory", dest, unix.O_PATH, 0, inRoot, rParent).then(&there).ok(unix.ENOENT)
+	c.open("look for the working directory", dest, unix.O_PATH, inRoot, rParent).then(&there).ok(unix.ENOENT)
 	c.mkdirAll(dest, inRoot)
 	c.here(&there)
 	c.closeReg(rParent)

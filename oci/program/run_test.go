@@ -78,7 +78,6 @@ type result struct {
 	err    error
 	out    string
 	status unix.WaitStatus
-	child  *executor.Child
 }
 
 // cell runs a compiled spec from a thread in a mount namespace like a
