@@ -21,7 +21,8 @@ type ExecConfig struct {
 	// nil runs it in the monitor's cgroup. It moves into Exec.
 	Cgroup *sys.FD
 	// Stdin, Stdout and Stderr go straight to the child; nil is /dev/null. They stay
-	// the caller's, who closes his copies to see the end of the output.
+	// the caller's, who closes his copies to see the end of the output. They become
+	// blocking, as by File.Fd.
 	Stdin, Stdout, Stderr *os.File
 }
 
@@ -71,9 +72,10 @@ func (pr *Process) exec(ctx context.Context, c *ExecConfig) (*Exec, error) {
 		if f == nil {
 			continue
 		}
-		raw, err := descriptor(f)
-		if err != nil {
-			return nil, err
+		// Fd makes the open file blocking, which is what a program expects of its stdio.
+		raw := int(f.Fd())
+		if raw < 0 {
+			return nil, fmt.Errorf("stdio of exec: %w", os.ErrClosed)
 		}
 		r.Stdio |= 1 << i
 		files = append(files, raw)
@@ -93,17 +95,6 @@ func (pr *Process) exec(ctx context.Context, c *ExecConfig) (*Exec, error) {
 		return nil, fmt.Errorf("answer to exec is %T: %w", packet.Body, wire.ErrMalformed)
 	}
 	return &Exec{pod: pr.pod, id: id, call: call, pid: int(started.Pid)}, nil
-}
-
-// descriptor returns f's number without what File.Fd does on the way: making
-// the open file blocking, for the caller and for every holder of it.
-func descriptor(f *os.File) (n int, err error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return -1, fmt.Errorf("stdio of exec: %w", err)
-	}
-	err = raw.Control(func(fd uintptr) { n = int(fd) })
-	return n, err
 }
 
 // Pid returns the process id as the host sees it.
