@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"strconv"
 	"strings"
 
@@ -68,17 +69,23 @@ func fileName(v string) string {
 // has to be a line.
 func checkEnvs(envs []*runtimeapi.KeyValue) error {
 	for i, e := range envs {
-		field := "envs" + index(i)
-		switch {
-		case e.GetKey() == "":
-			return missing(field + ".key")
-		case strings.IndexByte(e.GetKey(), '=') >= 0:
-			return bad(field+".key", e.GetKey(), "must not hold '='")
-		case strings.IndexByte(string(e.GetValue()), 0) >= 0:
-			return wrong(field+".value", "must not hold a NUL")
-		case e.GetKey() == "HOME" && singleLine(string(e.GetValue())) != "":
-			return bad(field+".value", string(e.GetValue()), "must be one line for HOME")
+		if err := checkEnv(e); err != nil {
+			return atIndex("envs", i, err)
 		}
+	}
+	return nil
+}
+
+func checkEnv(e *runtimeapi.KeyValue) error {
+	switch {
+	case e.GetKey() == "":
+		return missing("key")
+	case strings.IndexByte(e.GetKey(), '=') >= 0:
+		return bad("key", e.GetKey(), "must not hold '='")
+	case bytes.IndexByte(e.GetValue(), 0) >= 0:
+		return wrong("value", "must not hold a NUL")
+	case e.GetKey() == "HOME" && singleLine(string(e.GetValue())) != "":
+		return bad("value", string(e.GetValue()), "must be one line for HOME")
 	}
 	return nil
 }
@@ -95,7 +102,7 @@ func checkDevices(devices []*runtimeapi.Device) error {
 			err = bad("container_path", d.GetContainerPath(), "must not be given twice")
 		}
 		if err != nil {
-			return at("devices"+index(i), err)
+			return atIndex("devices", i, err)
 		}
 		seen[d.GetContainerPath()] = true
 	}
@@ -116,8 +123,8 @@ func permissions(v string) string {
 // then: devices that a pod was promised must not be missing in silence.
 func checkCDI(devices []*runtimeapi.CDIDevice) error {
 	for i, d := range devices {
-		if err := text("CDI_devices"+index(i)+".name", d.GetName(), required, cdiName); err != nil {
-			return err
+		if err := text("name", d.GetName(), required, cdiName); err != nil {
+			return atIndex("CDI_devices", i, err)
 		}
 	}
 	if len(devices) > 0 {

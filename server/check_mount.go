@@ -33,7 +33,7 @@ func (s *Server) checkMounts(mounts []*runtimeapi.Mount, ns *runtimeapi.Namespac
 			err = bad("container_path", m.GetContainerPath(), "must not be given twice")
 		}
 		if err != nil {
-			return at("mounts"+index(i), err)
+			return atIndex("mounts", i, err)
 		}
 		seen[dst] = true
 	}
@@ -68,7 +68,7 @@ func (s *Server) checkMountSource(m *runtimeapi.Mount) error {
 func (s *Server) checkMountFlags(m *runtimeapi.Mount) error {
 	for i, o := range m.GetMountOptions() {
 		if !slices.Contains([]string{"noexec", "nodev", "nosuid"}, o) {
-			return bad("mount_options"+index(i), o, "must be noexec, nodev or nosuid")
+			return atIndex("mount_options", i, bad("", o, "must be noexec, nodev or nosuid"))
 		}
 	}
 	if len(m.GetMountOptions()) > 0 && !s.cfg.Features.MountOptions {

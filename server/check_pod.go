@@ -98,8 +98,8 @@ func checkDNS(d *runtimeapi.DNSConfig) error {
 			return badInt(l.field, int64(len(l.items)), "must have at most "+strconv.Itoa(maxResolv)+" entries")
 		}
 		for i, v := range l.items {
-			if err := text(l.field+index(i), v, l.rules...); err != nil {
-				return err
+			if err := text("", v, l.rules...); err != nil {
+				return atIndex(l.field, i, err)
 			}
 		}
 	}
@@ -144,7 +144,7 @@ func checkPorts(ports []*runtimeapi.PortMapping) error {
 			err = badInt("host_port", int64(e.port), "must not be mapped twice")
 		}
 		if err != nil {
-			return at("port_mappings"+index(i), err)
+			return atIndex("port_mappings", i, err)
 		}
 		seen[e] = e.port != 0
 	}

@@ -109,12 +109,12 @@ func cpuNumber(v string) (int, bool) {
 func checkHugepages(limits []*runtimeapi.HugepageLimit) error {
 	seen := make(map[string]bool, len(limits))
 	for i, l := range limits {
-		field := "hugepage_limits" + index(i) + ".page_size"
-		if err := text(field, l.GetPageSize(), required, pageSize); err != nil {
-			return err
+		err := text("page_size", l.GetPageSize(), required, pageSize)
+		if err == nil && seen[l.GetPageSize()] {
+			err = bad("page_size", l.GetPageSize(), "must not be given twice")
 		}
-		if seen[l.GetPageSize()] {
-			return bad(field, l.GetPageSize(), "must not be given twice")
+		if err != nil {
+			return atIndex("hugepage_limits", i, err)
 		}
 		seen[l.GetPageSize()] = true
 	}
@@ -145,7 +145,7 @@ func checkUnified(unified map[string]string) error {
 	for k, v := range unified {
 		err := first(text("", k, unifiedKey), text("", v, required, singleLine))
 		if err != nil {
-			return at("unified", at(key(k), err))
+			return atKey("unified", k, err)
 		}
 	}
 	return nil

@@ -74,8 +74,8 @@ func checkGroupNeedsUser(group, user bool) error {
 
 func checkGroups(groups []int64) error {
 	for i, g := range groups {
-		if err := id("supplemental_groups"+index(i), g); err != nil {
-			return err
+		if err := id("", g); err != nil {
+			return atIndex("supplemental_groups", i, err)
 		}
 	}
 	return nil
@@ -134,7 +134,7 @@ func checkCapabilities(c *runtimeapi.Capability) error {
 func checkCapList(field string, list []string) error {
 	for i, c := range list {
 		if !knownCaps[strings.TrimPrefix(strings.ToUpper(c), "CAP_")] {
-			return bad(field+index(i), c, "must be the name of a capability")
+			return atIndex(field, i, bad("", c, "must be the name of a capability"))
 		}
 	}
 	return nil
@@ -239,12 +239,12 @@ func checkLegacyProfile(field, v string, ref ...rule) error {
 // checkPaths is for paths that are masked or made read-only in the container.
 func checkPaths(field string, paths []string) error {
 	for i, p := range paths {
-		err := text(field+index(i), p, absolute, notRoot, noParent, pathMax)
+		err := text("", p, absolute, notRoot, noParent, pathMax)
 		if err == nil && path.Clean(p) == "/proc" {
-			err = bad(field+index(i), p, "must not be /proc itself")
+			err = bad("", p, "must not be /proc itself")
 		}
 		if err != nil {
-			return err
+			return atIndex(field, i, err)
 		}
 	}
 	return nil

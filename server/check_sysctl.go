@@ -21,7 +21,7 @@ func checkSysctls(sysctls map[string]string, ns *runtimeapi.NamespaceOption) err
 	for k, v := range sysctls {
 		err := first(text("", k, sysctlKey), sysctlPlace(k, ns), sysctlValue(v))
 		if err != nil {
-			return at("sysctls", at(key(k), err))
+			return atKey("sysctls", k, err)
 		}
 	}
 	return nil

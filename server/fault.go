@@ -76,13 +76,21 @@ func prefixed(kind, err error) error {
 // at puts the name of the message around a fault inside it. Other errors and nil
 // pass unchanged.
 func at(parent string, err error) error {
+	if err == nil { // nearly always, so it must cost nothing
+		return nil
+	}
+	return inside(parent, err)
+}
+
+func inside(parent string, err error) error {
 	var f *fault
-	if err == nil || !errors.As(err, &f) {
+	if !errors.As(err, &f) {
 		return err
 	}
 	switch {
 	case f.field == "":
 		f.field = parent
+	case parent == "":
 	case f.field[0] == '[':
 		f.field = parent + f.field
 	default:
@@ -91,11 +99,21 @@ func at(parent string, err error) error {
 	return f
 }
 
-// index is the path element of a list's element.
-func index(i int) string { return "[" + strconv.Itoa(i) + "]" }
+// atIndex is at for an element of a list.
+func atIndex(list string, i int, err error) error {
+	if err == nil {
+		return nil
+	}
+	return inside(list, inside("["+strconv.Itoa(i)+"]", err))
+}
 
-// key is the path element of a map's entry.
-func key(k string) string { return "[" + quote(k) + "]" }
+// atKey is at for an entry of a map.
+func atKey(field, key string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return inside(field, inside("["+quote(key)+"]", err))
+}
 
 // first returns the first fault of several checks.
 func first(errs ...error) error {

@@ -286,6 +286,7 @@ func TestPodSysctls(t *testing.T) {
 		{"B-25 plus", at, sysctl("net.core.somaxconn", "1+kernel.core_pattern=x")},
 		{"B-25 empty value", at, sysctl("net.core.somaxconn", "")},
 		{"one letter words", "", sysctl("net.x.y", "1")},
+		{"slashes", "", sysctl("net/core/somaxconn", "1")},
 	}
 	runPodRows(t, rows)
 }

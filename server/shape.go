@@ -87,7 +87,7 @@ func shapeOfField(fd protoreflect.FieldDescriptor, v protoreflect.Value) error {
 		}
 		for i := range l.Len() {
 			if err := shapeOfValue(fd, l.Get(i), bytes); err != nil {
-				return at(index(i), err)
+				return atIndex("", i, err)
 			}
 		}
 		return nil
@@ -106,7 +106,7 @@ func shapeOfMap(fd protoreflect.FieldDescriptor, m protoreflect.Map, bytes, entr
 		if err = shapeOfString(k.String(), bytes, false); err != nil {
 			return false
 		}
-		err = at(key(k.String()), shapeOfValue(fd.MapValue(), v, bytes))
+		err = atKey("", k.String(), shapeOfValue(fd.MapValue(), v, bytes))
 		return err == nil
 	})
 	return err
