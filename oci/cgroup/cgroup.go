@@ -75,8 +75,8 @@ type Config struct {
 	Prefix string
 }
 
-// Tree is a cgroup hierarchy. It is safe for concurrent use and holds one
-// descriptor, for as long as the process lives. Everything else is in the kernel
+// Tree is a cgroup hierarchy. It is safe for concurrent use and holds a few
+// descriptors, for as long as the process lives. Everything else is in the kernel
 // and survives the daemon.
 type Tree struct {
 	root        *sys.FD
@@ -84,6 +84,7 @@ type Tree struct {
 	prefix      string
 	controllers []string
 	allow       bool
+	filters     deviceFilters
 }
 
 // Open checks the hierarchy at c.Root: it must be cgroup v2 (ErrHierarchy), a

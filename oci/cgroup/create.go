@@ -71,7 +71,7 @@ func (t *Tree) makeScope(s *Scope, parent *sys.FD, name string, limits []setting
 		return err
 	}
 	if filter != nil {
-		if err := attachDeviceFilter(dir.Int(), filter); errors.Is(err, errNoDeviceFilter) {
+		if err := t.filters.attach(dir.Int(), filter); errors.Is(err, errNoDeviceFilter) {
 			missing = append(missing, "devices")
 			blocked = errors.Join(blocked, err)
 		} else if err != nil {

@@ -188,3 +188,22 @@ func TestDeviceFilterHolds(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// More programs than are kept: each still is attached, and descriptors are not
+// lost.
+func TestDeviceFiltersAreBounded(t *testing.T) {
+	tr, _ := tree(t)
+	for i := range 2 * maxFilters {
+		rules := append(usualDevices(), specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: ptr(int64(200)), Minor: ptr(int64(i)), Access: "rw"})
+		s, err := tr.Create("p", fmt.Sprint(i), &specs.LinuxResources{Devices: rules})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(s.Unenforced()) > 0 {
+			t.Skip("needs a kernel with the cgroup device filter: ", s.Unenforced())
+		}
+	}
+	if n := len(tr.filters.loaded); n != maxFilters {
+		t.Errorf("%d programs are kept", n)
+	}
+}
