@@ -252,3 +252,45 @@ func (e *env) useOnce(ref, container string) error {
 	}
 	return errors.Join(fd.Close(), e.RemoveRootfs(ctx, container))
 }
+
+// failSecondLayer lets the registry lose an image's upper layer once the lower
+// one is unpacked.
+func (e *env) failSecondLayer(repo string) {
+	e.Helper()
+	lower, upper := layer(e.TB, file("lower", repo)), layer(e.TB, file("upper", repo))
+	e.reg.push(e.TB, repo, image(e.TB, repo, nil, lower, upper))
+	h, err := upper.Digest()
+	must(e.TB, err)
+	before := len(e.layerDirs())
+	e.reg.setHook(func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.HasSuffix(r.URL.Path, h.String()) {
+			return false
+		}
+		for len(e.layerDirs()) == before && r.Context().Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
+		w.WriteHeader(http.StatusNotFound)
+		return true
+	})
+	_, err = e.Pull(soon(e.TB), "registry.example/"+repo, nil)
+	if !errors.Is(err, ErrNotFound) {
+		e.Fatalf("pull without a layer: %v", err)
+	}
+	e.wantLayers(before + 1)
+	e.reg.setHook(nil)
+}
+
+func TestPartialPull(t *testing.T) {
+	e := newEnv(t)
+	e.failSecondLayer("a")
+	e.pull("registry.example/a") // uses what is there
+	equal(t, "blob requests", e.reg.requests("GET /v2/a/blobs"), 2)
+	e.failSecondLayer("b")
+	e.wantLayers(3)
+	e.remove("registry.example/a")
+	e.wantLayers(0)
+	e.failSecondLayer("c")
+	e.restart()
+	e.wantLayers(0)
+	e.pull("registry.example/b")
+}

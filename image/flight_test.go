@@ -76,6 +76,19 @@ func TestFlightsLastCancels(t *testing.T) {
 	})
 }
 
+// Work that fails in the moment in which its caller goes.
+func TestFlightsContextErrorWins(t *testing.T) {
+	var g flights
+	for range 200 {
+		ctx, cancel := context.WithCancel(t.Context())
+		_, err := g.do(ctx, "k", func(context.Context) (string, error) {
+			cancel()
+			return "", errors.New("connection reset")
+		})
+		wantErr(t, "do", err, context.Canceled)
+	}
+}
+
 func TestFlightsCloseCancels(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g flights

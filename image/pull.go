@@ -195,8 +195,11 @@ func (s *Store) publish(id string, named reference.Named, top digest.Digest) (st
 		return "", err
 	}
 	if s.current().byID[id] == nil {
-		_, err := s.describe(img, nil) // says why it is not listed
-		return "", errors.Join(fmt.Errorf("%w: %w", ErrUnsupported, err), s.removeLocked(id))
+		// The same again says why it is not listed.
+		if _, err = s.describe(img, nil); err == nil {
+			err = errTakenAway
+		}
+		return "", errors.Join(err, s.removeLocked(id))
 	}
 	return idPrefix + id, nil
 }

@@ -246,8 +246,12 @@ func TestPinsAreRepaired(t *testing.T) {
 	id := e.pull("registry.example/x")
 	_, err := e.store.DeleteImage(pinID(id[7:]), true) // killed between image and pin
 	must(t, err)
+	must(t, e.reload())
+	if e.status(id) != nil {
+		t.Fatal("an image is shown before its layers are pinned")
+	}
 	e.restart()
-	if !e.store.Exists(pinID(id[7:])) {
+	if !e.store.Exists(pinID(id[7:])) || e.status(id) == nil {
 		t.Fatal("the pin is not back")
 	}
 	_, err = e.store.DeleteImage(id[7:], true) // killed between image and pin, removing
@@ -411,6 +415,11 @@ func (e *env) helper(verb string, n int, id string) (killed bool) {
 	return false
 }
 
+func (e *env) exists(container, name string) bool {
+	_, err := os.Lstat(filepath.Join(e.conf.Containers, container, name))
+	return err == nil
+}
+
 func TestKilledAtEveryStep(t *testing.T) {
 	e := newEnv(t)
 	e.reg.push(t, "x", simple(t, "x"))
@@ -425,6 +434,9 @@ func TestKilledAtEveryStep(t *testing.T) {
 			}
 			must(t, e.Store.Close())
 			killed := e.helper(verb, n, id)
+			if e.exists("c", upperDir) && !e.exists("c", recordFile) {
+				t.Fatalf("%s killed at step %d: there are files, and no record of whose layers they need", verb, n)
+			}
 			e.open()
 			e.remove(id) // whatever is there, the image's end comes first
 			e.removeRootfs("c")
