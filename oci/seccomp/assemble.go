@@ -49,8 +49,10 @@ func (a *assembler) emit(n *node) error {
 			a.repeat(n.yes)
 		}
 	default:
-		if err := errors.Join(a.emit(n.no), a.emit(n.yes)); err != nil {
-			return err
+		for _, to := range []*node{n.no, n.yes} {
+			if err := a.emit(to); err != nil {
+				return err
+			}
 		}
 		for a.distance(n.yes) > 255 || a.distance(n.no) > 255 {
 			far := n.yes

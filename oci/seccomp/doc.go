@@ -19,16 +19,15 @@
 // # What a profile means
 //
 // The OCI text leaves the meaning of several rules for one call open. Profiles are written against libseccomp, so its order holds here
-// (it was measured, and testdata/libseccomp.txt keeps the measurements):
+// (it was measured, and testdata/libseccomp.jsonl keeps the measurements):
 //
 //   - A rule whose action equals the default action, errno included, is skipped. It neither wins nor loses against another.
 //   - A rule without arguments beats all rules with arguments for that call, in either order. Of two without, the first wins.
 //     The losing rule is named in Filter.Warnings if its action was another.
 //   - The same arguments with two actions are an error.
-//   - Of several rules with arguments that match, the one wins that comes first in this order: tests of a higher argument index
-//     first; then EQ, NE and MASKED_EQ before LT and LE before GE and GT; then the larger value (LT, LE: the smaller); then the profile's
-//     order. A rule whose tests are the beginning of another's comes before it. On 64-bit ABIs a MASKED_EQ whose mask is within the low
-//     32 bits counts as lower than all other tests of its argument.
+//   - Of several rules with arguments that match, the one wins that comes first in this order, which looks at the first test of each
+//     rule, by argument index, then at the second and so on: a higher argument index first; then EQ, NE and MASKED_EQ before LT and LE before GE
+//     and GT; then the larger value (LT, LE: the smaller); then the profile's order. A rule whose tests are the beginning of another's comes before it.
 //   - Two tests of one argument index in one rule split the rule: each test is a rule of its own (OR, as runc and crun do).
 //   - MASKED_EQ is arg & value == valueTwo & value.
 //   - The native architecture is always included. A call of an ABI that is not included kills the process, and so does an x32 number where

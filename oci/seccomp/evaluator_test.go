@@ -116,7 +116,7 @@ func (j *judge) answer(c Call) Action {
 	var best *clause
 	for i := range clauses {
 		cl := &clauses[i]
-		if matches(abi, names, cl, c.Args) && (best == nil || precedes(abi, cl, best)) {
+		if matches(abi, names, cl, c.Args) && (best == nil || precedes(clauses, cl, best)) {
 			best = cl
 		}
 	}
@@ -183,17 +183,23 @@ func (j *judge) clauses(abi int, s *specs.LinuxSyscall, names []string) []clause
 		if !hostABIs[abi].mux || len(s.Args) > 0 && restrictive(action) > restrictive(j.deflt) {
 			continue
 		}
-		if i := slices.Index(strings.Fields("- socket bind connect listen accept getsockname getpeername socketpair send recv sendto recvfrom shutdown "+
-			"setsockopt getsockopt sendmsg recvmsg accept4 recvmmsg sendmmsg"), name); i > 0 && slices.Contains(names, "socketcall") {
+		if i := slices.Index(viaSocketcall, name); i > 0 && slices.Contains(names, "socketcall") {
 			out = append(out, clause{action: action, copied: true, args: []specs.LinuxSeccompArg{{Value: uint64(i), Op: "SCMP_CMP_EQ"}}})
 		}
-		if i := slices.Index(strings.Fields("- semop semget semctl semtimedop - - - - - - msgsnd msgrcv msgget msgctl - - - - - - shmat shmdt shmget shmctl"), name); i > 0 &&
+		if i := slices.Index(viaIPC, name); i > 0 &&
 			slices.Contains(names, "ipc") {
 			out = append(out, clause{action: action, copied: true, args: []specs.LinuxSeccompArg{{Value: 0xffff, ValueTwo: uint64(i), Op: "SCMP_CMP_MASKED_EQ"}}})
 		}
 	}
 	return out
 }
+
+// The calls behind the multiplexers, at the places of their numbers.
+var (
+	viaSocketcall = strings.Fields("- socket bind connect listen accept getsockname getpeername socketpair send recv sendto recvfrom shutdown " +
+		"setsockopt getsockopt sendmsg recvmsg accept4 recvmmsg sendmmsg")
+	viaIPC = strings.Fields("- semop semget semctl semtimedop - - - - - - msgsnd msgrcv msgget msgctl - - - - - - shmat shmdt shmget shmctl")
+)
 
 // restrictive is higher for what the kernel lets win less.
 func restrictive(a Action) int { return int(int32(a & 0xffff0000)) }
@@ -223,14 +229,21 @@ func narrowFor(abi int, names []string, index uint) bool {
 	if hostABIs[abi].narrow {
 		return true
 	}
-	for line := range strings.Lines(narrowText) {
-		name, digits, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if slices.Contains(names, name) {
-			return strings.Contains(digits, string(rune('0'+index)))
+	for _, line := range narrowLines {
+		if slices.Contains(names, line[0]) {
+			return strings.Contains(line[1], string(rune('0'+index)))
 		}
 	}
 	return false
 }
+
+var narrowLines = func() (list [][2]string) {
+	for line := range strings.Lines(narrowText) {
+		f := strings.Fields(line)
+		list = append(list, [2]string{f[0], f[1]})
+	}
+	return list
+}()
 
 func holds(a specs.LinuxSeccompArg, arg uint64, narrow bool) bool {
 	cut := func(v uint64) uint64 {
@@ -262,26 +275,47 @@ func holds(a specs.LinuxSeccompArg, arg uint64, narrow bool) bool {
 	panic(a.Op)
 }
 
-// precedes says whether x wins over y where both match; y was written earlier.
-func precedes(abi int, x, y *clause) bool {
-	byIndex := func(a, b specs.LinuxSeccompArg) int { return int(a.Index) - int(b.Index) }
-	xs, ys := slices.SortedFunc(slices.Values(x.args), byIndex), slices.SortedFunc(slices.Values(y.args), byIndex)
+// precedes says whether x wins over y where both match.
+func precedes(clauses []clause, x, y *clause) bool {
+	xs, ys := plainArgs(x.args), plainArgs(y.args)
 	for i := range min(len(xs), len(ys)) {
-		switch a, b := weight(abi, xs[i]), weight(abi, ys[i]); {
-		case a > b:
-			return true
-		case a < b:
-			return false
+		if xs[i] == ys[i] {
+			continue
 		}
-		va, vb := sortValue(xs[i]), sortValue(ys[i])
-		if va != vb {
-			return (va > vb) != (xs[i].Op == "SCMP_CMP_LT" || xs[i].Op == "SCMP_CMP_LE")
+		if a, b := weight(xs[i]), weight(ys[i]); a != b {
+			return a > b
 		}
+		if a, b := sortValue(xs[i]), sortValue(ys[i]); a != b {
+			return (a > b) != (xs[i].Op == "SCMP_CMP_LT" || xs[i].Op == "SCMP_CMP_LE")
+		}
+		return begins(clauses, xs[:i+1]) < begins(clauses, ys[:i+1])
 	}
 	if len(xs) != len(ys) {
 		return len(xs) < len(ys)
 	}
-	return !x.copied && y.copied && slices.Equal(xs, ys)
+	return !x.copied && y.copied
+}
+
+// begins finds the first clause with these tests at its beginning.
+func begins(clauses []clause, prefix []specs.LinuxSeccompArg) int {
+	return slices.IndexFunc(clauses, func(c clause) bool {
+		args := plainArgs(c.args)
+		return len(args) >= len(prefix) && slices.Equal(args[:len(prefix)], prefix)
+	})
+}
+
+// plainArgs sorts tests by index and drops what of them means nothing.
+func plainArgs(args []specs.LinuxSeccompArg) []specs.LinuxSeccompArg {
+	args = slices.Clone(args)
+	for i, a := range args {
+		if a.Op == "SCMP_CMP_MASKED_EQ" {
+			args[i].ValueTwo &= a.Value
+		} else {
+			args[i].ValueTwo = 0
+		}
+	}
+	slices.SortFunc(args, func(a, b specs.LinuxSeccompArg) int { return int(a.Index) - int(b.Index) })
+	return args
 }
 
 func sortValue(a specs.LinuxSeccompArg) uint64 {
@@ -292,11 +326,8 @@ func sortValue(a specs.LinuxSeccompArg) uint64 {
 }
 
 // weight ranks a test by argument word and kind of operator.
-func weight(abi int, a specs.LinuxSeccompArg) int {
+func weight(a specs.LinuxSeccompArg) int {
 	w := int(a.Index) * 100
-	if !hostABIs[abi].narrow && (a.Op != "SCMP_CMP_MASKED_EQ" || a.Value > 0xffffffff) {
-		w += 50
-	}
 	switch a.Op {
 	case "SCMP_CMP_EQ", "SCMP_CMP_NE", "SCMP_CMP_MASKED_EQ":
 		w += 3

@@ -2,7 +2,7 @@
 
 // Command gen_tables writes the tables_GOARCH.go files of package seccomp: the numbers of all system calls,
 // read out of the zsysnum files of golang.org/x/sys/unix in the module cache. Two ABIs have no file there and are derived:
-// x32 (from amd64) and arm's private calls. Run it with go generate after golang.org/x/sys was raised.
+// x32 (from amd64) and arm's private calls. Run it with go generate after golang.org/x/sys was raised. An argument is the directory to write to instead of this one.
 package main
 
 import (
@@ -53,9 +53,13 @@ var tables = map[string][]abi{
 }
 
 func main() {
+	out := "."
+	if len(os.Args) > 1 {
+		out = os.Args[1]
+	}
 	version, dir := module()
 	for goarch, abis := range tables {
-		write(goarch, abis, version, dir)
+		write(out, goarch, abis, version, dir)
 	}
 }
 
@@ -122,8 +126,8 @@ func arm(m map[string]int) map[string]int {
 	return m
 }
 
-// write makes one file.
-func write(goarch string, abis []abi, version, dir string) {
+// write makes one file in the directory out.
+func write(out, goarch string, abis []abi, version, dir string) {
 	columns := make([]map[string]int, len(abis))
 	names := map[string]bool{}
 	for i, a := range abis {
@@ -163,7 +167,7 @@ func write(goarch string, abis []abi, version, dir string) {
 	if err != nil {
 		log.Fatal(err)
 	}
-	if err := os.WriteFile("tables_"+goarch+".go", src, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(out, "tables_"+goarch+".go"), src, 0o644); err != nil {
 		log.Fatal(err)
 	}
 }

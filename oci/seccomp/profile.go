@@ -148,16 +148,33 @@ func (s *ruleSet) add(name string, r rule, w *warnings) error {
 	return nil
 }
 
-// sort brings the rules into the order in which the first that matches wins.
-func (s *ruleSet) sort(narrow bool) {
-	slices.SortStableFunc(s.rules, func(a, b rule) int {
-		return slices.CompareFunc(a.tests, b.tests, func(x, y test) int { return x.compare(y, narrow) })
-	})
+// order brings rules into the order in which the first that matches wins. It is that of a tree: rules with the same first test are neighbours,
+// those that end there come first, the rest is ordered by the second test, and so on.
+func order(rules []rule, depth int) []rule {
+	var first []test
+	var out []rule
+	under := map[test][]rule{}
+	for _, r := range rules {
+		if len(r.tests) == depth {
+			out = append(out, r)
+			continue
+		}
+		t := r.tests[depth]
+		if under[t] == nil {
+			first = append(first, t)
+		}
+		under[t] = append(under[t], r)
+	}
+	slices.SortStableFunc(first, test.compare)
+	for _, t := range first {
+		out = append(out, order(under[t], depth+1)...)
+	}
+	return out
 }
 
 // compare orders two tests as libseccomp orders the nodes of its tree.
-func (t test) compare(o test, narrow bool) int {
-	if c := o.rank(narrow) - t.rank(narrow); c != 0 {
+func (t test) compare(o test) int {
+	if c := o.arg - t.arg; c != 0 {
 		return c
 	}
 	if t.class() != o.class() {
@@ -167,14 +184,6 @@ func (t test) compare(o test, narrow bool) int {
 		return cmp.Compare(t.value, o.value)
 	}
 	return cmp.Compare(o.value, t.value)
-}
-
-// rank counts the words of the arguments: libseccomp's trees begin at the highest word that a test needs.
-func (t test) rank(narrow bool) int {
-	if narrow || t.op == opMaskedEQ && t.mask>>32 == 0 {
-		return 2 * t.arg
-	}
-	return 2*t.arg + 1
 }
 
 func (t test) class() int {
@@ -223,9 +232,9 @@ func resolve(p *specs.LinuxSeccomp, w *warnings) (*program, error) {
 			}
 		}
 	}
-	for i, rules := range g.rules {
+	for _, rules := range g.rules {
 		for _, s := range rules {
-			s.sort(hostABIs[i].narrow)
+			s.rules = order(s.rules, 0)
 		}
 	}
 	return g, nil

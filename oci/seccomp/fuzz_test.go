@@ -1,0 +1,148 @@
+package seccomp
+
+import (
+	"encoding/json"
+	"errors"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/vitrine-runtime/vitrine/oci/seccomp/profile"
+	"golang.org/x/sys/unix"
+)
+
+// kernelTakes asks the kernel whether it would load a program, without loading it: with TSYNC the program is checked first and then refused with
+// the id of a thread that has another filter. keepApart makes such a thread.
+func kernelTakes(program []byte) error {
+	keepApart()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	fprog := unix.SockFprog{Len: uint16(len(program) / 8), Filter: (*unix.SockFilter)(unsafe.Pointer(&program[0]))}
+	r, _, e := syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&fprog)))
+	switch {
+	case e != 0:
+		return e
+	case r == 0:
+		return errors.New("loaded over all threads")
+	}
+	return nil
+}
+
+// keepApart leaves one thread of this process with a filter that allows everything, and no_new_privs on all, which threads made later inherit.
+var keepApart = sync.OnceFunc(func() {
+	ready := make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		allow := Filter{Insns: []Insn{{Code: codeReturn, K: uint32(Allow)}}}
+		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+			panic(err)
+		}
+		if e := load(0, allow.Bytes()); e != 0 {
+			panic(e)
+		}
+		close(ready)
+		select {} // until the process ends
+	}()
+	<-ready
+	if _, _, e := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); e != 0 {
+		panic(e)
+	}
+})
+
+// TestKernelOracleWorks: the question above is answered with no for what is wrong, and yes for what is right.
+func TestKernelOracleWorks(t *testing.T) {
+	good := Filter{Insns: []Insn{{Code: codeLoad}, {Code: codeReturn}}}
+	bad := Filter{Insns: []Insn{{Code: codeLoad, K: 2}, {Code: codeReturn}}}
+	if err := kernelTakes(good.Bytes()); err != nil {
+		t.Errorf("good program: %v", err)
+	}
+	if err := kernelTakes(bad.Bytes()); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("bad program: %v", err)
+	}
+}
+
+// FuzzProfile: any JSON is refused with an error, or gives a program that our checker and the kernel accept and that answers as the evaluator does.
+func FuzzProfile(f *testing.F) {
+	for _, caps := range capSets {
+		p, err := profile.Default(caps, "")
+		if err != nil {
+			f.Fatal(err)
+		}
+		add(f, p)
+	}
+	for seed := range uint64(20) {
+		add(f, randomProfile(rand.New(rand.NewPCG(seed, 5))))
+	}
+	f.Add([]byte(`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["socket"],"action":"SCMP_ACT_ERRNO","args":[{"index":0,"value":40,"op":"SCMP_CMP_EQ"}]}]}`))
+	f.Add([]byte(`{"defaultAction":"SCMP_ACT_NOTIFY"}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var p specs.LinuxSeccomp
+		if json.Unmarshal(b, &p) != nil {
+			t.Skip()
+		}
+		key := encodeProfile(&p)
+		start := time.Now()
+		filter, err := Compile(&p)
+		if took := time.Since(start); took > 5*time.Second {
+			t.Errorf("%v for %d bytes", took, len(b))
+		}
+		if key != encodeProfile(&p) {
+			t.Error("the profile was changed")
+		}
+		if err != nil {
+			if strings.TrimSpace(err.Error()) == "" {
+				t.Error("error without text")
+			}
+			return
+		}
+		if err := Check(filter.Insns); err != nil {
+			t.Fatal(err)
+		}
+		if err := kernelTakes(filter.Bytes()); err != nil {
+			t.Fatalf("kernel: %v", err)
+		}
+		spotCheck(t, &p, filter)
+	})
+}
+
+func add(f *testing.F, p *specs.LinuxSeccomp) {
+	b, err := json.Marshal(p)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+}
+
+// spotCheck compares the calls that a profile names, at the borders of its tests, with the evaluator.
+func spotCheck(t *testing.T, p *specs.LinuxSeccomp, f *Filter) {
+	j := newJudge(p)
+	budget := 2000
+	for _, s := range p.Syscalls {
+		for _, name := range append(slices.Clone(s.Names), "socketcall", "ipc", "getpid") {
+			for i, number := range lookup(name) {
+				if number < 0 {
+					continue
+				}
+				c := Call{Arch: hostABIs[i].token, Number: uint32(number) + hostABIs[i].base}
+				for _, a := range append([]specs.LinuxSeccompArg{{}}, s.Args...) {
+					for _, v := range argEdges(a) {
+						c.Args[a.Index] = v
+						if budget--; budget < 0 {
+							return
+						}
+						if got, _ := f.Run(c); got != j.answer(c) {
+							t.Fatalf("%s in %s with %#x: %v, want %v", name, hostABIs[i].name, c.Args, got, j.answer(c))
+						}
+					}
+				}
+			}
+		}
+	}
+}
