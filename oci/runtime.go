@@ -25,6 +25,10 @@ import (
 // open for the life of the pod.
 const logName = "monitor.log"
 
+// monitorEnv is a monitor's whole environment. Two threads at work are plenty; a
+// small heap is collected often.
+var monitorEnv = []string{"GOMAXPROCS=2", "GOGC=50", "GOTRACEBACK=single"}
+
 // Runtime starts monitors. It is safe for concurrent use and holds for as long
 // as the daemon lives.
 type Runtime struct {
@@ -207,8 +211,7 @@ func (l *launch) run(ctx context.Context) error {
 	l.cmd = &exec.Cmd{
 		Path: "/proc/self/fd/" + strconv.Itoa(l.rt.Monitor.Int()),
 		Args: []string{"vitrine-oci", "monitor"},
-		// Two threads at work are plenty; a small heap is collected often.
-		Env:         []string{"GOMAXPROCS=2", "GOGC=50", "GOTRACEBACK=single"},
+		Env:         monitorEnv,
 		Dir:         "/",
 		Stderr:      l.log,
 		ExtraFiles:  l.files,

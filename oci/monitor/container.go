@@ -21,7 +21,8 @@ import (
 const drainTime = 2 * time.Second
 
 // container is one container from its fork until Remove. Its facts are in
-// state, guarded by pod.mu; the rest is set before the container is published.
+// state, guarded by pod.mu; the rest is set while its phase is Creating, and not
+// looked at by others until then.
 type container struct {
 	id     string
 	dir    *sys.FD // its directory: exit.json goes there
@@ -106,7 +107,7 @@ func (p *pod) list() []wire.State {
 	for _, id := range p.order {
 		c := p.containers[id]
 		s := c.state
-		if c.log != nil {
+		if s.Phase > wire.Creating && c.log != nil { // before that the rest of c is being filled in
 			s.LogLost = c.log.Stats().DroppedBytes
 		}
 		l = append(l, s)
