@@ -11,36 +11,35 @@ import (
 // checkHierarchy tells a pure cgroup v2 from everything else, and everything
 // else apart, because the way out differs.
 func checkHierarchy(root string) error {
-	kind, err := fsType(root)
+	fs, err := statfs(root)
 	if err != nil {
 		return fmt.Errorf("look for cgroups: %w", err)
 	}
-	if kind == unix.CGROUP2_SUPER_MAGIC {
+	if fs.Type == unix.CGROUP2_SUPER_MAGIC {
 		return nil
 	}
 	what := "nothing of cgroups is mounted"
-	if unified, err := fsType(filepath.Join(root, "unified")); err == nil && unified == unix.CGROUP2_SUPER_MAGIC {
+	if unified, err := statfs(filepath.Join(root, "unified")); err == nil && unified.Type == unix.CGROUP2_SUPER_MAGIC {
 		what = "v1 and v2 are mounted side by side (hybrid)"
-	} else if kind == unix.CGROUP_SUPER_MAGIC || hasV1(root) {
+	} else if fs.Type == unix.CGROUP_SUPER_MAGIC || hasV1(root) {
 		what = "cgroup v1 is mounted"
 	}
 	return fmt.Errorf("open cgroups at %s: %s: %w; boot the kernel with systemd.unified_cgroup_hierarchy=1, "+
 		"or without systemd with cgroup_no_v1=all and cgroup2 mounted there", root, what, ErrHierarchy)
 }
 
-func fsType(path string) (int64, error) {
-	var st unix.Statfs_t
+func statfs(path string) (st unix.Statfs_t, err error) {
 	if err := unix.Statfs(path, &st); err != nil {
-		return 0, &os.PathError{Op: "statfs", Path: path, Err: err}
+		return st, &os.PathError{Op: "statfs", Path: path, Err: err}
 	}
-	return int64(st.Type), nil
+	return st, nil
 }
 
 // hasV1 looks for the mounts of v1 controllers below a tmpfs.
 func hasV1(root string) bool {
 	es, _ := os.ReadDir(root)
 	for _, e := range es {
-		if kind, err := fsType(filepath.Join(root, e.Name())); err == nil && kind == unix.CGROUP_SUPER_MAGIC {
+		if fs, err := statfs(filepath.Join(root, e.Name())); err == nil && fs.Type == unix.CGROUP_SUPER_MAGIC {
 			return true
 		}
 	}

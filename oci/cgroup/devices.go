@@ -238,8 +238,7 @@ func loadDeviceProgram(prog []bpfInsn) (int, error) {
 
 // noFilter tells a kernel without the feature from one that did not like ours.
 func noFilter(verb string, err error) error {
-	switch err {
-	case unix.ENOSYS, unix.EPERM, unix.EOPNOTSUPP:
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("%s: %w: %w", verb, errNoDeviceFilter, err)
 	}
 	return fmt.Errorf("%s: %w", verb, err)

@@ -13,7 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestPlan(t *testing.T) {
+// planCases returns requests and the files that they become: file=value in the
+// order of writing, a question mark for what may be missing, or ! for refused.
+func planCases() []planCase {
 	i, u := ptr[int64], ptr[uint64]
 	cpu := func(c specs.LinuxCPU) specs.LinuxResources { return specs.LinuxResources{CPU: &c} }
 	mem := func(m specs.LinuxMemory) specs.LinuxResources { return specs.LinuxResources{Memory: &m} }
@@ -28,10 +30,7 @@ func TestPlan(t *testing.T) {
 	}
 	dev := specs.LinuxThrottleDevice{Rate: 1000}
 	dev.Major, dev.Minor = 8, 16
-	for _, tt := range []struct {
-		in   specs.LinuxResources
-		want string // file=value ..., or ! for refused
-	}{
+	return []planCase{
 		{specs.LinuxResources{}, ""},
 		{cpu(specs.LinuxCPU{}), ""},
 		{cpu(specs.LinuxCPU{Shares: u(0)}), ""},
@@ -94,7 +93,16 @@ func TestPlan(t *testing.T) {
 		{specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{LeafWeight: ptr(uint16(10))}}, "!"},
 		{specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{ThrottleReadBpsDevice: []specs.LinuxThrottleDevice{dev}}}, "io.max=8:16 rbps=1000"},
 		{specs.LinuxResources{Network: &specs.LinuxNetwork{ClassID: ptr(uint32(1))}}, "!"},
-	} {
+	}
+}
+
+type planCase struct {
+	in   specs.LinuxResources
+	want string
+}
+
+func TestPlan(t *testing.T) {
+	for _, tt := range planCases() {
 		settings, err := plan(&tt.in)
 		var got []string
 		for _, s := range settings {

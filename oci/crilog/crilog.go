@@ -239,17 +239,16 @@ func (w *Writer) wake() {
 	w.mu.Unlock()
 }
 
-// waitLocked waits until ok holds or d has passed, and says which.
+// waitLocked waits until ok holds or d has passed.
 // Preconditions: w.mu is held.
-func (w *Writer) waitLocked(d time.Duration, ok func() bool) bool {
+func (w *Writer) waitLocked(d time.Duration, ok func() bool) {
 	timer := time.AfterFunc(d, w.wake)
 	defer timer.Stop()
 	for end := time.Now().Add(d); !ok(); w.changed.Wait() {
 		if !time.Now().Before(end) {
-			return false
+			return
 		}
 	}
-	return true
 }
 
 // poke leaves a token in a channel of one.

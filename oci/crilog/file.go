@@ -2,6 +2,7 @@ package crilog
 
 import (
 	"bytes"
+	"errors"
 	"io/fs"
 	"time"
 
@@ -167,7 +168,7 @@ func (w *Writer) writeRecords(p []byte) (int, error) {
 		if n == 0 && err == nil {
 			err = unix.EIO // write(2) never does this for a file; do not spin on one that does
 		}
-		if err != nil && err != unix.EINTR {
+		if err != nil && !errors.Is(err, unix.EINTR) {
 			whole := bytes.LastIndexByte(p[:off], '\n') + 1
 			w.torn = int64(off - whole)
 			_ = w.mend() // at once for the readers' sake; tried again before the next write
@@ -237,7 +238,7 @@ func openLog(dir int, name string) (*sys.FD, error) {
 	}
 	const flags = unix.O_RDWR | unix.O_APPEND | unix.O_CREAT | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC
 	n, err := unix.Openat(dir, name, flags, 0o640)
-	for err == unix.EINTR {
+	for errors.Is(err, unix.EINTR) {
 		n, err = unix.Openat(dir, name, flags, 0o640)
 	}
 	if err != nil {
