@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"strings"
 	"sync"
 	"testing"
@@ -94,15 +95,48 @@ func TestRemoveRunning(t *testing.T) {
 	}
 }
 
-// TestRetriesGetTheSame: the same (uid, name, attempt) is the same pod and container, also when the requests run at
-// the same time, as after a time-out of the kubelet's; another attempt is another one.
-func TestRetriesGetTheSame(t *testing.T) {
+// TestAbandonedRequest: a client that gives up, as the kubelet does after its time-out, finds its pod when it asks
+// again; the name was never "reserved" for somebody who is gone.
+func TestAbandonedRequest(t *testing.T) {
+	s := open(t)
+	cfg, err := s.PodConfig("abandoned")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &pod{scene: s, cfg: cfg}
+	s.Cleanup(p.end)
+	for range 3 {
+		ctx, cancel := context.WithTimeout(s.ctx, 5*time.Millisecond)
+		id, err := s.cri.RunPodSandbox(ctx, cfg, "")
+		cancel()
+		if err == nil {
+			p.id = id // faster than our patience
+			break
+		}
+		if c := code(err); c != codes.DeadlineExceeded {
+			t.Errorf("abandoned: %v, want DeadlineExceeded", err)
+		}
+	}
+	if p.id == "" {
+		if p.id, err = s.cri.RunPodSandbox(s.ctx, cfg, ""); err != nil {
+			t.Fatalf("asked again: %v", err)
+		}
+	}
+	list, err := s.cri.ListPodSandbox(s.ctx, nil)
+	if err != nil || len(list) != 1 || list[0].Id != p.id {
+		t.Errorf("pods: %v (%v), want %s alone", list, err, p.id)
+	}
+	// Whoever was told the id and asks again is told so, and where the pod is.
+	if _, err := s.cri.RunPodSandbox(s.ctx, cfg, ""); code(err) != codes.AlreadyExists || !strings.Contains(err.Error(), p.id) {
+		t.Errorf("a third time: %v, want AlreadyExists with the id", err)
+	}
+}
+
+// TestSameAttemptSameContainer: the same (pod, name, attempt) is the same container, also when the requests run at
+// the same time; another attempt is another one.
+func TestSameAttemptSameContainer(t *testing.T) {
 	s := open(t)
 	p := s.runPod("retried")
-	again, err := s.cri.RunPodSandbox(s.ctx, p.cfg, "")
-	if err != nil || again != p.id {
-		t.Errorf("run pod again: %s (%v), want %s", again, err, p.id)
-	}
 	cfg := stage.ContainerConfig("c", busybox, "sleep", "1000")
 	ids := make([]string, 8)
 	var wg sync.WaitGroup
@@ -134,17 +168,20 @@ func TestRetriesGetTheSame(t *testing.T) {
 func TestBadProgram(t *testing.T) {
 	s := open(t)
 	p := s.runPod("bad")
-	for name, command := range map[string][]string{
-		"missing":     {"/no/such/program"},
-		"not-in-path": {"no-such-program"},
-		"not-a-file":  {"/etc"},
-		"no-format":   {"/etc/passwd"},
+	for name, c := range map[string]struct {
+		command string
+		code    int32 // as a shell has it
+	}{
+		"missing":     {"/no/such/program", 127},
+		"not-in-path": {"no-such-program", 127},
+		"not-a-file":  {"/etc", 126},
+		"no-format":   {"/etc/passwd", 126},
 	} {
-		cfg := stage.ContainerConfig(name, busybox, command...)
+		cfg := stage.ContainerConfig(name, busybox, c.command)
 		id, err := s.cri.CreateContainer(s.ctx, p.id, cfg, p.cfg)
 		if err == nil {
 			err = s.cri.StartContainer(s.ctx, id)
-			if st := s.status(id); st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.Reason != "StartError" || st.ExitCode != 128 || st.Message == "" {
+			if st := s.status(id); st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.Reason != "StartError" || st.ExitCode != c.code || st.Message == "" {
 				t.Errorf("%s: %v", name, st)
 			}
 		}
@@ -154,8 +191,8 @@ func TestBadProgram(t *testing.T) {
 		if c := code(err); c == codes.Unknown || c == codes.Internal {
 			t.Errorf("%s: code %v (%v)", name, c, err)
 		}
-		if err != nil && !strings.Contains(err.Error(), command[0]) {
-			t.Errorf("%s: the error does not name %s: %v", name, command[0], err)
+		if err != nil && !strings.Contains(err.Error(), c.command) {
+			t.Errorf("%s: the error does not name %s: %v", name, c.command, err)
 		}
 	}
 	// The pod is still of use.

@@ -84,15 +84,15 @@ func open(t *testing.T) *scene {
 		cancel()
 		t.Fatal(err)
 	}
+	before := place.TracesAtRest()
 	s.connect()
-	before := place.Traces()
 	t.Cleanup(func() {
 		defer cancel()
-		for _, left := range place.Settle(before) {
-			t.Errorf("left behind: %s", left)
-		}
 		if err := s.cri.Close(ctx); err != nil {
 			t.Error(err)
+		}
+		for _, left := range place.Settle(before) {
+			t.Errorf("left behind: %s", left)
 		}
 		if t.Failed() {
 			t.Logf("the daemon's last lines:\n%s", place.Daemon().Tail(40))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -52,9 +53,9 @@ func (s *Stage) StartDaemon(ctx context.Context) (*Daemon, error) {
 	}()
 	s.daemon = d
 	for {
-		c, err := s.Connect(ctx)
+		err := s.answers(ctx)
 		if err == nil {
-			return d, c.Close(ctx)
+			return d, nil
 		}
 		select {
 		case <-d.done:
@@ -65,6 +66,21 @@ func (s *Stage) StartDaemon(ctx context.Context) (*Daemon, error) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// answers reports whether a daemon answers Version. The socket is tried by hand first: the client library keeps a
+// connection that it could not make, and goes on trying.
+func (s *Stage) answers(ctx context.Context) error {
+	conn, err := net.Dial("unix", s.Socket)
+	if err != nil {
+		return err
+	}
+	conn.Close()
+	c, err := s.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	return c.Close(ctx)
 }
 
 // RunDaemon runs a second daemon with the same flags to its end and returns what it printed. The error is of the

@@ -9,6 +9,8 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // roleEnv says to a re-executed program which of the three it is; see the package comment.
@@ -57,6 +59,10 @@ func beOuter() (int, error) {
 	signal.Ignore(syscall.SIGINT)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	// What the shell left open is none of the daemon's.
+	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return 0, fmt.Errorf("close_range: %w", err)
+	}
 	cmd := self("init")
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,

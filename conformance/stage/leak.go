@@ -33,6 +33,14 @@ func (s *Stage) Traces() Traces {
 	return t
 }
 
+// TracesAtRest is Traces without the connections to the daemon's socket: those that are still there belong to clients
+// that are closing.
+func (s *Stage) TracesAtRest() Traces {
+	t := s.Traces()
+	delete(t, "descriptor of the daemon: unix stream socket, connected "+s.Socket)
+	return t
+}
+
 // Left returns what is in t and was not in before, sorted.
 func (t Traces) Left(before Traces) []string {
 	var left []string
@@ -86,8 +94,15 @@ func (s *Stage) addProcesses(t Traces) {
 }
 
 // addMounts adds the mounts of our own mount namespace, which is also the daemon's. Detached mounts and those of the
-// monitors end with the processes and descriptors that hold them.
+// monitors end with the processes and descriptors that hold them. /run/netns becomes a mount point with the first
+// pod and stays one; a second mount there is a trace.
 func addMounts(t Traces) {
+	const pins = "mount tmpfs on /run/netns"
+	defer func() {
+		if t[pins] == 1 {
+			delete(t, pins)
+		}
+	}()
 	text, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t["mountinfo: "+err.Error()]++
@@ -101,9 +116,9 @@ func addMounts(t Traces) {
 	}
 }
 
-// quiet matches the paths that may come and stay: the state of host-local that is no reservation, the lock files of
-// libcni, and what the image store keeps for images.
-var quiet = regexp.MustCompile(`^/run/stage/(ipam/[^/]+(/last_reserved_ip\.[0-9]+|/lock)?|lib/storage(/.*)?)$`)
+// quiet matches the paths that may come and stay: the state of host-local that is no reservation, the directory of
+// libcni's results, and what the image store keeps for images.
+var quiet = regexp.MustCompile(`^/run/stage/(ipam/[^/]+(/last_reserved_ip\.[0-9]+|/lock)?|cni-cache/results|lib/storage(/.*)?)$`)
 
 // addTree adds the paths below dir, down to depth levels (0: all).
 func addTree(t Traces, dir string, depth int) {
@@ -148,9 +163,40 @@ func (s *Stage) addDescriptors(t Traces) {
 	if err != nil {
 		return
 	}
+	sockets := unixSockets()
 	for _, e := range entries {
-		if link, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil {
-			t["descriptor of the daemon: "+digits.ReplaceAllString(link, "N")]++
+		link, err := os.Readlink(filepath.Join(dir, e.Name()))
+		if err != nil {
+			continue // closed while we looked
 		}
+		if s, ok := sockets[link]; ok {
+			link = s
+		}
+		t["descriptor of the daemon: "+digits.ReplaceAllString(link, "N")]++
 	}
+}
+
+// unixSockets describes the unix sockets of the network namespace by the text of their links: type, state and, where
+// they have one, path.
+func unixSockets() map[string]string {
+	found := map[string]string{}
+	text, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		return found
+	}
+	kinds := map[string]string{"0001": "stream", "0002": "datagram", "0005": "seqpacket"}
+	states := map[string]string{"01": "free", "02": "connecting", "03": "connected"}
+	for _, line := range strings.Split(string(text), "\n") {
+		// Num RefCount Protocol Flags Type St Inode [Path]
+		f := strings.Fields(line)
+		if len(f) < 7 {
+			continue
+		}
+		path := ""
+		if len(f) > 7 {
+			path = f[7]
+		}
+		found["socket:["+f[6]+"]"] = strings.TrimSpace(fmt.Sprintf("unix %s socket, %s %s", kinds[f[4]], states[f[5]], path))
+	}
+	return found
 }

@@ -97,3 +97,23 @@ func writeImageConfig(dir, addr string) (registries, policy string, err error) {
 	}
 	return registries, policy, os.WriteFile(policy, []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`+"\n"), 0o644)
 }
+
+// ServeHost answers every HTTP request on the host's side of the pod network with a text, and returns the URL under
+// which pods find it. The gateway address exists from the first pod on.
+func ServeHost(text string) (url string, stop func() error, err error) {
+	l, err := net.Listen("tcp", Gateway+":0")
+	if err != nil {
+		return "", nil, err
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, text) })}
+	done := make(chan struct{})
+	go func() { // ends with stop
+		defer close(done)
+		_ = server.Serve(l)
+	}()
+	return "http://" + l.Addr().String() + "/", func() error {
+		err := server.Close()
+		<-done
+		return err
+	}, nil
+}

@@ -120,7 +120,7 @@ func (v *visit) open(ctx context.Context) error {
 		return fmt.Errorf("pull %s: %w", ref, err)
 	}
 	v.screen.did("image", "%s in %s, %s", ref, since(begin), short(id))
-	v.before = v.Traces()
+	v.before = v.TracesAtRest()
 	return nil
 }
 
@@ -193,6 +193,9 @@ func (v *visit) remove(ctx context.Context) error {
 		return errors.Join(fmt.Errorf("remove pod: %w", err), v.Close())
 	}
 	v.screen.did("pod", "stopped and removed in %s", since(begin))
+	if err := v.cri.Close(ctx); err != nil {
+		return errors.Join(err, v.Close())
+	}
 	v.screen.doing("leaks")
 	if left := v.Settle(v.before); len(left) > 0 {
 		for _, l := range left {
@@ -201,7 +204,7 @@ func (v *visit) remove(ctx context.Context) error {
 		return errors.Join(fmt.Errorf("%d things were left behind", len(left)), v.Close())
 	}
 	v.screen.did("nothing left", "processes, mounts, network namespaces, veths, IPAM entries, CNI results, cgroups, files, descriptors: all as before the pod")
-	if err := errors.Join(v.cri.Close(ctx), v.Close()); err != nil {
+	if err := v.Close(); err != nil {
 		return fmt.Errorf("stop daemon: %w", err)
 	}
 	v.screen.did("daemon", "stopped")
