@@ -174,7 +174,15 @@ func (s *Stage) addDescriptors(t Traces) {
 		}
 		t["descriptor of the daemon: "+digits.ReplaceAllString(link, "N")]++
 	}
+	// The daemon keeps the device filters that it loaded last (oci/cgroup): one more than it may keep is a trace.
+	const filters = "descriptor of the daemon: anon_inode:bpf-prog"
+	if t[filters] <= keptFilters {
+		delete(t, filters)
+	}
 }
+
+// keptFilters is how many loaded device filters oci/cgroup keeps.
+const keptFilters = 32
 
 // unixSockets describes the unix sockets of the network namespace by the text of their links: type, state and, where
 // they have one, path.
