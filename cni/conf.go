@@ -1,15 +1,20 @@
 package cni
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
-	"time"
+	"syscall"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/utils"
+	"github.com/containernetworking/cni/pkg/version"
 )
 
 // confs is the node's configuration. It is read again when the directory or a
@@ -23,11 +28,14 @@ type confs struct {
 	err  error // why list is nil
 }
 
-// stamp identifies a state of one file.
+// stamp identifies a state of one file. The inode and its change time tell what
+// the modification time does not: a file put in place of another with an old
+// date, and two writes within one tick of the clock.
 type stamp struct {
-	name string
-	size int64
-	mod  time.Time
+	name         string // below the directory
+	ino          uint64
+	size         int64
+	mod, changed syscall.Timespec
 }
 
 var extensions = []string{".conf", ".conflist", ".json"}
@@ -48,6 +56,8 @@ func (c *confs) current() (*libcni.NetworkConfigList, error) {
 	return c.list, c.err
 }
 
+// stamps lists the files of the directory in the order of names, and those of
+// the directories in it, where a list may have further plugins.
 func (c *confs) stamps() ([]stamp, error) {
 	entries, err := os.ReadDir(c.dir) // sorted
 	if err != nil {
@@ -55,25 +65,37 @@ func (c *confs) stamps() ([]stamp, error) {
 	}
 	stamps := []stamp{}
 	for _, e := range entries {
-		if !slices.Contains(extensions, filepath.Ext(e.Name())) {
-			continue
+		if slices.Contains(extensions, filepath.Ext(e.Name())) {
+			stamps = c.stamp(stamps, e.Name())
+		} else if e.IsDir() {
+			more, err := os.ReadDir(filepath.Join(c.dir, e.Name()))
+			if err != nil {
+				continue
+			}
+			for _, m := range more {
+				stamps = c.stamp(stamps, e.Name()+"/"+m.Name())
+			}
 		}
-		fi, err := os.Stat(filepath.Join(c.dir, e.Name())) // add-ons install symlinks
-		if err != nil || !fi.Mode().IsRegular() {
-			continue
-		}
-		stamps = append(stamps, stamp{e.Name(), fi.Size(), fi.ModTime()})
 	}
 	return stamps, nil
 }
 
-// maxConf bounds a configuration file; real ones have a few kilobytes.
-const maxConf = 1 << 20
+func (c *confs) stamp(to []stamp, name string) []stamp {
+	fi, err := os.Stat(filepath.Join(c.dir, name)) // add-ons install symlinks
+	if err != nil || !fi.Mode().IsRegular() {
+		return to
+	}
+	st := fi.Sys().(*syscall.Stat_t)
+	return append(to, stamp{name, st.Ino, st.Size, st.Mtim, st.Ctim})
+}
 
 func (c *confs) load(files []stamp) (*libcni.NetworkConfigList, error) {
 	var bad []error
 	for _, f := range files {
-		list, err := loadFile(filepath.Join(c.dir, f.name), f.size)
+		if strings.Contains(f.name, "/") {
+			continue // part of a list
+		}
+		list, err := loadFile(c.dir, f.name)
 		if err == nil {
 			return list, nil
 		}
@@ -82,33 +104,124 @@ func (c *confs) load(files []stamp) (*libcni.NetworkConfigList, error) {
 	if len(bad) == 0 {
 		return nil, fmt.Errorf("no network configuration in %s: %w", c.dir, ErrNotReady)
 	}
-	return nil, fmt.Errorf("no valid network configuration in %s: %w: %w", c.dir, ErrNotReady, errors.Join(bad...))
+	return nil, brief(fmt.Errorf("no valid network configuration in %s: %w: %w", c.dir, ErrNotReady, errors.Join(bad...)))
 }
 
-func loadFile(path string, size int64) (*libcni.NetworkConfigList, error) {
-	if size > maxConf {
-		return nil, fmt.Errorf("%d bytes are too many", size)
-	}
-	if filepath.Ext(path) != ".conflist" {
-		conf, err := libcni.NetworkPluginConfFromBytes(must(os.ReadFile(path)))
-		if err != nil {
-			return nil, err
-		}
-		if conf.Network.Type == "" {
-			return nil, errors.New("no plugin type")
-		}
-		return libcni.ConfListFromConf(conf)
-	}
-	list, err := libcni.NetworkConfFromFile(path)
+// loadFile reads a list, or a single plugin as a list of one. What it returns
+// is whole: its bytes, which go into intents, make the same list again.
+func loadFile(dir, name string) (*libcni.NetworkConfigList, error) {
+	raw, err := readConf(filepath.Join(dir, name))
 	if err != nil {
 		return nil, err
 	}
-	if len(list.Plugins) == 0 {
-		return nil, errors.New("no plugins")
+	if filepath.Ext(name) != ".conflist" {
+		conf, err := libcni.NetworkPluginConfFromBytes(raw)
+		if err != nil {
+			return nil, err
+		}
+		list, err := libcni.ConfListFromConf(conf)
+		if err != nil {
+			return nil, err
+		}
+		return list, checkList(list)
 	}
-	return list, nil
+	list, err := libcni.NetworkConfFromBytes(raw)
+	if err != nil {
+		return nil, err
+	}
+	if list, err = inline(list, dir); err != nil {
+		return nil, err
+	}
+	return list, checkList(list)
 }
 
-// must drops the error of a read: an unreadable file is an empty one, which
-// the parser refuses with a name.
-func must(b []byte, _ error) []byte { return b }
+// maxConf bounds a configuration; real ones have a few kilobytes.
+const maxConf = 1 << 20
+
+func readConf(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // it was a file a moment ago
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, maxConf+1))
+	if err == nil && len(raw) > maxConf {
+		err = fmt.Errorf("more than %d bytes", maxConf)
+	}
+	return raw, err
+}
+
+// inline writes the plugins of the directory <dir>/<name of the list>/ into the
+// list itself, behind its own. They would be missing at DEL otherwise: the
+// directory may be another one by then.
+func inline(list *libcni.NetworkConfigList, dir string) (*libcni.NetworkConfigList, error) {
+	if err := checkName(list.Name); err != nil || list.LoadOnlyInlinedPlugins {
+		return list, err
+	}
+	files, err := libcni.ConfFiles(filepath.Join(dir, list.Name), []string{".conf"}) // sorted
+	if err != nil || len(files) == 0 {
+		return list, err
+	}
+	whole := map[string]json.RawMessage{}
+	if err := json.Unmarshal(list.Bytes, &whole); err != nil {
+		return nil, err
+	}
+	var plugins []json.RawMessage
+	if own := whole["plugins"]; own != nil {
+		if err := json.Unmarshal(own, &plugins); err != nil {
+			return nil, err
+		}
+	}
+	for _, f := range files {
+		raw, err := readConf(f)
+		if err != nil {
+			return nil, err
+		}
+		plugins = append(plugins, raw)
+	}
+	if whole["plugins"], err = json.Marshal(plugins); err != nil {
+		return nil, err
+	}
+	whole["loadOnlyInlinedPlugins"] = json.RawMessage("true")
+	raw, err := json.Marshal(whole)
+	if err != nil {
+		return nil, err
+	}
+	return libcni.NetworkConfFromBytes(raw)
+}
+
+// checkList refuses what no pod could be connected by, or not disconnected: a
+// node with such a list is not ready, instead of ready and failing.
+func checkList(list *libcni.NetworkConfigList) error {
+	if err := checkName(list.Name); err != nil {
+		return err
+	}
+	if _, _, _, err := version.ParseVersion(list.CNIVersion); err != nil {
+		return fmt.Errorf("cniVersion: %w", err)
+	}
+	if len(list.Plugins) == 0 {
+		return errors.New("no plugins")
+	}
+	if len(list.Bytes) > maxConf {
+		return fmt.Errorf("more than %d bytes", maxConf)
+	}
+	for _, p := range list.Plugins {
+		// A type with a slash would run any program of the host (CVE-2021-20206).
+		if t := p.Network.Type; t == "" || len(t) > 255 || t == "." || t == ".." || strings.ContainsAny(t, "/\x00") {
+			return fmt.Errorf("plugin type %.300q", t)
+		}
+	}
+	return nil
+}
+
+// checkName refuses a network's name that plugins refuse, which is also part of
+// the name of a file beside the pod's id.
+func checkName(name string) error {
+	if err := utils.ValidateNetworkName(name); err != nil {
+		return fmt.Errorf("network name %.300q: %w", name, err)
+	}
+	if len(name) > 100 {
+		return fmt.Errorf("network name %.300q is too long", name)
+	}
+	return nil
+}

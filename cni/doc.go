@@ -2,7 +2,7 @@
 // Interface: it reads the node's configuration, runs the plugins, and never
 // forgets to run them again for DEL.
 //
-//	Add:  write the intent ── lo up ── ADD plugin 1 … n ── result
+//	Add:  lo up ── write the intent ── ADD plugin 1 … n ── result
 //	                                     │ failure: DEL n … 1, intent removed
 //	Del:  read the intent ── DEL n … 1 ── remove the intent
 //
@@ -15,6 +15,7 @@
 // configuration that brought it, whatever the administrator has changed since.
 //
 // Plugins are other people's programs that run as root. Each runs in a process
-// group of its own, which is killed whole when the call's context ends, and
-// what it prints is bounded.
+// group of its own, which is killed whole when the call's context ends, when the
+// plugin fails, and when a new daemon finds it still at work for a daemon that
+// was killed. What it prints is bounded, and so is what errors quote of it.
 package cni

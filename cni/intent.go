@@ -10,8 +10,10 @@ import (
 	"regexp"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/containernetworking/cni/libcni"
+	"golang.org/x/sys/unix"
 
 	"github.com/vitrine-runtime/vitrine/internal/atomicfile"
 )
@@ -40,18 +42,19 @@ func newIntent(p Pod, list *libcni.NetworkConfigList) *intent {
 var validID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 
 // check refuses what could mean something else on its way through CNI_ARGS,
-// which is a list of key=value pairs between semicolons.
+// which is a list of key=value pairs between semicolons, or in a path that a
+// plugin makes of it.
 func (p *Pod) check() error {
 	if !validID.MatchString(p.ID) {
-		return fmt.Errorf("connect pod: id %q", p.ID)
+		return fmt.Errorf("connect pod: id %.300q", p.ID)
 	}
 	for _, f := range [][2]string{{"name", p.Name}, {"namespace", p.Namespace}, {"uid", p.UID}} {
-		if f[1] == "" || strings.ContainsAny(f[1], ";=\n\x00") {
-			return fmt.Errorf("connect pod: %s %q", f[0], f[1])
+		if v := f[1]; v == "" || v == "." || v == ".." || strings.ContainsAny(v, ";=/") || strings.ContainsFunc(v, unicode.IsControl) {
+			return fmt.Errorf("connect pod: %s %.300q", f[0], v)
 		}
 	}
-	if !filepath.IsAbs(p.NetNS) {
-		return fmt.Errorf("connect pod: network namespace %q", p.NetNS)
+	if !filepath.IsAbs(p.NetNS) || filepath.Clean(p.NetNS) != p.NetNS || strings.ContainsFunc(p.NetNS, unicode.IsControl) {
+		return fmt.Errorf("connect pod: network namespace %.300q", p.NetNS)
 	}
 	return nil
 }
@@ -83,6 +86,9 @@ func (it *intent) list() (*libcni.NetworkConfigList, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read intent of pod %s: %w", it.Pod.ID, err)
 	}
+	if len(list.Plugins) == 0 {
+		return nil, fmt.Errorf("read intent of pod %s: no plugins", it.Pod.ID)
+	}
 	return list, nil
 }
 
@@ -98,7 +104,10 @@ func (n *Network) write(it *intent) error {
 	if err != nil {
 		return err
 	}
-	if err := atomicfile.Write(disk, n.path(it.Pod.ID), b, 0o600); err != nil {
+	if len(b) > maxIntent { // it could not be read again
+		return fmt.Errorf("write intent: %d bytes are more than %d", len(b), maxIntent)
+	}
+	if err := atomicfile.Write(atomicfile.Disk, n.path(it.Pod.ID), b, 0o600); err != nil {
 		return fmt.Errorf("write intent: %w", err)
 	}
 	return nil
@@ -112,7 +121,7 @@ func (n *Network) read(podID string) (*intent, error) {
 	if !validID.MatchString(podID) {
 		return nil, nil // nothing was ever connected under such an id
 	}
-	b, err := atomicfile.Read(atFDCWD, n.path(podID), maxIntent)
+	b, err := atomicfile.Read(unix.AT_FDCWD, n.path(podID), maxIntent)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -130,7 +139,7 @@ func (n *Network) read(podID string) (*intent, error) {
 }
 
 func (n *Network) remove(podID string) error {
-	if err := atomicfile.Remove(disk, n.path(podID)); err != nil {
+	if err := atomicfile.Remove(atomicfile.Disk, n.path(podID)); err != nil {
 		return fmt.Errorf("remove intent: %w", err)
 	}
 	return nil

@@ -6,14 +6,7 @@ import (
 	"runtime"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/vitrine-runtime/vitrine/internal/atomicfile"
 )
-
-const atFDCWD = unix.AT_FDCWD
-
-// disk is where intents are kept.
-var disk = atomicfile.At(atFDCWD)
 
 // isNetNS reports whether path is a pinned namespace. Anything else (missing,
 // unmounted, replaced by a plain file) is a namespace that is gone.
@@ -22,27 +15,47 @@ func isNetNS(path string) bool {
 	return path != "" && unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
 }
 
-// loopbackUp sets lo up in a network namespace: three system calls from a
+// loopbackUp sets lo up in a network namespace: a few system calls from a
 // thread that visits it, where the loopback plugin is a process of 2 ms.
 func loopbackUp(path string) error {
-	ns, err := os.Open(path)
+	if !isNetNS(path) { // and not a FIFO, which open would wait for
+		return fmt.Errorf("%s is not a namespace", path)
+	}
+	return visit(path, func() error { return setUp("lo") })
+}
+
+// visit runs f on a thread in the network namespace at path. The thread comes
+// home, since it may be the process's first one, which Go never ends: it would
+// hold the pod's namespace for as long as the daemon lives, and be the one that
+// /proc/<daemon>/ns/net shows. A thread that cannot come home ends.
+func visit(path string, f func() error) error {
+	done := make(chan error)
+	go func() { done <- away(path, f) }() // ends with f, and its thread if that is still locked
+	return <-done
+}
+
+func away(path string, f func() error) error {
+	there, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	defer ns.Close()
-	done := make(chan error)
-	go func() {
-		// Not unlocked: the thread has left the daemon's network and ends with the
-		// goroutine, which is cheaper to be sure of than its return.
-		runtime.LockOSThread()
-		done <- func() error {
-			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-				return fmt.Errorf("setns: %w", err)
-			}
-			return setUp("lo")
-		}()
-	}()
-	return <-done
+	defer there.Close()
+	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	defer home.Close()
+	if err := unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("setns: %w", err)
+	}
+	err = f()
+	if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+		runtime.UnlockOSThread()
+	}
+	return err
 }
 
 // setUp sets an interface of the current namespace up.

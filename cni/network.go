@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
-	"sync"
+	"slices"
+	"strings"
 
 	"github.com/containernetworking/cni/libcni"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -17,7 +17,8 @@ import (
 const ifName = "eth0"
 
 // ErrNotReady is wrapped by an error that says why no pod can be connected
-// now: no configuration, or a plugin that says so itself.
+// now: no configuration, a plugin that is not installed, or one that says so
+// itself.
 var ErrNotReady = errors.New("network is not ready")
 
 // Config says where things are. All paths are absolute.
@@ -45,15 +46,25 @@ type Network struct {
 
 // New opens the network. A missing or empty configuration directory is not an
 // error: configuration arrives when a network add-on is installed, and Status
-// says so until then.
+// says so until then. Plugins that a daemon before this one left running are
+// killed, so at most one Network may use a StateDir.
 func New(cfg Config) (*Network, error) {
 	for _, d := range []string{cfg.StateDir, cfg.CacheDir} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("make network state: %w", err)
 		}
 	}
-	exec := newPluginExec()
-	return &Network{cfg: cfg, cni: libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.CacheDir, exec), confs: confs{dir: cfg.ConfDir}}, nil
+	n := &Network{
+		cfg:   cfg,
+		cni:   libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.CacheDir, &pluginExec{}),
+		confs: confs{dir: cfg.ConfDir},
+	}
+	pods, err := n.Pending()
+	if err != nil {
+		return nil, err
+	}
+	killStrays(pods)
+	return n, nil
 }
 
 // PortMapping makes a port of the pod reachable on the host. It reaches
@@ -85,39 +96,60 @@ type Pod struct {
 	Bandwidth    *Bandwidth // nil for none
 }
 
-// Result is what a pod has been given.
-type Result struct {
-	// IPs are the addresses of the pod's first interface, the primary one first.
-	IPs []netip.Addr
-	// Gateway is that of the primary address; the zero Addr if there is none.
-	Gateway netip.Addr
-}
-
 // Status returns nil if pods can be connected, and otherwise an error that
-// wraps ErrNotReady. Plugins are asked where their version of the
+// wraps ErrNotReady: there is no valid configuration, or a plugin is not
+// installed. Plugins are asked themselves where their version of the
 // specification (1.1) knows the question.
 func (n *Network) Status(ctx context.Context) error {
-	list, err := n.confs.current()
+	list, err := n.ready()
 	if err != nil {
 		return err
 	}
 	if err := n.cni.GetStatusNetworkList(ctx, list); err != nil {
-		return fmt.Errorf("status of network %s: %w: %w", list.Name, ErrNotReady, err)
+		return brief(fmt.Errorf("status of network %s: %w: %w", list.Name, ErrNotReady, withCause(ctx, err)))
 	}
 	return nil
 }
 
-// Add connects a pod. If it fails, or ctx ends, what was made is unmade; if
-// even that fails, the intent stays, and Del can be called again. A pod that
-// is already connected is an error: DEL has to come first.
+// ready returns the configuration if all its plugins are installed. A pod is
+// not begun without: it could not be undone either.
+func (n *Network) ready() (*libcni.NetworkConfigList, error) {
+	list, err := n.confs.current()
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range list.Plugins {
+		if !n.installed(p) {
+			return nil, fmt.Errorf("network %s: plugin %s is not in %s: %w", list.Name, p.Network.Type, strings.Join(n.cfg.BinDirs, ":"), ErrNotReady)
+		}
+	}
+	return list, nil
+}
+
+func (n *Network) installed(p *libcni.PluginConfig) bool {
+	_, err := new(pluginExec).FindInPath(p.Network.Type, n.cfg.BinDirs)
+	return err == nil
+}
+
+// Add connects a pod. If it fails, or ctx ends, what was made is unmade, which
+// may take undoTimeout beyond ctx; if even that fails, the intent stays, and Del
+// can be called again. A pod that is already connected is an error (fs.ErrExist):
+// DEL has to come first.
 func (n *Network) Add(ctx context.Context, p Pod) (*Result, error) {
 	if err := p.check(); err != nil {
 		return nil, err
 	}
-	defer n.locks.lock(p.ID)()
-	list, err := n.confs.current()
+	unlock, err := n.locks.lock(ctx, p.ID)
 	if err != nil {
 		return nil, err
+	}
+	defer unlock()
+	list, err := n.ready()
+	if err != nil {
+		return nil, err
+	}
+	if err := loopbackUp(p.NetNS); err != nil {
+		return nil, fmt.Errorf("set loopback up in %s: %w", p.NetNS, err)
 	}
 	it := newIntent(p, list)
 	if err := n.write(it); err != nil {
@@ -131,16 +163,13 @@ func (n *Network) Add(ctx context.Context, p Pod) (*Result, error) {
 }
 
 func (n *Network) add(ctx context.Context, it *intent, list *libcni.NetworkConfigList) (*Result, error) {
-	if err := loopbackUp(it.Pod.NetNS); err != nil {
-		return nil, fmt.Errorf("set loopback up in %s: %w", it.Pod.NetNS, err)
-	}
 	raw, err := n.cni.AddNetworkList(ctx, list, it.runtimeConf())
 	if err != nil {
-		return nil, fmt.Errorf("add pod to network %s: %w", list.Name, withCause(ctx, err))
+		return nil, brief(fmt.Errorf("add pod to network %s: %w", list.Name, withCause(ctx, err)))
 	}
 	res, err := types100.NewResultFromResult(raw)
 	if err != nil {
-		return nil, fmt.Errorf("read result of network %s: %w", list.Name, err)
+		return nil, brief(fmt.Errorf("read result of network %s: %w", list.Name, err))
 	}
 	return convert(list.Name, res)
 }
@@ -155,10 +184,18 @@ func (n *Network) undo(ctx context.Context, it *intent) error {
 
 // Del disconnects a pod by the configuration that connected it. It returns nil
 // for a pod that was never connected, and may be called again after an error.
+//
 // A network namespace that is gone is no obstacle: the plugins are told so and
-// free what they hold elsewhere.
+// free what they hold elsewhere. A plugin that is not installed any more is one,
+// but not for ever: when the namespace is gone, too, Del runs the plugins that
+// there are, and returns nil. The intent stays then, for a Del after the next
+// start of the daemon, when the plugin may be back.
 func (n *Network) Del(ctx context.Context, podID string) error {
-	defer n.locks.lock(podID)()
+	unlock, err := n.locks.lock(ctx, podID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	it, err := n.read(podID)
 	if err != nil || it == nil {
 		return err
@@ -171,12 +208,19 @@ func (n *Network) del(ctx context.Context, it *intent) error {
 	if err != nil {
 		return err
 	}
-	conf := it.runtimeConf()
+	conf, whole := it.runtimeConf(), len(list.Plugins)
 	if !isNetNS(conf.NetNS) {
 		conf.NetNS = ""
+		list.Plugins = slices.DeleteFunc(list.Plugins, func(p *libcni.PluginConfig) bool { return !n.installed(p) })
+	}
+	if len(list.Plugins) == 0 {
+		return nil // the library would forget the result of ADD
 	}
 	if err := n.cni.DelNetworkList(ctx, list, conf); err != nil {
-		return fmt.Errorf("delete pod from network %s: %w", list.Name, withCause(ctx, err))
+		return brief(fmt.Errorf("delete pod from network %s: %w", list.Name, withCause(ctx, err)))
+	}
+	if len(list.Plugins) < whole {
+		return nil
 	}
 	return n.remove(it.Pod.ID)
 }
@@ -188,67 +232,4 @@ func withCause(ctx context.Context, err error) error {
 		return fmt.Errorf("%w: %w", cause, err)
 	}
 	return err
-}
-
-// convert takes the addresses of the pod's own interface out of a result.
-func convert(network string, r *types100.Result) (*Result, error) {
-	out := &Result{}
-	for _, ip := range r.IPs {
-		if ip.Interface != nil {
-			if i := *ip.Interface; i < 0 || i >= len(r.Interfaces) || r.Interfaces[i] == nil {
-				return nil, fmt.Errorf("read result of network %s: address of interface %d of %d", network, i, len(r.Interfaces))
-			} else if r.Interfaces[i].Sandbox == "" || r.Interfaces[i].Name != ifName {
-				continue // the host's end, or a further interface
-			}
-		}
-		addr, ok := netip.AddrFromSlice(ip.Address.IP)
-		if !ok {
-			return nil, fmt.Errorf("read result of network %s: address %v", network, ip.Address)
-		}
-		if len(out.IPs) == 0 {
-			if gw, ok := netip.AddrFromSlice(ip.Gateway); ok {
-				out.Gateway = gw.Unmap()
-			}
-		}
-		out.IPs = append(out.IPs, addr.Unmap())
-	}
-	if len(out.IPs) == 0 {
-		return nil, fmt.Errorf("read result of network %s: no address for %s", network, ifName)
-	}
-	return out, nil
-}
-
-// locks has a mutex per pod, for as long as somebody holds or wants it.
-type locks struct {
-	mu sync.Mutex
-	m  map[string]*podLock
-}
-
-type podLock struct {
-	mu    sync.Mutex
-	users int // guarded by locks.mu
-}
-
-// lock takes the pod's lock and returns what gives it back.
-func (l *locks) lock(id string) (unlock func()) {
-	l.mu.Lock()
-	if l.m == nil {
-		l.m = map[string]*podLock{}
-	}
-	p := l.m[id]
-	if p == nil {
-		p = &podLock{}
-		l.m[id] = p
-	}
-	p.users++
-	l.mu.Unlock()
-	p.mu.Lock()
-	return func() {
-		p.mu.Unlock()
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if p.users--; p.users == 0 {
-			delete(l.m, id)
-		}
-	}
 }

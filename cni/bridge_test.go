@@ -1,0 +1,336 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// plugins finds the programs of containernetworking/plugins.
+func plugins(t *testing.T, names ...string) string {
+	t.Helper()
+	dir := os.Getenv("VITRINE_CNI_BIN")
+	if dir == "" {
+		dir = "../bin/cni"
+	}
+	dir, err := filepath.Abs(dir)
+	must(t, err)
+	for _, name := range names {
+		if _, err := os.Stat(dir + "/" + name); err != nil {
+			t.Skipf("needs the plugin %s: make cni-plugins, or VITRINE_CNI_BIN", name)
+		}
+	}
+	return dir
+}
+
+// bridge is a network as a node has it: bridge with host-local, whose addresses
+// are kept in the directory of the test, and further plugins behind it.
+func bridge(t *testing.T, subnet string, more ...string) *network {
+	t.Helper()
+	needRoot(t)
+	bin := plugins(t, "bridge", "host-local")
+	n := &network{t: t, dir: t.TempDir()}
+	must(t, os.MkdirAll(n.dir+"/conf", 0o755), os.Symlink(bin, n.dir+"/bin"))
+	n.restart()
+	name := "br" + strings.ReplaceAll(strings.TrimSuffix(subnet, ".0/24"), ".", "-")
+	n.list("1.0.0", append([]string{fmt.Sprintf(`{"type":"bridge","bridge":%q,"isGateway":true,"ipam":{"type":"host-local",
+		"dataDir":%q,"ranges":[[{"subnet":%q}]],"routes":[{"dst":"0.0.0.0/0"}]}}`, name, n.dir+"/ipam", subnet)}, more...)...)
+	t.Cleanup(func() { _ = exec.Command("ip", "link", "delete", name).Run() })
+	return n
+}
+
+// addresses are those that host-local has given away.
+func (n *network) addresses() []string {
+	n.t.Helper()
+	files, err := filepath.Glob(n.dir + "/ipam/test/*.*.*.*")
+	must(n.t, err)
+	for i := range files {
+		files[i] = filepath.Base(files[i])
+	}
+	return files
+}
+
+func TestBridge(t *testing.T) {
+	n, ns := bridge(t, "10.88.1.0/24"), newNetNS(t)
+	must(t, n.Status(t.Context()))
+	res, err := n.Add(t.Context(), pod("one", ns))
+	must(t, err)
+	want, gw := netip.MustParseAddr("10.88.1.2"), netip.MustParseAddr("10.88.1.1")
+	if len(res.IPs) != 1 || res.IPs[0] != want || res.Gateway != gw {
+		t.Fatalf("result %+v", res)
+	}
+	n.pending("one")
+	if got := n.addresses(); len(got) != 1 || got[0] != "10.88.1.2" {
+		t.Fatalf("given away: %q", got)
+	}
+	must(t, visit(ns, func() error { return up("lo", "127.0.0.1/8") }), visit(ns, func() error { return up("eth0", "10.88.1.2/24") }))
+	reach(t, ns, gw)
+
+	if _, err := n.Add(t.Context(), pod("one", ns)); !errors.Is(err, fs.ErrExist) {
+		t.Fatalf("second Add: %v", err)
+	}
+	reach(t, ns, gw) // and has not undone the first
+
+	for range 2 {
+		must(t, n.Del(t.Context(), "one"))
+		if got := n.addresses(); len(got) != 0 {
+			t.Fatalf("given away after Del: %q", got)
+		}
+		n.nothingLeft()
+	}
+	if err := visit(ns, func() error { return up("eth0", "") }); err == nil {
+		t.Error("eth0 is still there")
+	}
+	for _, id := range []string{"unknown", "", "..", "../state", strings.Repeat("a", 5000), "a\nb"} {
+		if err := n.Del(t.Context(), id); err != nil {
+			t.Errorf("Del of %.20q: %v", id, err)
+		}
+	}
+}
+
+// up looks for an interface of the current namespace that is up and has an address.
+func up(name, addr string) error {
+	f, err := net.InterfaceByName(name)
+	if err != nil {
+		return err
+	}
+	addrs, err := f.Addrs()
+	if err != nil || f.Flags&net.FlagUp == 0 || !strings.Contains(fmt.Sprint(addrs), addr) {
+		return fmt.Errorf("%s: %v %v %v", name, f.Flags, addrs, err)
+	}
+	return nil
+}
+
+// reach connects to a listener at addr from within a namespace.
+func reach(t *testing.T, ns string, addr netip.Addr) {
+	t.Helper()
+	l, err := net.Listen("tcp", netip.AddrPortFrom(addr, 0).String())
+	must(t, err)
+	defer l.Close()
+	must(t, visit(ns, func() error { return connect(l.Addr().(*net.TCPAddr).AddrPort()) }))
+}
+
+// connect makes its socket on the thread that calls it.
+func connect(to netip.AddrPort) error {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s)
+	if err := unix.SetsockoptTimeval(s, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 5}); err != nil {
+		return err
+	}
+	if err := unix.Connect(s, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil {
+		return fmt.Errorf("connect to %v: %w", to, err)
+	}
+	return nil
+}
+
+func TestAddressIsFreedWithoutNamespace(t *testing.T) {
+	n := bridge(t, "10.88.2.0/24")
+	gone := map[string]func(ns string){
+		"unmounted, a plain file stays": func(ns string) {},
+		"unlinked":                      func(ns string) { must(t, os.Remove(ns)) },
+		"a directory instead":           func(ns string) { must(t, os.Remove(ns), os.Mkdir(ns, 0o700)) },
+		"a dangling link instead":       func(ns string) { must(t, os.Remove(ns), os.Symlink("/nowhere", ns)) },
+	}
+	for name, f := range gone {
+		t.Run(name, func(t *testing.T) {
+			ns := newNetNS(t)
+			_, err := n.Add(t.Context(), pod("gone", ns))
+			must(t, err, unix.Unmount(ns, unix.MNT_DETACH))
+			f(ns)
+			must(t, n.Del(t.Context(), "gone"))
+			if got := n.addresses(); len(got) != 0 {
+				t.Fatalf("given away: %q", got)
+			}
+			n.nothingLeft()
+		})
+	}
+}
+
+// A daemon is killed and comes back to an empty configuration directory and, in
+// the worst case, without the library's cache.
+func TestAddressIsFreedAfterACrash(t *testing.T) {
+	n, ns := bridge(t, "10.88.3.0/24"), newNetNS(t)
+	_, err := n.Add(t.Context(), pod("crash", ns))
+	must(t, err, os.RemoveAll(n.dir+"/conf"), os.RemoveAll(n.dir+"/cache"))
+	n.restart()
+	if err := n.Status(t.Context()); !errors.Is(err, ErrNotReady) {
+		t.Fatalf("status: %v", err)
+	}
+	n.pending("crash")
+	must(t, n.Del(t.Context(), "crash"))
+	if got := n.addresses(); len(got) != 0 {
+		t.Fatalf("given away: %q", got)
+	}
+	n.nothingLeft()
+}
+
+func TestTwentyPods(t *testing.T) {
+	n := bridge(t, "10.88.4.0/24")
+	const pods = 20
+	var spaces [pods]string
+	for i := range spaces {
+		spaces[i] = newNetNS(t)
+	}
+	var mu sync.Mutex
+	seen := map[netip.Addr]int{}
+	each(t, pods, func(i int) error {
+		res, err := n.Add(t.Context(), pod(fmt.Sprint("p", i), spaces[i]))
+		if err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		seen[res.IPs[0]]++
+		return nil
+	})
+	if len(seen) != pods || len(n.addresses()) != pods {
+		t.Errorf("addresses %v, given away %q", seen, n.addresses())
+	}
+	for i := range spaces {
+		reach(t, spaces[i], netip.MustParseAddr("10.88.4.1"))
+	}
+	each(t, pods, func(i int) error { return n.Del(t.Context(), fmt.Sprint("p", i)) })
+	if got := n.addresses(); len(got) != 0 {
+		t.Errorf("given away after all: %q", got)
+	}
+	n.nothingLeft()
+	if len(n.locks.m) != 0 {
+		t.Errorf("%d locks are left", len(n.locks.m))
+	}
+}
+
+// each calls f for 0..n-1 at the same time.
+func each(t *testing.T, n int, f func(int) error) {
+	t.Helper()
+	errs := make(chan error)
+	for i := range n {
+		go func() { errs <- f(i) }()
+	}
+	for range n {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestPortmap(t *testing.T) {
+	needRoot(t)
+	plugins(t, "portmap")
+	if out, err := exec.Command("iptables", "-w", "-t", "nat", "-S").CombinedOutput(); err != nil {
+		t.Skipf("needs iptables with a nat table: %v: %s", err, out)
+	}
+	n := bridge(t, "10.88.5.0/24", `{"type":"portmap","backend":"iptables","capabilities":{"portMappings":true},"snat":true}`)
+	ns := newNetNS(t)
+	p := pod("mapped", ns)
+	p.PortMappings = []PortMapping{{Protocol: "tcp", HostPort: 18080, ContainerPort: 8080}}
+	_, err := n.Add(t.Context(), p)
+	must(t, err)
+	var l net.Listener
+	must(t, visit(ns, func() (err error) { l, err = net.Listen("tcp4", "10.88.5.2:8080"); return err }))
+	defer l.Close()
+	for _, host := range []string{"10.88.5.1:18080", "127.0.0.1:18080"} {
+		if err := connect(netip.MustParseAddrPort(host)); err != nil {
+			t.Error(err)
+		}
+	}
+	must(t, n.Del(t.Context(), "mapped"))
+	rules, err := exec.Command("iptables", "-w", "-t", "nat", "-S").CombinedOutput()
+	must(t, err)
+	if strings.Contains(string(rules), "18080") {
+		t.Errorf("rules are left:\n%s", rules)
+	}
+	n.nothingLeft()
+}
+
+// Nothing may be left of a hundred calls, successful or not: descriptors,
+// goroutines, namespaces held by threads, processes.
+func TestNoLeaks(t *testing.T) {
+	n := newNetwork(t)
+	ns := newNetNS(t)
+	n.fake(`test -e $DIR/fail && exit 1; answer "$(ip 10.0.0.1/8)"`, "")
+	round := func(i int) {
+		id := fmt.Sprint("leak", i)
+		if _, err := n.Add(t.Context(), pod(id, ns)); err == nil {
+			must(t, n.Del(t.Context(), id))
+		}
+		must(t, n.Status(t.Context()))
+		_, _ = n.Add(within(t, time.Nanosecond), pod(id, ns))
+		_, _ = n.Add(t.Context(), pod(id, "/nowhere"))
+	}
+	round(0)
+	before, home := usage(t), netNS(t)
+	for i := range 40 {
+		if i == 20 {
+			must(t, os.WriteFile(n.dir+"/fail", nil, 0o600))
+		}
+		round(i)
+	}
+	eventually(t, "goroutines end", func() bool { return usage(t) == before || t.Failed() || runtime.NumGoroutine() <= before.goroutines })
+	if after := usage(t); after != before {
+		t.Errorf("before %+v, after %+v", before, after)
+	}
+	if now := netNS(t); now != home {
+		t.Errorf("the process moved from %s to %s", home, now)
+	}
+	n.nothingLeft()
+}
+
+type use struct{ fds, goroutines, children int }
+
+func usage(t *testing.T) use {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	var children int
+	tasks, err := filepath.Glob("/proc/self/task/*/children")
+	must(t, err)
+	for _, f := range tasks {
+		b, _ := os.ReadFile(f)
+		children += len(strings.Fields(string(b)))
+	}
+	return use{len(fds), runtime.NumGoroutine(), children}
+}
+
+// netNS is the namespace that the whole process is taken to be in, and the one of
+// each of its threads.
+func netNS(t *testing.T) string {
+	t.Helper()
+	tasks, err := filepath.Glob("/proc/self/task/*/ns/net")
+	must(t, err)
+	seen := map[string]bool{}
+	for _, f := range tasks {
+		if ns, err := os.Readlink(f); err == nil {
+			seen[ns] = true
+		}
+	}
+	return fmt.Sprint(seen)
+}
+
+// The first thread of a process outlives every goroutine that is locked to it.
+func TestVisitorsComeHome(t *testing.T) {
+	ns := newNetNS(t)
+	home, leader := netNS(t), func() string { s, _ := os.Readlink("/proc/self/ns/net"); return s }
+	want := leader()
+	each(t, 200, func(int) error { return loopbackUp(ns) })
+	for range 200 {
+		must(t, loopbackUp(ns))
+	}
+	if got := leader(); got != want || netNS(t) != home {
+		t.Errorf("leader in %s, was %s; threads in %s, were %s", got, want, netNS(t), home)
+	}
+}
