@@ -121,24 +121,25 @@ func (g *program) fill(spans []span, nodes *graph, i int) []span {
 		put(0, unknown)
 		put(1, deflt)
 	}
+	other := func(n uint32) *node {
+		if int(n-a.base) <= g.top[i] {
+			return deflt
+		}
+		return unknown
+	}
 	for _, n := range g.numbers(i) {
-		to := deflt
-		if s := g.rules[i][n]; s != nil {
-			to = lowerer{graph: nodes, abi: i, number: n}.lower(s, deflt)
+		set := g.rules[i][n]
+		rest := deflt
+		if !set.named {
+			rest = other(n)
 		}
-		put(n, to)
-		if int(n-a.base) < g.top[i] {
-			put(n+1, deflt)
-		} else {
-			put(n+1, unknown)
-		}
+		put(n, lowerer{graph: nodes, abi: i, number: n}.lower(set, rest))
+		put(n+1, other(n+1))
 	}
 	return spans
 }
 
 // numbers lists what the profile says anything about, in order.
 func (g *program) numbers(i int) []uint32 {
-	list := slices.AppendSeq(slices.Collect(maps.Keys(g.named[i])), maps.Keys(g.rules[i]))
-	slices.Sort(list)
-	return slices.Compact(list)
+	return slices.Sorted(maps.Keys(g.rules[i]))
 }

@@ -293,3 +293,15 @@ func TestEncodingIsInjective(t *testing.T) {
 		seen[key] = i
 	}
 }
+
+// TestMultiplexerAboveTheTop: a profile of one call that x86 has behind socketcall only names no number of that ABI, and socketcall's other
+// numbers are newer than that.
+func TestMultiplexerAboveTheTop(t *testing.T) {
+	p := &specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Architectures: []specs.Arch{specs.ArchX86}, Syscalls: []specs.LinuxSyscall{
+		{Names: []string{"send", "read"}, Action: specs.ActAllow}}}
+	f, err := Compile(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	compare(t, p, f, rand.New(rand.NewPCG(1, 1)))
+}

@@ -62,8 +62,20 @@ type span struct {
 
 // search makes the tests that bring A to the span it lies in. The first span begins at 0.
 func (g *graph) search(spans []span) *node {
-	spans = merge(spans)
-	return g.branch(spans, map[[2]int]int{}, 0, len(spans))
+	s := search{spans: merge(spans)}
+	if n := len(s.spans); n <= maxPriced {
+		s.costs = make([]uint16, n*(n+1))
+	}
+	return s.branch(g, 0, len(s.spans))
+}
+
+// maxPriced bounds the spans of a search for which the cheapest tree is looked for. A profile's numbers make about 150.
+const maxPriced = 256
+
+// search is one search in the making.
+type search struct {
+	spans []span
+	costs []uint16 // of branch(i, j), at i*(n+1)+j; 0: not known yet. nil: nobody asks
 }
 
 // merge joins neighbours with the same target.
@@ -75,19 +87,19 @@ func merge(spans []span) []span {
 const maxHoles = 2
 
 // branch searches spans[i:j].
-func (g *graph) branch(spans []span, costs map[[2]int]int, i, j int) *node {
+func (s *search) branch(g *graph, i, j int) *node {
 	if j-i == 1 {
-		return spans[i].to
+		return s.spans[i].to
 	}
-	if f, ok := singles(spans, i, j); ok {
+	if f, ok := s.singles(i, j); ok {
 		n := f.rest
 		for _, h := range slices.Backward(f.holes[:f.count]) {
 			n = g.make(node{code: codeEqual, k: h.from, yes: h.to, no: n})
 		}
 		return n
 	}
-	_, m := split(spans, costs, i, j)
-	return g.make(node{code: codeAtLow, k: spans[m].from, yes: g.branch(spans, costs, m, j), no: g.branch(spans, costs, i, m)})
+	_, m := s.split(i, j)
+	return g.make(node{code: codeAtLow, k: s.spans[m].from, yes: s.branch(g, m, j), no: s.branch(g, i, m)})
 }
 
 // few is one target for all of some spans, but for a few single numbers.
@@ -98,7 +110,8 @@ type few struct {
 }
 
 // singles finds out whether spans[i:j] are such.
-func singles(spans []span, i, j int) (few, bool) {
+func (s *search) singles(i, j int) (few, bool) {
+	spans := s.spans
 	if j-i > 2*maxHoles+1 {
 		return few{}, false
 	}
@@ -123,11 +136,14 @@ func singles(spans []span, i, j int) (few, bool) {
 }
 
 // split says where to divide spans[i:j] and how many instructions that makes. It tries the places around the middle, which keeps paths short.
-func split(spans []span, costs map[[2]int]int, i, j int) (cost, at int) {
+func (s *search) split(i, j int) (cost, at int) {
 	middle := (i + j) / 2
+	if s.costs == nil {
+		return 0, middle
+	}
 	cost = -1
 	for m := max(i+1, middle-2); m <= min(j-1, middle+2); m++ {
-		if c := 1 + price(spans, costs, i, m) + price(spans, costs, m, j); cost < 0 || c < cost {
+		if c := 1 + s.price(i, m) + s.price(m, j); cost < 0 || c < cost {
 			cost, at = c, m
 		}
 	}
@@ -135,18 +151,18 @@ func split(spans []span, costs map[[2]int]int, i, j int) (cost, at int) {
 }
 
 // price counts the instructions of branch(i, j).
-func price(spans []span, costs map[[2]int]int, i, j int) int {
+func (s *search) price(i, j int) int {
 	if j-i == 1 {
 		return 0
 	}
-	if f, ok := singles(spans, i, j); ok {
-		return f.count
+	known := &s.costs[i*(len(s.spans)+1)+j]
+	if *known == 0 {
+		if f, ok := s.singles(i, j); ok {
+			*known = uint16(f.count)
+		} else {
+			c, _ := s.split(i, j)
+			*known = uint16(c)
+		}
 	}
-	key := [2]int{i, j}
-	c, ok := costs[key]
-	if !ok {
-		c, _ = split(spans, costs, i, j)
-		costs[key] = c
-	}
-	return c
+	return int(*known)
 }

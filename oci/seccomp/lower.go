@@ -39,8 +39,11 @@ type lowerer struct {
 
 // lower gives the node that decides a call: the first rule that matches, or else deflt.
 func (l lowerer) lower(s *ruleSet, deflt *node) *node {
-	if s.always != nil {
-		return l.ret(*s.always)
+	if s.settled {
+		return l.ret(s.always)
+	}
+	if len(s.rules) == 0 {
+		return deflt
 	}
 	l.narrow = narrowArgs(l.abi, l.number)
 	next := deflt

@@ -47,8 +47,10 @@ const maxRules = 1024
 
 // ruleSet is what a profile says about one number of one ABI.
 type ruleSet struct {
-	always *Action // the rule without tests
-	rules  []rule
+	always  Action // the rule without tests, if settled
+	settled bool
+	named   bool // and not only reached as a multiplexer
+	rules   []rule
 }
 
 // entry is a member of LinuxSeccomp.Syscalls, checked.
@@ -115,8 +117,8 @@ func (s *ruleSet) add(name string, r rule, w *warnings) error {
 			w.add("a rule for " + name + " never applies: another one without arguments has precedence")
 		}
 	}
-	if s.always != nil {
-		if *s.always != r.action {
+	if s.settled {
+		if s.always != r.action {
 			dead()
 		}
 		return nil
@@ -125,7 +127,7 @@ func (s *ruleSet) add(name string, r rule, w *warnings) error {
 		if slices.ContainsFunc(s.rules, func(o rule) bool { return o.action != r.action && !o.copied }) {
 			dead()
 		}
-		s.always, s.rules = &r.action, nil
+		s.always, s.settled, s.rules = r.action, true, nil
 		return nil
 	}
 	for i, o := range s.rules {
@@ -151,6 +153,9 @@ func (s *ruleSet) add(name string, r rule, w *warnings) error {
 // order brings rules into the order in which the first that matches wins. It is that of a tree: rules with the same first test are neighbours,
 // those that end there come first, the rest is ordered by the second test, and so on.
 func order(rules []rule, depth int) []rule {
+	if len(rules) < 2 {
+		return rules
+	}
 	var first []test
 	var out []rule
 	under := map[test][]rule{}
@@ -200,14 +205,13 @@ func (t test) class() int {
 type program struct {
 	deflt Action
 	in    []bool                // which of hostABIs are included
-	rules []map[uint32]*ruleSet // for each ABI: number (with base) to rules
+	rules []map[uint32]*ruleSet // for each ABI: every number (with base) that is named, also by rules that are skipped, or is reached
 	top   []int                 // for each ABI: the highest number of the common sequence that is named, or -1
-	named []map[uint32]bool     // for each ABI: every number that is named, also by rules that are skipped
 }
 
 // resolve checks a profile whole and turns names into numbers.
 func resolve(p *specs.LinuxSeccomp, w *warnings) (*program, error) {
-	g := &program{rules: make([]map[uint32]*ruleSet, len(hostABIs)), top: make([]int, len(hostABIs)), named: make([]map[uint32]bool, len(hostABIs))}
+	g := &program{rules: make([]map[uint32]*ruleSet, len(hostABIs)), top: make([]int, len(hostABIs))}
 	var err error
 	if g.deflt, err = resolveAction(p.DefaultAction, p.DefaultErrnoRet); err != nil {
 		return nil, fmt.Errorf("default: %w", err)
@@ -219,7 +223,7 @@ func resolve(p *specs.LinuxSeccomp, w *warnings) (*program, error) {
 		return nil, err
 	}
 	for i := range hostABIs {
-		g.rules[i], g.named[i], g.top[i] = map[uint32]*ruleSet{}, map[uint32]bool{}, -1
+		g.rules[i], g.top[i] = make(map[uint32]*ruleSet, len(table())), -1
 	}
 	for i := range p.Syscalls {
 		e, err := checkEntry(&p.Syscalls[i])
@@ -261,7 +265,8 @@ func (g *program) add(name string, e *entry, w *warnings) error {
 		}
 		known = true
 		n := uint32(numbers[i])
-		g.named[i][n+a.base] = true
+		set := g.set(i, n)
+		set.named = true
 		if a.private == 0 || n < a.private {
 			g.top[i] = max(g.top[i], int(n))
 		}
@@ -269,7 +274,7 @@ func (g *program) add(name string, e *entry, w *warnings) error {
 			continue
 		}
 		for _, t := range e.tests {
-			if err := g.set(i, n).add(name, rule{action: e.action, tests: t}, w); err != nil {
+			if err := set.add(name, rule{action: e.action, tests: t}, w); err != nil {
 				return err
 			}
 		}
