@@ -21,7 +21,7 @@ func (s *Server) checkPodSecurity(c *runtimeapi.LinuxSandboxSecurityContext) err
 		s.checkGroupsPolicy(c.GetSupplementalGroupsPolicy()),
 		at("seccomp", checkSeccomp(c.GetSeccomp())),
 		at("apparmor", checkAppArmor(c.GetApparmor())),
-		checkProfilePath(c.GetSeccompProfilePath()),
+		checkProfilePath(c.GetSeccompProfilePath()), //nolint:staticcheck // deprecated, and older clients still set it
 	)
 }
 
@@ -44,8 +44,8 @@ func (s *Server) checkContainerSecurity(c *runtimeapi.LinuxContainerSecurityCont
 		checkPaths("readonly_paths", c.GetReadonlyPaths()),
 		at("seccomp", checkSeccomp(c.GetSeccomp())),
 		at("apparmor", checkAppArmor(c.GetApparmor())),
-		checkAppArmorName(c.GetApparmorProfile()),
-		checkProfilePath(c.GetSeccompProfilePath()),
+		checkAppArmorName(c.GetApparmorProfile()),   //nolint:staticcheck // deprecated, and older clients still set it
+		checkProfilePath(c.GetSeccompProfilePath()), //nolint:staticcheck // deprecated, and older clients still set it
 	)
 }
 

@@ -337,8 +337,8 @@ func TestCreateSecurity(t *testing.T) {
 		{id: "B-83 relative", field: at + "seccomp.localhost_ref", edit: sec(func(c *sc) { c.Seccomp.LocalhostRef = "../x" })},
 		{id: "B-84 no ref", field: at + "apparmor.localhost_ref", edit: sec(func(c *sc) { c.Apparmor.ProfileType = 2 })},
 		{id: "B-84 99", field: at + "apparmor.profile_type", edit: sec(func(c *sc) { c.Apparmor.ProfileType = 99 })},
-		{id: "B-84 word", field: at + "apparmor_profile", edit: sec(func(c *sc) { c.ApparmorProfile = "foo" })},
-		{id: "B-84 no name", field: at + "apparmor_profile", edit: sec(func(c *sc) { c.ApparmorProfile = "localhost/" })},
+		{id: "B-84 word", field: at + "apparmor_profile", edit: sec(func(c *sc) { c.ApparmorProfile = "foo" })},           //nolint:staticcheck // deprecated, and still checked
+		{id: "B-84 no name", field: at + "apparmor_profile", edit: sec(func(c *sc) { c.ApparmorProfile = "localhost/" })}, //nolint:staticcheck // deprecated, and still checked
 		{id: "B-85 relative", field: at + "masked_paths[1]", edit: sec(func(c *sc) { c.MaskedPaths = append(c.MaskedPaths, "proc") })},
 		{id: "B-85 root", field: at + "masked_paths[0]", edit: sec(func(c *sc) { c.MaskedPaths[0] = "/" })},
 		{id: "B-85 /proc", field: at + "readonly_paths[0]", edit: sec(func(c *sc) { c.ReadonlyPaths[0] = "/proc/" })},

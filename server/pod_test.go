@@ -306,8 +306,8 @@ func TestPodSecurity(t *testing.T) {
 		{"B-27 unconfined with ref", at + "seccomp.localhost_ref", sec(func(c *sc) { c.Seccomp = profile(runtimeapi.SecurityProfile_Unconfined, "/x") })},
 		{"B-27 relative ref", at + "seccomp.localhost_ref", sec(func(c *sc) { c.Seccomp = profile(runtimeapi.SecurityProfile_Localhost, "x") })},
 		{"B-27 type 99", at + "seccomp.profile_type", sec(func(c *sc) { c.Seccomp = profile(99, "") })},
-		{"B-27 path", at + "seccomp_profile_path", sec(func(c *sc) { c.SeccompProfilePath = "localhost/../x" })},
-		{"B-27 path word", at + "seccomp_profile_path", sec(func(c *sc) { c.SeccompProfilePath = "foo" })},
+		{"B-27 path", at + "seccomp_profile_path", sec(func(c *sc) { c.SeccompProfilePath = "localhost/../x" })}, //nolint:staticcheck // deprecated, and still checked
+		{"B-27 path word", at + "seccomp_profile_path", sec(func(c *sc) { c.SeccompProfilePath = "foo" })},       //nolint:staticcheck // deprecated, and still checked
 		{"B-29 type", at + "selinux_options.type", sec(func(c *sc) { c.SelinuxOptions.Type = "a:b" })},
 		{"B-29 level", at + "selinux_options.level", sec(func(c *sc) { c.SelinuxOptions.Level = "garbage" })},
 		{"B-29 level categories", at + "selinux_options.level", sec(func(c *sc) { c.SelinuxOptions.Level = "s0:c1,," })},
@@ -318,7 +318,7 @@ func TestPodSecurity(t *testing.T) {
 		{"B-78 70000 groups", at + "supplemental_groups", sec(func(c *sc) { c.SupplementalGroups = make([]int64, 70000) })},
 		{"B-33 negative overhead", "config.linux.overhead.memory_limit_in_bytes", func(p *runtimeapi.PodSandboxConfig) { p.Linux.Overhead.MemoryLimitInBytes = -2 }},
 		{"B-33 resources", "config.linux.resources.cpu_shares", func(p *runtimeapi.PodSandboxConfig) { p.Linux.Resources.CpuShares = math.MinInt64 }},
-		{"nil profiles", "", sec(func(c *sc) { c.Seccomp, c.Apparmor, c.SeccompProfilePath = nil, nil, "" })},
+		{"nil profiles", "", sec(func(c *sc) { c.Seccomp, c.Apparmor, c.SeccompProfilePath = nil, nil, "" })}, //nolint:staticcheck // deprecated, and still checked
 	}
 	runPodRows(t, rows)
 }

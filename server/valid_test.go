@@ -31,7 +31,7 @@ func validPod() *runtimeapi.PodSandboxConfig {
 				Privileged:         true,
 				Seccomp:            &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "/var/lib/kubelet/seccomp/a.json"},
 				Apparmor:           &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "k8s-profile"},
-				SeccompProfilePath: "localhost//var/lib/kubelet/seccomp/a.json",
+				SeccompProfilePath: "localhost//var/lib/kubelet/seccomp/a.json", //nolint:staticcheck // deprecated, and still checked
 			},
 			Overhead:  &runtimeapi.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 1000, MemoryLimitInBytes: 1 << 20},
 			Resources: &runtimeapi.LinuxContainerResources{CpuShares: 2, MemoryLimitInBytes: -1},
@@ -99,8 +99,8 @@ func validSecurity() *runtimeapi.LinuxContainerSecurityContext {
 		ReadonlyPaths:            []string{"/proc/sys"},
 		Seccomp:                  &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "/p.json"},
 		Apparmor:                 &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined},
-		ApparmorProfile:          "localhost/p",
-		SeccompProfilePath:       "runtime/default",
+		ApparmorProfile:          "localhost/p",     //nolint:staticcheck // deprecated, and still checked
+		SeccompProfilePath:       "runtime/default", //nolint:staticcheck // deprecated, and still checked
 	}
 }
 

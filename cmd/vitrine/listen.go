@@ -52,7 +52,7 @@ func removeStale(path string) error {
 	}
 	c, err := net.DialTimeout("unix", path, time.Second)
 	if err == nil {
-		c.Close()
+		_ = c.Close()
 		return errors.New("another process listens there")
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {

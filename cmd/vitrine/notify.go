@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -28,8 +29,8 @@ func (n notifier) send(state string) error {
 	if err != nil {
 		return fmt.Errorf("notify service manager: %w", err)
 	}
-	defer c.Close()
-	if _, err := c.Write([]byte(state)); err != nil {
+	_, err = c.Write([]byte(state))
+	if err = errors.Join(err, c.Close()); err != nil {
 		return fmt.Errorf("notify service manager: %w", err)
 	}
 	return nil

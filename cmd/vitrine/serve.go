@@ -156,7 +156,7 @@ func openDaemon(ctx context.Context, cfg *Config, open *closers) (*daemon, error
 	}); err != nil {
 		return nil, err
 	}
-	runtime, err := openRuntime(cfg.MonitorPath, d.tree, open)
+	runtime, err := openRuntime(cfg, d.tree, open)
 	if err != nil {
 		return nil, err
 	}
@@ -174,8 +174,8 @@ func openDaemon(ctx context.Context, cfg *Config, open *closers) (*daemon, error
 }
 
 // openRuntime loads the monitor's program and makes the cgroup that monitors are in.
-func openRuntime(path string, tree *cgroup.Tree, open *closers) (*oci.Runtime, error) {
-	path, err := findMonitor(path)
+func openRuntime(cfg *Config, tree *cgroup.Tree, open *closers) (*oci.Runtime, error) {
+	path, err := findMonitor(cfg.MonitorPath)
 	if err != nil {
 		return nil, err
 	}
@@ -183,7 +183,10 @@ func openRuntime(path string, tree *cgroup.Tree, open *closers) (*oci.Runtime, e
 	if err != nil {
 		return nil, err
 	}
-	open.add(slice.Close)
+	open.add(func() error {
+		_ = os.Remove(filepath.Join(cfg.Cgroup.Root, monitorsSlice)) // stays where monitors live
+		return slice.Close()
+	})
 	r, err := oci.NewRuntime(path, slice.Int())
 	if err != nil {
 		return nil, err

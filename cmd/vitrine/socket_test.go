@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -31,7 +33,7 @@ func TestListen(t *testing.T) {
 		c.Close()
 	}
 	l.Close()
-	if _, err := os.Lstat(path); !os.IsNotExist(err) {
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the socket stays: %v", err)
 	}
 }
@@ -109,7 +111,7 @@ func TestLockFollowsNoLink(t *testing.T) {
 		f.Close()
 		t.Error("followed")
 	}
-	if _, err := os.Lstat(target); !os.IsNotExist(err) {
+	if _, err := os.Lstat(target); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("made the target: %v", err)
 	}
 }
