@@ -35,6 +35,7 @@ type Container struct {
 	spec     *specs.Spec   // guarded by mu; read from config.json when an exec wants it after a restart
 	deadline time.Time     // guarded by mu; when a stop turns to force; zero while nobody stops it
 	sooner   chan struct{} // guarded by mu; closed and replaced when the deadline was lowered
+	erased   bool          // guarded by mu: the directory is on its way out, no record is written any more
 	early    *event        // guarded by mu; an exit that was reported before the creation was
 }
 
@@ -93,6 +94,9 @@ func (c *Container) update(e event) error {
 
 // writeLocked writes the record. Preconditions: c.mu is held, or nobody else knows c.
 func (c *Container) writeLocked() error {
+	if c.erased {
+		return nil
+	}
 	r := c.record
 	r.Facts = *c.facts.Load()
 	return c.pod.m.disk.write(c.dir, "container.json", &r)
@@ -168,6 +172,9 @@ func (c *Container) erase(ctx context.Context) error {
 	if err := removeCgroup(ctx, c.pod.m.cfg.Cgroups, c.record.Cgroup); err != nil {
 		return err
 	}
+	c.mu.Lock()
+	c.erased = true
+	c.mu.Unlock()
 	if err := os.RemoveAll(c.dir); err != nil {
 		return err
 	}

@@ -104,7 +104,8 @@ func (c *Container) stopper() {
 	}
 }
 
-// sendStopSignal asks the main process to end. If it cannot be asked, only force is left.
+// sendStopSignal asks the main process to end. If it cannot be asked, it still has its time: it may be about
+// to end for another reason.
 func (c *Container) sendStopSignal(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, c.pod.m.cfg.StopTimeout)
 	defer cancel()
@@ -114,7 +115,6 @@ func (c *Container) sendStopSignal(ctx context.Context) {
 	}
 	if err != nil && !errors.Is(err, syscall.ESRCH) && c.facts.Load().Finished == 0 {
 		klog.ErrorS(err, "Stop signal", "container", c.id)
-		c.stop(0)
 	}
 }
 

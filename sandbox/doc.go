@@ -39,6 +39,8 @@
 //
 // # Locks
 //
-// Reads take the snapshot from an atomic pointer, and facts from another. Manager.mu and Container.mu order
-// writers; the first is never held over a system call, the second only over the writing of one record.
+// Reads take the snapshot from an atomic pointer, and facts from another; no lock that a read takes is ever
+// held over a system call. Manager.mu orders the changes of the snapshot. Sandbox.mu and Container.mu order
+// the writers of facts and are held over the writing of one record, so that what is on disk never goes back.
+// Whoever ends a pod holds its token (lockEnd) for as long as that takes.
 package sandbox

@@ -9,9 +9,9 @@ import (
 )
 
 // watch takes in what a monitor reports until it is let go of or dies.
-func (sb *Sandbox) watch(mon monitor) {
+func (sb *Sandbox) watch(mon monitor, events <-chan podEvent) {
 	defer sb.m.running.Done()
-	for e := range mon.events() {
+	for e := range events {
 		switch e.what {
 		case containerExited:
 			if c, ok := sb.watched.Load(e.id); ok {
@@ -25,13 +25,15 @@ func (sb *Sandbox) watch(mon monitor) {
 	}
 }
 
-// reconnect dials a monitor again that hung up on us. If we hung up there is nothing to do.
+// reconnect dials a monitor again that hung up on us, or that did not answer so far (old is nil). If we hung
+// up there is nothing to do.
 func (sb *Sandbox) reconnect(old monitor) {
-	if sb.monitor() != old {
+	if sb.monitor() != old || sb.m.flights.base.Err() != nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(sb.m.flights.base, sb.m.cfg.StopTimeout)
 	defer cancel()
+	sb.swapMonitor(nil)
 	mon, err := sb.m.cfg.monitors.dial(ctx, sb.dir)
 	if err == nil {
 		sb.setMonitor(mon)
@@ -41,7 +43,7 @@ func (sb *Sandbox) reconnect(old monitor) {
 	case errors.Is(err, errNoMonitor):
 		sb.monitorLost("the pod's monitor died")
 	case err != nil:
-		klog.ErrorS(err, "Connection to a monitor is lost", "pod", sb.id)
+		klog.ErrorS(err, "Monitor does not answer", "pod", sb.id)
 	}
 }
 

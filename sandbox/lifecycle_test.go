@@ -366,8 +366,10 @@ func TestReadsNeverWait(t *testing.T) {
 	pod := n.run(podRequest("web"))
 	c := n.create(pod, containerRequest("c", "sleep"))
 	sb, ct := n.m.index.Load().pods[pod], n.m.index.Load().containers[c]
-	ct.mu.Lock() // whoever writes the record
+	ct.mu.Lock() // whoever writes the records
 	defer ct.mu.Unlock()
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

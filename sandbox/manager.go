@@ -87,6 +87,13 @@ func (m *Manager) Close() error {
 	for _, sb := range m.index.Load().pods {
 		errs = append(errs, sb.letGo())
 	}
+	m.mu.Lock()
+	for _, e := range m.leftovers {
+		if sb, ok := e.(*Sandbox); ok {
+			errs = append(errs, sb.letGo())
+		}
+	}
+	m.mu.Unlock()
 	m.running.Wait()
 	return errors.Join(errs...)
 }
@@ -99,7 +106,8 @@ func (m *Manager) leave(id string, e eraser) {
 }
 
 // sweeper tries again and again to erase what is left over: a network plugin that failed at the first DEL
-// may succeed at the tenth, and until then its address is lost to the node.
+// may succeed at the tenth, and until then its address is lost to the node. It also asks the monitors again
+// that did not answer.
 func (m *Manager) sweeper() {
 	defer m.running.Done()
 	tick := time.NewTicker(m.cfg.sweep)
@@ -110,6 +118,11 @@ func (m *Manager) sweeper() {
 			return
 		case <-tick.C:
 			m.sweepOnce(m.flights.base)
+			for _, sb := range m.index.Load().pods {
+				if sb.facts.Load().NotReady == 0 && sb.monitor() == nil {
+					sb.reconnect(nil)
+				}
+			}
 		}
 	}
 }

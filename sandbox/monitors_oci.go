@@ -30,8 +30,10 @@ func ociError(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, oci.ErrNoMonitor), errors.Is(err, oci.ErrStuck):
+	case errors.Is(err, oci.ErrNoMonitor):
 		return fmt.Errorf("%w: %w: %w", errNoMonitor, ErrUnavailable, err)
+	case errors.Is(err, oci.ErrStuck):
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	case errors.Is(err, oci.ErrNotFound):
 		return fmt.Errorf("%w: %w", ErrNotFound, err)
 	case errors.Is(err, oci.ErrState):

@@ -22,27 +22,34 @@ func (m *Manager) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var wg sync.WaitGroup
-	slots := make(chan struct{}, 16)
-	for _, id := range ids {
-		wg.Add(1)
-		go func() { // ends with ctx or StopTimeout at the latest
-			defer wg.Done()
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			ctx, cancel := context.WithTimeout(ctx, m.cfg.StopTimeout)
-			defer cancel()
-			if err := m.recoverPod(ctx, id); err != nil {
-				klog.ErrorS(err, "Recovery of a pod sandbox", "pod", id)
-			}
-		}()
-	}
-	wg.Wait()
+	m.each(ctx, ids, func(ctx context.Context, id string) {
+		if err := m.recoverPod(ctx, id); err != nil {
+			klog.ErrorS(err, "Recovery of a pod sandbox", "pod", id)
+		}
+	})
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("recover pods: %w", err)
 	}
 	m.releaseStrays(ctx)
 	return nil
+}
+
+// each calls f for all ids beside each other, each under StopTimeout, and waits for all.
+func (m *Manager) each(ctx context.Context, ids []string, f func(context.Context, string)) {
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, 16)
+	for _, id := range ids {
+		wg.Add(1)
+		go func() { // ends with f, which its context ends
+			defer wg.Done()
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			ctx, cancel := context.WithTimeout(ctx, m.cfg.StopTimeout)
+			defer cancel()
+			f(ctx, id)
+		}()
+	}
+	wg.Wait()
 }
 
 // podDirs lists the directories that are pods'.
@@ -68,12 +75,14 @@ func (m *Manager) recoverPod(ctx context.Context, id string) error {
 	}
 	sameBoot := sb.record.BootID == m.cfg.bootID
 	cerr := sb.loadContainers()
+	unanswered := false
 	if sameBoot || err != nil {
 		switch mon, derr := m.cfg.monitors.dial(ctx, sb.dir); {
 		case derr == nil:
 			sb.setMonitor(mon) // first: whoever exits after the list was made is reported
 			cerr = errors.Join(cerr, sb.reconcile(ctx, mon))
 		case !errors.Is(derr, errNoMonitor):
+			unanswered = true
 			cerr = errors.Join(cerr, derr)
 		}
 	}
@@ -88,6 +97,8 @@ func (m *Manager) recoverPod(ctx context.Context, id string) error {
 	switch f := sb.facts.Load(); {
 	case !sameBoot:
 		sb.monitorLost("the node was restarted")
+	case unanswered:
+		// It may be stuck, or we are out of descriptors: not a reason to kill a pod. The sweeper asks again.
 	case sb.monitor() == nil && f.Stopped == 0:
 		sb.monitorLost("the pod's monitor died while no daemon ran")
 	}
@@ -115,8 +126,7 @@ var errNewer = errors.New("record of a newer version, left alone")
 // loadPod reads the record of a pod. With an error other than errNewer the pod is one that can only be
 // erased.
 func (m *Manager) loadPod(id string) (*Sandbox, error) {
-	sb := &Sandbox{m: m, id: id, dir: m.podDir(id), config: &runtimeapi.PodSandboxConfig{}, gate: newGate()}
-	sb.facts.Store(&podFacts{})
+	sb := m.emptySandbox(id)
 	if err := readRecord(sb.dir, "pod.json", &sb.record); err != nil {
 		return sb, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
@@ -238,18 +248,16 @@ func (m *Manager) releaseStrays(ctx context.Context) {
 		klog.ErrorS(err, "List of pod directories")
 		return
 	}
-	if ids, err := m.cfg.Network.Pending(); err != nil {
+	ids, err := m.cfg.Network.Pending()
+	if err != nil {
 		klog.ErrorS(err, "List of network intents")
-	} else {
-		for _, id := range ids {
-			if slices.Contains(pods, id) {
-				continue
-			}
-			if err := m.rollBack(ctx, id, strayNetwork{m, id}); err != nil {
-				klog.ErrorS(err, "Network of a pod that is gone", "pod", id)
-			}
-		}
 	}
+	ids = slices.DeleteFunc(ids, func(id string) bool { return slices.Contains(pods, id) })
+	m.each(ctx, ids, func(ctx context.Context, id string) {
+		if err := m.rollBack(ctx, id, strayNetwork{m, id}); err != nil {
+			klog.ErrorS(err, "Network of a pod that is gone", "pod", id)
+		}
+	})
 	m.releaseRootfses(ctx)
 	pins, err := strayPins(m.cfg.NetNSDir, pods)
 	if err != nil {

@@ -30,8 +30,13 @@ type Sandbox struct {
 	taken   atomic.Bool // somebody was told the id
 	watched sync.Map    // container id -> *Container: all, also half-made ones; who is told of exits
 
-	mu  sync.Mutex
-	mon monitor // guarded by mu; nil before the start and after the end
+	ending chan struct{} // holds a token while somebody tears the pod down or erases it
+
+	mu     sync.Mutex
+	erased bool // guarded by mu: the directory is on its way out, no record is written any more
+
+	monMu sync.Mutex // never held over a system call: readers take it
+	mon   monitor    // guarded by monMu; nil before the start, after the end, and while nobody answers
 }
 
 // newSandbox prepares a pod; nothing exists of it yet.
@@ -40,15 +45,22 @@ func (m *Manager) newSandbox(id string, cfg *runtimeapi.PodSandboxConfig, plan *
 	if err != nil {
 		return nil, err
 	}
-	sb := &Sandbox{m: m, id: id, dir: m.podDir(id), config: cfg, plan: plan, gate: newGate()}
+	sb := m.emptySandbox(id)
+	sb.config, sb.plan = cfg, plan
 	sb.record = podRecord{
 		Version: recordVersion, ID: id, BootID: m.cfg.bootID, Handler: handler, Config: raw, Cgroup: plan.CgroupParent,
 	}
 	if sb.record.Cgroup == "" {
 		sb.record.Cgroup, sb.record.OwnCG = path.Join(m.cfg.CgroupParent, id), true
 	}
-	sb.facts.Store(&podFacts{})
 	return sb, nil
+}
+
+func (m *Manager) emptySandbox(id string) *Sandbox {
+	sb := &Sandbox{m: m, id: id, dir: m.podDir(id), gate: newGate(), ending: make(chan struct{}, 1)}
+	sb.config = &runtimeapi.PodSandboxConfig{}
+	sb.facts.Store(&podFacts{})
+	return sb
 }
 
 // ID returns the pod's id: 64 hex digits.
@@ -73,7 +85,7 @@ func (sb *Sandbox) update(f func(podFacts) podFacts) error {
 
 // writeLocked writes the record. Preconditions: sb.mu is held.
 func (sb *Sandbox) writeLocked() error {
-	if sb.plan == nil {
+	if sb.plan == nil || sb.erased {
 		return nil
 	}
 	r := sb.record
@@ -83,30 +95,33 @@ func (sb *Sandbox) writeLocked() error {
 
 // monitor returns the pod's monitor, nil if there is none.
 func (sb *Sandbox) monitor() monitor {
-	sb.mu.Lock()
-	defer sb.mu.Unlock()
+	sb.monMu.Lock()
+	defer sb.monMu.Unlock()
 	return sb.mon
 }
 
 // setMonitor makes mon the pod's and starts to watch it.
 func (sb *Sandbox) setMonitor(mon monitor) {
-	sb.mu.Lock()
-	sb.mon = mon
-	sb.mu.Unlock()
+	sb.swapMonitor(mon)
 	sb.m.running.Add(1)
-	go sb.watch(mon) // ends with the monitor's events, which close ends
+	go sb.watch(mon, mon.events()) // ends with the monitor's events, which close ends
+}
+
+// swapMonitor makes mon the pod's and returns the one before.
+func (sb *Sandbox) swapMonitor(mon monitor) monitor {
+	sb.monMu.Lock()
+	defer sb.monMu.Unlock()
+	old := sb.mon
+	sb.mon = mon
+	return old
 }
 
 // letGo closes the connection to the monitor. The pod goes on.
 func (sb *Sandbox) letGo() error {
-	sb.mu.Lock()
-	mon := sb.mon
-	sb.mon = nil
-	sb.mu.Unlock()
-	if mon == nil {
-		return nil
+	if mon := sb.swapMonitor(nil); mon != nil {
+		return mon.close()
 	}
-	return mon.close()
+	return nil
 }
 
 // containers returns all of the pod, also those on their way in or out that cannot be seen.

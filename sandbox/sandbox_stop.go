@@ -25,10 +25,26 @@ func (m *Manager) StopPodSandbox(ctx context.Context, id string) error {
 		return err
 	}
 	_, err = m.flights.do(ctx, "stop "+sb.id, "stop pod sandbox "+sb.id, 2*m.cfg.StopTimeout, func(ctx context.Context, op *operation) (string, error) {
+		if err := sb.lockEnd(ctx); err != nil {
+			return "", err
+		}
+		defer sb.unlockEnd()
 		return "", sb.tearDown(ctx, op)
 	})
 	return err
 }
+
+// lockEnd makes the caller the one who ends the pod: a stop, a removal, a roll-back or the sweeper.
+func (sb *Sandbox) lockEnd(ctx context.Context) error {
+	select {
+	case sb.ending <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for another stop of pod sandbox %s: %w", sb.id, ctx.Err())
+	}
+}
+
+func (sb *Sandbox) unlockEnd() { <-sb.ending }
 
 // RemovePodSandbox stops a pod if it was not, removes its containers and everything that is left of it. An
 // id that does not exist is no error. After an error, calling again goes on where it ended.
@@ -61,6 +77,8 @@ func (m *Manager) RemovePodSandbox(ctx context.Context, id string) error {
 // the plugins want the namespace, the monitor wants its containers dead. Every step may be done again. A
 // step that fails does not keep the others from being tried: a plugin that is broken must not keep processes
 // alive.
+//
+// Preconditions: the caller is the one who ends the pod.
 func (sb *Sandbox) tearDown(ctx context.Context, op *operation) error {
 	if sb.facts.Load().Stopped != 0 {
 		return nil
@@ -130,15 +148,9 @@ func (sb *Sandbox) disconnect(ctx context.Context) error {
 // stopMonitor ends the monitor, the pause and their cgroup.
 func (sb *Sandbox) stopMonitor(ctx context.Context) error {
 	// Taken out first: its end is then no loss, and nobody dials it again.
-	sb.mu.Lock()
-	mon := sb.mon
-	sb.mon = nil
-	sb.mu.Unlock()
-	if mon != nil {
+	if mon := sb.swapMonitor(nil); mon != nil {
 		if err := mon.stop(ctx); err != nil && !errors.Is(err, errNoMonitor) {
-			sb.mu.Lock()
-			sb.mon = mon
-			sb.mu.Unlock()
+			sb.swapMonitor(mon)
 			return err
 		}
 		if err := mon.close(); err != nil {
@@ -158,6 +170,10 @@ func (sb *Sandbox) pauseCgroup() string { return path.Join(sb.record.Cgroup, "vi
 // erase takes away everything that this pod is or was about to be, from any point of its life, and the
 // record last.
 func (sb *Sandbox) erase(ctx context.Context) error {
+	if err := sb.lockEnd(ctx); err != nil {
+		return err
+	}
+	defer sb.unlockEnd()
 	if err := sb.tearDown(ctx, &operation{}); err != nil {
 		return err
 	}
@@ -177,6 +193,9 @@ func (sb *Sandbox) erase(ctx context.Context) error {
 			return err
 		}
 	}
+	sb.mu.Lock()
+	sb.erased = true
+	sb.mu.Unlock()
 	return os.RemoveAll(sb.dir)
 }
 
