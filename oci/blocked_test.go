@@ -19,7 +19,7 @@ import (
 )
 
 // fdsOf returns what each descriptor of a process is.
-func fdsOf(t *testing.T, pid int) map[string]string {
+func fdsOf(t testing.TB, pid int) map[string]string {
 	t.Helper()
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	d, err := os.ReadDir(dir)

@@ -23,7 +23,7 @@ func withoutPID(s *specs.Spec) {
 }
 
 // status returns a line of /proc/<pid>/status.
-func status(t *testing.T, pid int, key string) string {
+func status(t testing.TB, pid int, key string) string {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {

@@ -35,7 +35,7 @@ const busybox = "/usr/bin/busybox"
 // root filesystem, and a subtree of the cgroup hierarchy that is attached
 // nowhere.
 type node struct {
-	t      *testing.T
+	t      testing.TB
 	rt     *Runtime
 	dir    string
 	rootfs string
@@ -44,7 +44,7 @@ type node struct {
 
 var runs atomic.Int64
 
-func newNode(t *testing.T) *node {
+func newNode(t testing.TB) *node {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes namespaces and mounts")
@@ -55,7 +55,12 @@ func newNode(t *testing.T) *node {
 	n := &node{t: t, dir: t.TempDir(), rootfs: t.TempDir(), cgroup: testCgroup(t)}
 	monitors := n.leaf("monitors")
 	t.Cleanup(func() { monitors.Close() })
-	rt, err := NewRuntime("/proc/self/exe", monitors.Int())
+	// make bench sets this to the binary that is shipped.
+	binary := os.Getenv("VITRINE_OCI")
+	if binary == "" {
+		binary = "/proc/self/exe"
+	}
+	rt, err := NewRuntime(binary, monitors.Int())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +88,7 @@ func newNode(t *testing.T) *node {
 
 // testCgroup makes a subtree of the machine's cgroup2 hierarchy that belongs to
 // this test. The mount is detached: nothing of the host's tree changes.
-func testCgroup(t *testing.T) *sys.FD {
+func testCgroup(t testing.TB) *sys.FD {
 	t.Helper()
 	fs, err := sys.FSOpen("cgroup2")
 	if err != nil {
@@ -159,7 +164,7 @@ func (n *node) leaf(name string) *sys.FD {
 	return f
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		if ok() {
@@ -256,7 +261,7 @@ func (n *node) run(p *Pod, id string, argv ...string) *Process {
 }
 
 // exited waits for the event of a container's death.
-func exited(t *testing.T, p *Pod, id string) ExitStatus {
+func exited(t testing.TB, p *Pod, id string) ExitStatus {
 	t.Helper()
 	for {
 		select {

@@ -209,8 +209,8 @@ func socketAddr(dir *sys.FD) *unix.SockaddrUnix {
 // run starts the process and waits until it says that it serves.
 func (l *launch) run(ctx context.Context) error {
 	l.cmd = &exec.Cmd{
-		Path: "/proc/self/fd/" + strconv.Itoa(l.rt.Monitor.Int()),
-		Args: []string{"vitrine-oci", "monitor"},
+		Path:        "/proc/self/fd/" + strconv.Itoa(l.rt.Monitor.Int()),
+		Args:        []string{"vitrine-oci", "monitor"},
 		Env:         monitorEnv,
 		Dir:         "/",
 		Stderr:      l.log,

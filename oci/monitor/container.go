@@ -283,6 +283,7 @@ func (m *monitor) watch(c *container) {
 	c.state.Phase = wire.Dead
 	m.pod.mu.Unlock()
 	c.close()
+	m.tidyLater()
 	m.broadcast(&wire.Exited{ID: c.id, Status: status})
 }
 

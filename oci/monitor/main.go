@@ -5,8 +5,9 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime"
+	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -45,6 +46,7 @@ type monitor struct {
 	pod     pod
 	conns   sync.Map      // *conn -> nothing: who gets events
 	ended   chan struct{} // closed by Stop
+	tidying atomic.Bool   // a tidyLater is under way
 }
 
 // Main runs the monitor until the pod is stopped and returns its exit code. It
@@ -189,8 +191,24 @@ func (m *monitor) serve(ready *os.File) error {
 		return fmt.Errorf("tell that the monitor is ready: %w", err)
 	}
 	ready.Close()
-	runtime.GC()   // the setup's garbage would stay for as long as the pod is quiet
+	m.tidyLater()
 	go m.accept(l) // ends when l is closed
 	<-m.ended
 	return nil
+}
+
+// tidyAfter is how long a monitor keeps what its last requests have left.
+const tidyAfter = 10 * time.Second
+
+// tidyLater gives memory back to the kernel, once things have settled: a pod is
+// busy for a second and then quiet for weeks, in which the collector would
+// not run, and there may be hundreds of us. A probe every few seconds
+// costs a collection of a very small heap each tidyAfter.
+func (m *monitor) tidyLater() {
+	if m.tidying.CompareAndSwap(false, true) {
+		time.AfterFunc(tidyAfter, func() {
+			m.tidying.Store(false)
+			debug.FreeOSMemory()
+		})
+	}
 }

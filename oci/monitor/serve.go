@@ -124,6 +124,7 @@ func quick(b wire.Body) bool {
 
 // handle carries one request out and answers it.
 func (m *monitor) handle(c *conn, p *wire.Packet) {
+	defer m.tidyLater()
 	defer p.Close()
 	answer := func(b wire.Body) { c.send(p.ID, b) }
 	var err error
