@@ -45,18 +45,29 @@ const overlayVolatile = "volatile"
 // maxMountOptions is what mount(2) copies.
 const maxMountOptions = 4095
 
-// probeOverlay asks the kernel with a directory of ours which mode it knows.
-func probeOverlay(dir *sys.FD) (overlayMode, error) {
-	ctx, err := sys.FSOpen("overlay")
-	if err != nil {
-		return 0, fmt.Errorf("probe overlay: %w", err)
+// probeOverlay finds the first mode in which the kernel really makes an overlay
+// of two directories of ours. Less would not do: before 6.5 fsconfig takes any
+// key for overlay and only making the superblock finds it unknown.
+func probeOverlay(dirs ...string) (overlayMode, error) {
+	l := &layerSet{}
+	defer l.close()
+	for _, dir := range dirs {
+		fd, err := sys.OpenAt2(unix.AT_FDCWD, dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return 0, err
+		}
+		l.lower = append(l.lower, fd)
 	}
-	defer ctx.Close()
-	if sys.FSConfigFD(ctx, "lowerdir+", dir) == nil {
-		return layersByFD, nil
-	}
-	if sys.FSConfigString(ctx, "lowerdir+", procPath(dir)) == nil {
-		return layersByPath, nil
+	for _, mode := range []overlayMode{layersByFD, layersByPath} {
+		ctx, err := sys.FSOpen("overlay")
+		if err != nil {
+			return 0, fmt.Errorf("probe overlay: %w", err)
+		}
+		err = configureOverlay(ctx, l, mode)
+		_ = ctx.Close()
+		if err == nil {
+			return mode, nil
+		}
 	}
 	return layersByMount, nil
 }
@@ -142,19 +153,15 @@ func configureOverlay(ctx *sys.FD, l *layerSet, mode overlayMode) error {
 			return err
 		}
 	}
-	if err := set("upperdir", l.upper); err != nil {
-		return err
-	}
-	if err := set("workdir", l.work); err != nil {
-		return err
-	}
 	for _, o := range overlayOptions {
 		if err := sys.FSConfigString(ctx, o[0], o[1]); err != nil {
 			return err
 		}
 	}
-	if err := sys.FSConfigFlag(ctx, overlayVolatile); err != nil {
-		return err
+	if l.upper != nil { // not in a probe
+		if err := errors.Join(set("upperdir", l.upper), set("workdir", l.work), sys.FSConfigFlag(ctx, overlayVolatile)); err != nil {
+			return err
+		}
 	}
 	return sys.FSConfigCreate(ctx)
 }

@@ -230,7 +230,7 @@ func (s *Store) removeContainerDir(ctx context.Context, containerID string) erro
 		}
 	}
 	failPoint()
-	if err := unix.Unlinkat(dir.Int(), recordFile, 0); err != nil && err != unix.ENOENT {
+	if err := unix.Unlinkat(dir.Int(), recordFile, 0); err != nil && !errors.Is(err, unix.ENOENT) {
 		return &fs.PathError{Op: "unlink", Path: recordFile, Err: err}
 	}
 	failPoint()

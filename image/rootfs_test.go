@@ -158,6 +158,19 @@ func (e *env) checkOverlayOptions(t *testing.T) {
 	t.Fatal("not in mountinfo")
 }
 
+func TestProbeOverlay(t *testing.T) {
+	e := newEnv(t)
+	if e.overlay != layersByFD {
+		var name unix.Utsname
+		must(t, unix.Uname(&name))
+		t.Logf("kernel %s takes layers by mode %d", unix.ByteSliceToString(name.Release[:]), e.overlay)
+	}
+	// A mode that does not work must not be chosen, even if every key is taken.
+	mode, err := probeOverlay(e.conf.Root+"/empty", e.conf.Root+"/empty") // overlapping: ELOOP
+	must(t, err)
+	equal(t, "mode", mode, layersByMount)
+}
+
 func TestNewRootfsIsIdempotent(t *testing.T) {
 	e := newEnv(t)
 	e.reg.push(t, "a", simple(t, "a"))

@@ -111,7 +111,7 @@ func (s *Store) load() (err error) {
 	if s.roots, err = sys.OpenAt2(unix.AT_FDCWD, s.config.Containers, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
 		return err
 	}
-	if s.overlay, err = probeOverlay(s.layers); err != nil {
+	if s.overlay, err = probeOverlay(s.config.Root+"/empty", s.config.tmp()); err != nil {
 		return err
 	}
 	if s.boot, err = bootID(); err != nil {

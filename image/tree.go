@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -49,11 +50,10 @@ func (r *remover) deepName(n int) string { return fmt.Sprintf(".deep-%d", n) }
 
 func (r *remover) remove(dir int, name string, depth int) error {
 	err := unix.Unlinkat(dir, name, 0)
-	switch err {
-	case nil, unix.ENOENT:
+	switch {
+	case err == nil || errors.Is(err, unix.ENOENT):
 		return nil
-	case unix.EISDIR, unix.EPERM: // EPERM is POSIX for a directory; Linux means it
-	default:
+	case !errors.Is(err, unix.EISDIR):
 		return &fs.PathError{Op: "unlink", Path: name, Err: err}
 	}
 	if r.ctx.Err() != nil {
@@ -76,7 +76,7 @@ func (r *remover) remove(dir int, name string, depth int) error {
 			return err
 		}
 	}
-	if err := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR); err != nil && err != unix.ENOENT {
+	if err := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, unix.ENOENT) {
 		return &fs.PathError{Op: "rmdir", Path: name, Err: err}
 	}
 	return nil
@@ -88,7 +88,7 @@ func (r *remover) moveUp(dir int, name string) error {
 	for {
 		err := unix.Renameat2(dir, name, r.top, r.deepName(r.moved), unix.RENAME_NOREPLACE)
 		r.moved++
-		if err == unix.EEXIST {
+		if errors.Is(err, unix.EEXIST) {
 			continue
 		}
 		if err != nil {
@@ -177,7 +177,7 @@ func (m *measurer) children(dir int, name string, depth int) error {
 
 // ignoreGone drops the errors of a tree that changes while it is walked.
 func ignoreGone(err error, name string) error {
-	if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return nil
 	}
 	return &fs.PathError{Op: "measure", Path: name, Err: err}
