@@ -27,6 +27,7 @@ type fake struct {
 	do    func(ctx context.Context, call string) error
 	info  map[string]string
 	image *image.Image
+	out   []byte // of ExecSync
 }
 
 func (f *fake) call(ctx context.Context, name string, args ...any) error {
@@ -91,7 +92,7 @@ func (f *fake) ListContainers(*runtimeapi.ContainerFilter) []*runtimeapi.Contain
 	return []*runtimeapi.Container{{Id: containerID}}
 }
 func (f *fake) ExecSync(ctx context.Context, id string, cmd []string, limit time.Duration) (*runtimeapi.ExecSyncResponse, error) {
-	return &runtimeapi.ExecSyncResponse{Stdout: []byte("out"), ExitCode: 3}, f.call(ctx, "ExecSync", id, limit, len(cmd))
+	return &runtimeapi.ExecSyncResponse{Stdout: f.out, Stderr: f.out, ExitCode: 3}, f.call(ctx, "ExecSync", id, limit, len(cmd))
 }
 func (f *fake) ReopenContainerLog(ctx context.Context, id string) error {
 	return f.call(ctx, "ReopenContainerLog", id)
@@ -132,6 +133,7 @@ func serve(t *testing.T, edit func(*Config)) (*client, *fake) {
 	f := &fake{
 		info:  map[string]string{"info": "{}"},
 		image: &image.Image{ID: imageID, RepoTags: []string{"registry.test/a:1"}, Size: 7, Username: "web"},
+		out:   []byte("out"),
 	}
 	cfg := Config{
 		Manager: f, Images: fakeImages{f}, Network: fakeNetwork{f},

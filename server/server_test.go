@@ -183,6 +183,16 @@ func TestMalformedMessages(t *testing.T) {
 	}
 }
 
+// Both outputs of an ExecSync at their full length fit into an answer.
+func TestLargeAnswer(t *testing.T) {
+	c, f := serve(t, nil)
+	f.out = make([]byte, 16<<20)
+	r, err := c.ExecSync(context.Background(), &runtimeapi.ExecSyncRequest{ContainerId: "a", Cmd: []string{"yes"}})
+	if err != nil || len(r.GetStdout()) != 16<<20 || len(r.GetStderr()) != 16<<20 {
+		t.Errorf("%d and %d bytes, %v", len(r.GetStdout()), len(r.GetStderr()), err)
+	}
+}
+
 // A panic costs one request and says nothing to the client; the log has the stack.
 func TestPanic(t *testing.T) {
 	logged := captureLog(t, 0)
