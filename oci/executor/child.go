@@ -37,6 +37,8 @@ type StepError struct {
 	Errno unix.Errno
 }
 
+// Error says what the step was for and what the kernel said:
+// "mount proc on /proc: operation not permitted".
 func (e *StepError) Error() string {
 	name := e.Name
 	if name == "" {
