@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"sort"
@@ -28,14 +27,6 @@ import (
 	"github.com/vitrine-runtime/vitrine/oci"
 	"github.com/vitrine-runtime/vitrine/oci/cgroup"
 )
-
-// waitForever blocks and hears nothing but SIGKILL.
-func waitForever() {
-	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
-	for {
-		time.Sleep(time.Hour)
-	}
-}
 
 // node is a private machine for one test: directories, a cgroup subtree, images, a network, and whatever
 // monitors the test wants.
@@ -168,9 +159,10 @@ func mountsBelow(dir string) []string {
 	return out
 }
 
-// testImages is an image store with one image: helpers of this test binary in /bin.
+// testImages is an image store with one image: the helper in /bin.
 type testImages struct {
 	dir    string
+	helper string // "" for fake monitors, which execute nothing
 	config ocispec.ImageConfig
 	fail   error // of NewRootfs
 	block  chan struct{}
@@ -207,8 +199,11 @@ func (s *testImages) NewRootfs(ctx context.Context, id, _ string) error {
 			return err
 		}
 	}
-	for _, h := range []string{"exit", "print", "both", "flood", "env", "write", "cat", "ids", "sleep", "spawn", "deaf"} {
-		if err := copySelf(filepath.Join(root, "bin", "helper-"+h)); err != nil {
+	for _, h := range helpers {
+		if s.helper == "" {
+			break
+		}
+		if err := copyFile(s.helper, filepath.Join(root, "bin", "helper-"+h)); err != nil {
 			return err
 		}
 	}
@@ -222,20 +217,19 @@ func (s *testImages) NewRootfs(ctx context.Context, id, _ string) error {
 	return nil
 }
 
-// copySelf makes the test binary available under a name that tells it what to be.
-func copySelf(path string) error {
-	self, err := os.Readlink("/proc/self/exe")
-	if err != nil {
-		return err
-	}
-	if err := os.Link(self, path); err == nil || errors.Is(err, os.ErrExist) {
+// helpers are the names under which testdata/helper is found in /bin.
+var helpers = []string{"exit", "print", "both", "flood", "env", "write", "cat", "ids", "sleep", "spawn", "deaf"}
+
+// copyFile makes a hard link where that is possible.
+func copyFile(from, to string) error {
+	if err := os.Link(from, to); err == nil || errors.Is(err, os.ErrExist) {
 		return nil
 	}
-	data, err := os.ReadFile(self)
+	data, err := os.ReadFile(from)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, data, 0o755)
+	return os.WriteFile(to, data, 0o755)
 }
 
 func (s *testImages) Mount(_ context.Context, id string, _ bool) (*sys.FD, error) {
@@ -549,7 +543,7 @@ func (m *fakeMonitor) create(_ context.Context, c oci.ContainerConfig) (process,
 	p := &fakeProcess{m: m, id: c.ID, dir: c.Dir, args: c.Spec.Process.Args}
 	// Blocked before its start: a process that only waits.
 	p.cmd = exec.Command("/proc/self/exe")
-	p.cmd.Env = []string{helperEnv + "=nap"}
+	p.cmd.Env = []string{napEnv + "=1"}
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: c.Cgroup.Int()}
 	if err := p.cmd.Start(); err != nil {
 		return nil, err

@@ -19,20 +19,31 @@ import (
 	"github.com/vitrine-runtime/vitrine/oci"
 )
 
-// realRuntime builds vitrine-oci once and runs monitors from it.
-var realRuntime = sync.OnceValues(func() (*oci.Runtime, error) {
-	dir, err := os.MkdirTemp("", "vitrine-oci")
+// built is what the real tests need beside the test binary.
+type built struct {
+	rt     *oci.Runtime
+	helper string // path of testdata/helper; the directory goes with the mount namespace's tmpfs
+}
+
+// buildAll builds vitrine-oci and the helper once, both static, and keeps them on a tmpfs of our own.
+var buildAll = sync.OnceValues(func() (*built, error) {
+	dir, err := cgroupOnce()
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
-	bin := filepath.Join(dir, "vitrine-oci")
-	build := exec.Command("go", "build", "-o", bin, "../cmd/vitrine-oci")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build vitrine-oci: %w: %s", err, out)
+	dir += "-bin"
+	if err := errors.Join(os.Mkdir(dir, 0o755), unix.Mount("t", dir, "tmpfs", 0, "")); err != nil {
+		return nil, err
 	}
-	return oci.NewRuntime(bin, -1)
+	for out, pkg := range map[string]string{"vitrine-oci": "../cmd/vitrine-oci", "helper": "./testdata/helper"} {
+		build := exec.Command("go", "build", "-o", filepath.Join(dir, out), pkg)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("build %s: %w: %s", pkg, err, out)
+		}
+	}
+	rt, err := oci.NewRuntime(filepath.Join(dir, "vitrine-oci"), -1)
+	return &built{rt, filepath.Join(dir, "helper")}, err
 })
 
 func newRealNode(t *testing.T) *node {
@@ -40,11 +51,13 @@ func newRealNode(t *testing.T) *node {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: mounts, cgroups and namespaces")
 	}
-	rt, err := realRuntime()
+	b, err := buildAll()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newNode(t, ociMonitors{rt})
+	n := newNode(t, ociMonitors{b.rt})
+	n.images.helper = b.helper
+	return n
 }
 
 // exec runs a helper in a container.
