@@ -192,34 +192,12 @@ func procPath(fd *sys.FD) string { return "/proc/self/fd/" + strconv.Itoa(fd.Int
 // mount namespace that lives as long as one thread, from where open_tree takes a
 // detached copy. The thread ends with its namespace, so nothing is left to clean.
 func (s *Store) mountInScratch(containerID string, ids []string, readonly bool) (*sys.FD, error) {
-	var (
-		fd   *sys.FD
-		err  error
-		done = make(chan struct{})
-	)
-	go onLostThread(func() {
-		defer close(done)
+	var fd *sys.FD
+	err := sys.OnLostThread(func() (err error) {
 		fd, err = s.scratchMount(containerID, ids, readonly)
+		return err
 	})
-	<-done
 	return fd, err
-}
-
-// onLostThread runs f on a thread that ends afterwards: a goroutine that ends
-// while it is locked takes its thread along. That does not hold for the main
-// thread, which stays, and with it /proc/self would show the other namespace for
-// good. So if the goroutine happens to be there it blocks the place for another
-// one. It must be the last call of its goroutine.
-func onLostThread(f func()) {
-	runtime.LockOSThread()
-	if unix.Gettid() != unix.Getpid() {
-		f()
-		return
-	}
-	defer runtime.UnlockOSThread()
-	done := make(chan struct{})
-	go onLostThread(func() { defer close(done); f() })
-	<-done
 }
 
 // scratchMount does mountInScratch's work. Preconditions: the thread is locked
