@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -40,7 +41,7 @@ func TestMonitorLost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Kill(); err != nil {
+	if err := unix.Kill(p.MonitorPid(), unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	var last Event
@@ -75,6 +76,7 @@ func TestMonitorStuck(t *testing.T) {
 	if err := unix.Kill(p.MonitorPid(), unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, "it is stopped", func() bool { return strings.HasPrefix(status(t, p.MonitorPid(), "State"), "T") })
 	for name, ask := range map[string]func(context.Context) error{
 		"list":   func(ctx context.Context) error { _, err := p.List(ctx); return err },
 		"signal": func(ctx context.Context) error { return pr.Signal(ctx, unix.SIGTERM) },

@@ -1,27 +1,17 @@
 package oci
 
 import (
+	"os"
 	"os/signal"
-	"runtime"
 	"syscall"
 	"testing"
-	"unsafe"
 )
 
-// lockForever gives the goroutine a thread that the runtime throws away.
-func lockForever() { runtime.LockOSThread() }
-
-var (
-	capHeader = struct{ version, pid uint32 }{0x20080522, 0}
-	capNone   [6]uint32
-)
-
-func header() uintptr { return uintptr(unsafe.Pointer(&capHeader)) }
-func none() uintptr   { return uintptr(unsafe.Pointer(&capNone)) }
-
-// signalIgnored makes this process ignore SIGUSR2 and SIGHUP as nohup does, until the
-// test ends.
+// signalIgnored makes this process ignore signals as nohup and shells without
+// job control do, until the test ends. Go's runtime takes over most ignored
+// signals in a process that it starts in, and leaves those of job control.
 func signalIgnored(t *testing.T) {
-	signal.Ignore(syscall.SIGUSR2, syscall.SIGHUP)
-	t.Cleanup(func() { signal.Reset(syscall.SIGUSR2, syscall.SIGHUP) })
+	ignored := []os.Signal{syscall.SIGUSR2, syscall.SIGHUP, syscall.SIGTSTP, syscall.SIGTTIN}
+	signal.Ignore(ignored...)
+	t.Cleanup(func() { signal.Reset(ignored...) })
 }

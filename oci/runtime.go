@@ -26,8 +26,11 @@ import (
 const logName = "monitor.log"
 
 // monitorEnv is a monitor's whole environment. Two threads at work are plenty; a
-// small heap is collected often.
-var monitorEnv = []string{"GOMAXPROCS=2", "GOGC=50", "GOTRACEBACK=single"}
+// small heap is collected often. The runtime would hold files of the host's
+// cgroup open, to follow its CPU limit.
+var monitorEnv = []string{
+	"GOMAXPROCS=2", "GOGC=50", "GOTRACEBACK=single", "GODEBUG=containermaxprocs=0,updatemaxprocs=0",
+}
 
 // Runtime starts monitors. It is safe for concurrent use and holds for as long
 // as the daemon lives.

@@ -188,7 +188,6 @@ func (m *monitor) fork(c *container, r *wire.Create, p *wire.Packet) (note strin
 	}
 	c.p, err = m.family.start(prog.Int(), a)
 	pipes.closeChildEnds(m.null)
-	p.Close() // the child has its copies of the table; ours would keep its mounts alive
 	if err != nil {
 		pipes.closeOurEnds()
 		return "", err
