@@ -323,6 +323,7 @@ func run(t *testing.T, pr *Process, argv ...string) (string, ExitStatus) {
 
 func TestPodRuns(t *testing.T) {
 	n := newNode(t)
+	before := fdsOf(t, os.Getpid())
 	p := n.pod(nil)
 	pr := n.create(p, "c", "sh", "-c", "echo out; echo err >&2; hostname; exec sleep 1000")
 	if b, err := os.ReadFile(filepath.Join(n.dir, p.ID(), "c", "0.log")); err != nil || len(b) != 0 {
@@ -376,6 +377,10 @@ func TestPodRuns(t *testing.T) {
 	}
 	if _, err := DialPod(t.Context(), dir); !errors.Is(err, ErrNoMonitor) {
 		t.Errorf("dial after stop: %v", err)
+	}
+	eventually(t, "this side's descriptors are what they were", func() bool { return len(fdsOf(t, os.Getpid())) <= len(before) })
+	if t.Failed() {
+		t.Logf("before %v\nafter %v", before, fdsOf(t, os.Getpid()))
 	}
 }
 

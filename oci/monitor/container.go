@@ -115,6 +115,21 @@ func (p *pod) list() []wire.State {
 	return l
 }
 
+const maxID = 128 // bytes of a container's id; the daemon's have 64
+
+// validID says whether an id is letters, digits, and -_. only: it goes into
+// the exit record and into last words as it is.
+func validID(id string) bool {
+	for _, c := range []byte(id) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '_', c == '.':
+		default:
+			return false
+		}
+	}
+	return id != "" && len(id) <= maxID
+}
+
 // create forks a container and lets it run to its start wait. When it fails,
 // nothing of the container is left. The answer is sent before anything can be
 // said of the container's death.
@@ -122,7 +137,7 @@ func (m *monitor) create(r *wire.Create, p *wire.Packet, answer func(wire.Body))
 	if r.TTY {
 		return refuse(wire.CodeNotYet, "terminals")
 	}
-	if r.ID == "" || len(r.ID) > maxID {
+	if !validID(r.ID) {
 		return refuse(wire.CodeInvalid, "container id")
 	}
 	c := &container{id: r.ID, state: wire.State{ID: r.ID, Created: time.Now().UnixNano()}}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -42,8 +41,8 @@ func writeExit(dir *sys.FD, s *wire.State) error {
 // exitJSON is written by hand: encoding/json costs a monitor more memory than
 // everything else that it does.
 func exitJSON(s *wire.State) []byte {
-	b := append(make([]byte, 0, 256), `{"version":1,"id":`...)
-	b = strconv.AppendQuoteToASCII(b, strings.ToValidUTF8(s.ID, "?"))
+	b := append(make([]byte, 0, 512), `{"version":1,"id":"`...)
+	b = append(append(b, s.ID...), '"') // checkID lets nothing through that would want an escape
 	field := func(name string, v int64) {
 		b = append(append(append(b, `,"`...), name...), `":`...)
 		b = strconv.AppendInt(b, v, 10)

@@ -12,8 +12,6 @@ import (
 	"github.com/vitrine-runtime/vitrine/oci/wire"
 )
 
-const maxID = 128 // bytes of a container's id; the daemon's have 64
-
 // listen opens the pod's socket for connections. It was bound by StartPod, in a
 // directory that only root may enter; listening is ours, so that nobody
 // connects before we are ready, and what a daemon is told of its peer is us.

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/vitrine-runtime/vitrine/oci/program"
+)
+
+// cli runs a command line.
+func cli(args ...string) (code int, out, errs string) {
+	var o, e bytes.Buffer
+	code = run(args, &o, &e)
+	return code, o.String(), e.String()
+}
+
+func TestVerbs(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		code int
+		out  string
+		errs string
+	}{
+		{nil, 2, "", "usage:"},
+		{[]string{"version"}, 0, "vitrine-oci devel", ""},
+		{[]string{"--help"}, 0, "usage:", ""},
+		{[]string{"create", "--bundle", "x", "id"}, 1, "", "vitrine-oci: create: not yet"},
+		{[]string{"features"}, 1, "", "vitrine-oci: features: not yet"},
+		{[]string{"crate"}, 2, "", "usage:"},
+		{[]string{"monitor", "extra"}, 2, "", "usage:"},
+		{[]string{"explain"}, 2, "", "usage:"},
+		{[]string{"explain", "--frobnicate", "x"}, 2, "", "usage:"},
+		{[]string{"explain", "--program", "/nonexistent"}, 1, "", "no such file"},
+		{[]string{"explain", "--program", "/dev/null"}, 1, "", "malformed program"},
+		{[]string{"explain", "--bundle", "/nonexistent"}, 1, "", "no such file"},
+	} {
+		code, out, errs := cli(c.args...)
+		if code != c.code || !strings.HasPrefix(out, c.out) || !strings.Contains(errs, c.errs) || (c.errs == "") != (errs == "") {
+			t.Errorf("%q: code %d\nout %s\nerr %s", c.args, code, out, errs)
+		}
+	}
+}
+
+const config = `{
+  "ociVersion": "1.3.0",
+  "process": {"args": ["sh"], "cwd": "/", "noNewPrivileges": true,
+    "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 1024}]},
+  "root": {"path": "rootfs"},
+  "hostname": "glass",
+  "mounts": [
+    {"destination": "/proc", "type": "proc", "source": "proc"},
+    {"destination": "/data", "source": "/nonexistent", "options": ["rbind", "ro"]}
+  ],
+  "linux": {
+    "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "uts"}, {"type": "network", "path": "/run/netns/x"}],
+    "seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["ptrace"], "action": "SCMP_ACT_ERRNO"}]}
+  }
+}`
+
+func TestExplain(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "config.json")
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, out, errs := cli("explain", "--bundle", dir)
+	if code != 0 || errs != "" {
+		t.Fatalf("code %d: %s", code, errs)
+	}
+	for _, want := range []string{"clone3", "NEWPID", "mount proc on /proc", "bind /data", "glass", "seccomp", "execve"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	if strings.Contains(out, "NEWNET") {
+		t.Error("a namespace that somebody else has made is made again")
+	}
+	// The same program from its encoding.
+	p, err := program.Compile(program.Input{
+		Spec: &specs.Spec{
+			Process: &specs.Process{Args: []string{"sh"}, Cwd: "/", Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1, Hard: 1}}},
+			Root:    &specs.Root{Path: "rootfs"},
+			Linux:   &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.MountNamespace}}},
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := p.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	prog := filepath.Join(dir, "program")
+	if err := os.WriteFile(prog, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, errs := cli("explain", "--program", prog); code != 0 || !strings.Contains(out, "execve") {
+		t.Errorf("code %d: %s%s", code, out, errs)
+	}
+	for old, bad := range map[string]string{`"sh"`: `5`, `SCMP_ACT_ERRNO`: `SCMP_ACT_NOTHING`, `"uts"`: `"user"`} {
+		if err := os.WriteFile(file, []byte(strings.Replace(config, old, bad, 1)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if code, _, errs := cli("explain", "--bundle", dir); code != 1 || errs == "" {
+			t.Errorf("%s: code %d, %q", bad, code, errs)
+		}
+	}
+}
