@@ -64,6 +64,7 @@ func newCrun(bundle, config, cgroup, id string, img *stage.Image) (*crun, error)
 
 // adapt changes what in our spec is for our own executor.
 func adapt(spec *specs.Spec, pid int) {
+	spec.Version = "1.0.2" // what an old crun knows; nothing later is asked for
 	spec.Root.Path = "rootfs"
 	spec.Hostname = ""
 	spec.Process.OOMScoreAdj = nil
@@ -75,10 +76,13 @@ func adapt(spec *specs.Spec, pid int) {
 	}
 }
 
+// crunManagers are the ways in which crun is measured, by its --cgroup-manager.
+var crunManagers = [2]string{"cgroupfs", "disabled"}
+
 // once runs the bundle until its process runs, and takes it away; only the first is timed. CPU is that of crun and
 // all that it waited for.
-func (c *crun) once(id string) (wall, cpu time.Duration, err error) {
-	cmd := exec.Command(c.path, "--cgroup-manager=cgroupfs", "run", "--detach", "--bundle", c.bundle, id)
+func (c *crun) once(manager, id string) (wall, cpu time.Duration, err error) {
+	cmd := exec.Command(c.path, "--cgroup-manager="+manager, "run", "--detach", "--bundle", c.bundle, id)
 	// A file and no pipe: the container keeps it open.
 	said, err := os.Create(filepath.Join(c.bundle, "stderr"))
 	if err != nil {
@@ -94,7 +98,7 @@ func (c *crun) once(id string) (wall, cpu time.Duration, err error) {
 		return 0, 0, fmt.Errorf("%w: %s", err, text)
 	}
 	cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
-	out, err := exec.Command(c.path, "--cgroup-manager=cgroupfs", "delete", "--force", id).CombinedOutput()
+	out, err := exec.Command(c.path, "--cgroup-manager="+manager, "delete", "--force", id).CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("delete: %w: %s", err, out)
 	}

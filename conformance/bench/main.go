@@ -4,9 +4,10 @@
 // the wall time, and their ratio.
 //
 //	vitrine   CreateContainer + StartContainer over the socket, mounting the image's layers included
-//	crun run  create and start of a bundle whose root filesystem is there already, until the process runs (--detach)
+//	crun run  create and start of a bundle whose root filesystem is there already, until the process runs (--detach);
+//	          once with a cgroup of its own, and once without any, which spares it the kernel's move of a process
 //
-// Both join the pod's network, ipc and uts namespaces.
+// All join the pod's network, ipc and uts namespaces.
 package main
 
 import (
@@ -50,8 +51,10 @@ type bench struct {
 	podID string
 	crun  *crun
 
-	create, start, ours, theirs samples
-	ourCPU, theirCPU            time.Duration
+	create, start, ours samples
+	ourCPU              time.Duration
+	theirs              [2]samples // by crunManagers
+	theirCPU            [2]time.Duration
 }
 
 // samples are wall times of one operation.
@@ -71,16 +74,19 @@ func (b *bench) run(ctx context.Context, rounds int) error {
 	const warmUp = 3
 	for i := range rounds + warmUp {
 		if i == warmUp {
-			b.create, b.start, b.ours, b.theirs, b.ourCPU, b.theirCPU = nil, nil, nil, nil, 0, 0
+			b.create, b.start, b.ours, b.ourCPU = nil, nil, nil, 0
+			b.theirs, b.theirCPU = [2]samples{}, [2]time.Duration{}
 		}
 		if err := b.oneOfOurs(ctx, i); err != nil {
 			return fmt.Errorf("vitrine, round %d: %w", i, err)
 		}
-		wall, cpu, err := b.crun.once(fmt.Sprintf("bench-%d", i))
-		if err != nil {
-			return fmt.Errorf("crun, round %d: %w", i, err)
+		for j, manager := range crunManagers {
+			wall, cpu, err := b.crun.once(manager, fmt.Sprintf("bench-%d-%s", i, manager))
+			if err != nil {
+				return fmt.Errorf("crun, round %d: %w", i, err)
+			}
+			b.theirs[j], b.theirCPU[j] = append(b.theirs[j], wall), b.theirCPU[j]+cpu
 		}
-		b.theirs, b.theirCPU = append(b.theirs, wall), b.theirCPU+cpu
 	}
 	b.print()
 	return b.close(ctx)
@@ -157,9 +163,13 @@ func (b *bench) print() {
 	row("vitrine  CRI request to process", b.ours, b.ourCPU)
 	row("         of which CreateContainer", b.create, 0)
 	row("         of which StartContainer", b.start, 0)
-	row("crun     run --detach", b.theirs, b.theirCPU)
+	row("crun     run --detach", b.theirs[0], b.theirCPU[0])
+	row("         without a cgroup", b.theirs[1], b.theirCPU[1])
 	fmt.Printf("\nmilliseconds; cpu is the mean of daemon, monitor and children, and of crun and its children\n%s\n", b.crun.version)
-	fmt.Printf("vitrine / crun: %.2fx wall, %.2fx cpu\n", float64(b.ours.quantile(0.5))/float64(b.theirs.quantile(0.5)), float64(b.ourCPU)/float64(b.theirCPU))
+	for j, manager := range crunManagers {
+		fmt.Printf("vitrine / crun (cgroup manager %s): %.2fx wall, %.2fx cpu\n", manager,
+			float64(b.ours.quantile(0.5))/float64(b.theirs[j].quantile(0.5)), float64(b.ourCPU)/float64(b.theirCPU[j]))
+	}
 }
 
 // close removes the pod.
