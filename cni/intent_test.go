@@ -179,7 +179,8 @@ func TestDamagedIntents(t *testing.T) {
 // would be lost.
 func TestPluginOutlivesItsDaemon(t *testing.T) {
 	n, ns := newNetwork(t), newNetNS(t)
-	n.fake(`(sleep 1000; : > $DIR/late) & echo $! > $DIR/child; echo $$ > $DIR/self; wait`,
+	// With 50 MB, the end of the plugin takes so long that not waiting for it shows.
+	n.fake(`(sleep 1000; : > $DIR/late) & echo $! > $DIR/child; x=$(head -c 50000000 /dev/zero | tr '\0' x); echo $$ > $DIR/self; wait`,
 		`for f in self child; do grep -qs 'State:.[RSDT]' /proc/$(cat $DIR/$f)/status && echo $f runs >> $DIR/late; done; :`)
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), daemonEnv+"="+n.dir, "VITRINE_TEST_NETNS="+ns)
@@ -208,6 +209,9 @@ func TestPluginOutlivesItsDaemon(t *testing.T) {
 	}()
 
 	n.restart()
+	if alive(t, n.dir+"/self") || alive(t, n.dir+"/child") {
+		t.Error("the plugin is still there")
+	}
 	n.pending("stray")
 	must(t, n.Del(t.Context(), "stray"))
 	if late, err := os.ReadFile(n.dir + "/late"); err == nil {

@@ -56,6 +56,7 @@ func TestAnswers(t *testing.T) {
 		{"null address", `answer null`, "", "null"},
 		{"null interface", `echo '{"cniVersion":"0.4.0","interfaces":[null],"ips":[{"version":"4","address":"10.1.2.3/24"}]}'`, "", "null"},
 		{"version of the future", `echo '{"cniVersion":"99.0.0","ips":[]}'`, "", "99.0.0"},
+		{"2 MB of blanks", `answer "$(ip 10.1.2.3/24)"; yes '' | head -c 2000000`, "", "more than 1048576 bytes"},
 		{"long complaint", `yes | head -c 100000 >&2; exit 1`, "", "exit status 1"},
 		{"long complaint as JSON", `printf '{"code":1,"msg":"'; head -c 300000 /dev/zero | tr '\0' x; echo '"}'; exit 1`, "", "xxxxx"},
 		{"broken address of 300 kB", `printf '{"ips":[{"address":"'; head -c 300000 /dev/zero | tr '\0' x; echo '"}]}'`, "", "invalid CIDR"},
