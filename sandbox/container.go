@@ -9,10 +9,10 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -206,4 +206,4 @@ func (c *Container) forget(ctx context.Context) error {
 }
 
 // stopSignal returns what asks the container to end.
-func (c *Container) stopSignal() syscall.Signal { return syscall.Signal(c.record.Signal) }
+func (c *Container) stopSignal() unix.Signal { return unix.Signal(c.record.Signal) }

@@ -8,7 +8,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 )
@@ -111,7 +110,7 @@ func (c *Container) sendStopSignal(ctx context.Context) {
 	defer cancel()
 	pr, err := c.process()
 	if err == nil {
-		err = pr.signal(ctx, unix.Signal(c.stopSignal()))
+		err = pr.signal(ctx, c.stopSignal())
 	}
 	if err != nil && !errors.Is(err, syscall.ESRCH) && c.facts.Load().Finished == 0 {
 		klog.ErrorS(err, "Stop signal", "container", c.id)

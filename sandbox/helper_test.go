@@ -217,7 +217,7 @@ func (s *testImages) NewRootfs(ctx context.Context, id, _ string) error {
 	return nil
 }
 
-// helpers are the names under which testdata/helper is found in /bin.
+// helpers are the names under which testdata/inside is found in /bin.
 var helpers = []string{"exit", "print", "both", "flood", "env", "write", "cat", "ids", "sleep", "spawn", "deaf"}
 
 // copyFile makes a hard link where that is possible.

@@ -22,7 +22,7 @@ import (
 // built is what the real tests need beside the test binary.
 type built struct {
 	rt     *oci.Runtime
-	helper string // path of testdata/helper; the directory goes with the mount namespace's tmpfs
+	helper string // path of testdata/inside; the directory goes with the mount namespace's tmpfs
 }
 
 // buildAll builds vitrine-oci and the helper once, both static, and keeps them on a tmpfs of our own.
@@ -35,7 +35,7 @@ var buildAll = sync.OnceValues(func() (*built, error) {
 	if err := errors.Join(os.Mkdir(dir, 0o755), unix.Mount("t", dir, "tmpfs", 0, "")); err != nil {
 		return nil, err
 	}
-	for out, pkg := range map[string]string{"vitrine-oci": "../cmd/vitrine-oci", "helper": "./testdata/helper"} {
+	for out, pkg := range map[string]string{"vitrine-oci": "../cmd/vitrine-oci", "inside": "./testdata/inside"} {
 		build := exec.Command("go", "build", "-o", filepath.Join(dir, out), pkg)
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
@@ -43,7 +43,7 @@ var buildAll = sync.OnceValues(func() (*built, error) {
 		}
 	}
 	rt, err := oci.NewRuntime(filepath.Join(dir, "vitrine-oci"), -1)
-	return &built{rt, filepath.Join(dir, "helper")}, err
+	return &built{rt, filepath.Join(dir, "inside")}, err
 })
 
 func newRealNode(t *testing.T) *node {

@@ -159,13 +159,13 @@ func checkShared(path string, marks ...string) error {
 	if err != nil {
 		return err
 	}
-	for _, i := range mounts {
-		for _, mark := range marks {
-			if strings.Contains(i.Optional, mark) {
-				return nil
-			}
-		}
-		return spec.Invalid("mounts.propagation", path, "is on the mount %q, which is not %s", i.Mountpoint, strings.Trim(strings.Join(marks, " or "), ":"))
+	if len(mounts) == 0 {
+		return fmt.Errorf("find the mount of %s: not in mountinfo", path)
 	}
-	return fmt.Errorf("find the mount of %s: not in mountinfo", path)
+	for _, mark := range marks {
+		if strings.Contains(mounts[0].Optional, mark) {
+			return nil
+		}
+	}
+	return spec.Invalid("mounts.propagation", path, "is on the mount %q, which is private on the host", mounts[0].Mountpoint)
 }

@@ -150,40 +150,36 @@ func golden(t *testing.T, name string, v any) {
 	}
 }
 
-// TestBuildRefuses walks the bad values of CreateContainer that are bad by themselves.
-func TestBuildRefuses(t *testing.T) {
-	sc := func(in *Input) *runtimeapi.LinuxContainerSecurityContext { return in.Container.Linux.SecurityContext }
-	res := func(f func(*runtimeapi.LinuxContainerResources)) func(*Input) {
-		return func(in *Input) {
-			in.Container.Linux.Resources = &runtimeapi.LinuxContainerResources{}
-			f(in.Container.Linux.Resources)
+// refusal is a bad value, the field that the error has to name, and its kind.
+type refusal struct {
+	field string
+	edit  func(*Input)
+	kind  error
+}
+
+// tryRefusals builds plain inputs that are bad in one place.
+func tryRefusals(t *testing.T, list []refusal) {
+	t.Helper()
+	for _, c := range list {
+		in := plain()
+		c.edit(&in)
+		_, err := Build(in)
+		var fe *FieldError
+		if !errors.As(err, &fe) || fe.Field != c.field || !errors.Is(err, c.kind) {
+			t.Errorf("want a refusal of %s (%v), got %v", c.field, c.kind, err)
 		}
 	}
-	mount := func(m *runtimeapi.Mount) func(*Input) {
-		return func(in *Input) {
-			if m.HostPath == "" {
-				m.HostPath = "/srv"
-			}
-			if m.ContainerPath == "" {
-				m.ContainerPath = "/mnt"
-			}
-			in.Container.Mounts = []*runtimeapi.Mount{m}
-		}
-	}
+}
+
+func sc(in *Input) *runtimeapi.LinuxContainerSecurityContext {
+	return in.Container.Linux.SecurityContext
+}
+
+func TestBuildRefusesProcess(t *testing.T) {
 	env := func(k, v string) func(*Input) {
 		return func(in *Input) { in.Container.Envs = []*runtimeapi.KeyValue{{Key: k, Value: []byte(v)}} }
 	}
-	device := func(dst, perm string) func(*Input) {
-		return func(in *Input) {
-			in.Container.Devices = []*runtimeapi.Device{{HostPath: "/dev/fuse", ContainerPath: dst, Permissions: perm}}
-			in.Devices = testHost.Devices[:1]
-		}
-	}
-	for _, c := range []struct {
-		field string
-		edit  func(*Input)
-		kind  error
-	}{
+	tryRefusals(t, []refusal{
 		{"command", func(in *Input) { in.Container.Command = nil }, ErrInvalid},
 		{"command", func(in *Input) { in.Container.Command = []string{""} }, ErrInvalid},
 		{"command", func(in *Input) { in.Container.Args = []string{"a\x00b"} }, ErrInvalid},
@@ -193,6 +189,17 @@ func TestBuildRefuses(t *testing.T) {
 		{"envs[0].key", env("A=B", "x"), ErrInvalid},
 		{"envs[0].value", env("A", "x\x00"), ErrInvalid},
 		{"envs[0].value", env("HOME", "/x\nroot2::0:0::/:/bin/sh"), ErrInvalid},
+	})
+}
+
+func TestBuildRefusesResources(t *testing.T) {
+	res := func(f func(*runtimeapi.LinuxContainerResources)) func(*Input) {
+		return func(in *Input) {
+			in.Container.Linux.Resources = &runtimeapi.LinuxContainerResources{}
+			f(in.Container.Linux.Resources)
+		}
+	}
+	tryRefusals(t, []refusal{
 		{"linux.resources.oom_score_adj", res(func(r *runtimeapi.LinuxContainerResources) { r.OomScoreAdj = -1001 }), ErrInvalid},
 		{"linux.resources.cpu_period", res(func(r *runtimeapi.LinuxContainerResources) { r.CpuPeriod = 10 }), ErrInvalid},
 		{"linux.resources.cpu_quota", res(func(r *runtimeapi.LinuxContainerResources) { r.CpuQuota = 999 }), ErrInvalid},
@@ -208,6 +215,11 @@ func TestBuildRefuses(t *testing.T) {
 		{"linux.resources.hugepage_limits[0].page_size", res(func(r *runtimeapi.LinuxContainerResources) {
 			r.HugepageLimits = []*runtimeapi.HugepageLimit{{PageSize: "2 MB"}}
 		}), ErrInvalid},
+	})
+}
+
+func TestBuildRefusesSecurity(t *testing.T) {
+	tryRefusals(t, []refusal{
 		{"capabilities.add_capabilities[0]", func(in *Input) {
 			sc(in).Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"NOPE"}}
 		}, ErrInvalid},
@@ -218,7 +230,7 @@ func TestBuildRefuses(t *testing.T) {
 		{"linux.security_context.apparmor", func(in *Input) {
 			sc(in).Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "x"}
 		}, ErrInvalid},
-		{"linux.security_context.apparmor_profile", func(in *Input) { sc(in).ApparmorProfile = "foo" }, ErrInvalid},
+		{"linux.security_context.apparmor_profile", func(in *Input) { sc(in).ApparmorProfile = "foo" }, ErrInvalid}, //nolint:staticcheck // deprecated, and still to be judged
 		{"linux.security_context.namespace_options.pid", func(in *Input) {
 			sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET}
 		}, ErrUnimplemented},
@@ -231,6 +243,30 @@ func TestBuildRefuses(t *testing.T) {
 		{"linux.security_context.namespace_options.userns_options", func(in *Input) {
 			sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{}}
 		}, ErrUnimplemented},
+		{"linux.security_context.masked_paths[0]", func(in *Input) { sc(in).MaskedPaths = []string{"proc"} }, ErrInvalid},
+		{"linux.security_context.readonly_paths[0]", func(in *Input) { sc(in).ReadonlyPaths = []string{"/a/.."} }, ErrInvalid},
+	})
+}
+
+func TestBuildRefusesVolumes(t *testing.T) {
+	mount := func(m *runtimeapi.Mount) func(*Input) {
+		return func(in *Input) {
+			if m.HostPath == "" {
+				m.HostPath = "/srv"
+			}
+			if m.ContainerPath == "" {
+				m.ContainerPath = "/mnt"
+			}
+			in.Container.Mounts = []*runtimeapi.Mount{m}
+		}
+	}
+	device := func(dst, perm string) func(*Input) {
+		return func(in *Input) {
+			in.Container.Devices = []*runtimeapi.Device{{HostPath: "/dev/fuse", ContainerPath: dst, Permissions: perm}}
+			in.Devices = testHost.Devices[:1]
+		}
+	}
+	tryRefusals(t, []refusal{
 		{"mounts[0].container_path", mount(&runtimeapi.Mount{ContainerPath: "/.."}), ErrInvalid},
 		{"mounts[0].container_path", mount(&runtimeapi.Mount{ContainerPath: "/a/../proc/self"}), ErrInvalid},
 		{"mounts[0].container_path", mount(&runtimeapi.Mount{ContainerPath: "rel"}), ErrInvalid},
@@ -251,15 +287,5 @@ func TestBuildRefuses(t *testing.T) {
 		{"devices[0].permissions", device("/dev/x", "rr"), ErrInvalid},
 		{"devices[0].permissions", device("/dev/x", ""), ErrInvalid},
 		{"CDI_devices", func(in *Input) { in.Container.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v/c=d"}} }, ErrUnimplemented},
-		{"linux.security_context.masked_paths[0]", func(in *Input) { sc(in).MaskedPaths = []string{"proc"} }, ErrInvalid},
-		{"linux.security_context.readonly_paths[0]", func(in *Input) { sc(in).ReadonlyPaths = []string{"/a/.."} }, ErrInvalid},
-	} {
-		in := plain()
-		c.edit(&in)
-		_, err := Build(in)
-		var fe *FieldError
-		if !errors.As(err, &fe) || fe.Field != c.field || !errors.Is(err, c.kind) {
-			t.Errorf("want a refusal of %s (%v), got %v", c.field, c.kind, err)
-		}
-	}
+	})
 }

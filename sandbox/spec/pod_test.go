@@ -232,9 +232,9 @@ func TestSeccompOf(t *testing.T) {
 		{sc: &runtimeapi.LinuxContainerSecurityContext{Seccomp: &prof{ProfileType: 2}}, bad: true},
 		{sc: &runtimeapi.LinuxContainerSecurityContext{Seccomp: &prof{ProfileType: 99}}, bad: true},
 		{sc: &runtimeapi.LinuxContainerSecurityContext{Privileged: true, Seccomp: &prof{ProfileType: 2, LocalhostRef: "/x"}}},
-		{sc: &runtimeapi.LinuxContainerSecurityContext{SeccompProfilePath: "runtime/default"}, kind: SeccompDefault},
-		{sc: &runtimeapi.LinuxContainerSecurityContext{SeccompProfilePath: "localhost//x"}, kind: SeccompLocalhost, ref: "/x"},
-		{sc: &runtimeapi.LinuxContainerSecurityContext{SeccompProfilePath: "foo"}, bad: true},
+		{sc: &runtimeapi.LinuxContainerSecurityContext{SeccompProfilePath: "runtime/default"}, kind: SeccompDefault},           //nolint:staticcheck // deprecated, and still sent
+		{sc: &runtimeapi.LinuxContainerSecurityContext{SeccompProfilePath: "localhost//x"}, kind: SeccompLocalhost, ref: "/x"}, //nolint:staticcheck // deprecated, and still sent
+		{sc: &runtimeapi.LinuxContainerSecurityContext{SeccompProfilePath: "foo"}, bad: true},                                  //nolint:staticcheck // deprecated, and still sent
 	} {
 		kind, ref, err := SeccompOf(&runtimeapi.ContainerConfig{Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: c.sc}})
 		if kind != c.kind || ref != c.ref || (err != nil) != c.bad {

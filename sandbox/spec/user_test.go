@@ -2,7 +2,6 @@ package spec
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"reflect"
 	"strings"
@@ -130,7 +129,7 @@ func FuzzResolveUser(f *testing.F) {
 	f.Fuzz(func(t *testing.T, passwd, group, image string) {
 		u, err := ResolveUser(UserRequest{Image: image}, strings.NewReader(passwd), strings.NewReader(group))
 		if err == nil && (u.UID > maxID || u.GID > maxID || len(u.Groups) == 0) {
-			t.Fatal(fmt.Sprintf("%+v", u))
+			t.Fatalf("%+v", u)
 		}
 	})
 }

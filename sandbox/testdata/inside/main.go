@@ -1,4 +1,4 @@
-// Command helper is the program of containers in the tests of package sandbox. The name that it is called by
+// Command inside is the program of containers in the tests of package sandbox. The name that it is called by
 // says what it does, its arguments how. It is static, whatever the test binary is.
 package main
 
