@@ -90,3 +90,14 @@ func BenchmarkExec(b *testing.B) {
 		b.Fatal(err)
 	}
 }
+
+// BenchmarkList measures a request that does nothing: there and back.
+func BenchmarkList(b *testing.B) {
+	n := newNode(b)
+	p := n.pod(nil)
+	for b.Loop() {
+		if _, err := p.List(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

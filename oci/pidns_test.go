@@ -46,8 +46,9 @@ func TestSharedPIDNamespace(t *testing.T) {
 	if got := strings.TrimSpace(readAt(cgroup, "cgroup.procs")); got != strconv.Itoa(pause) {
 		t.Errorf("the pause's cgroup has %q, not %d", got, pause)
 	}
+	eventually(t, "the pause has its name", func() bool { return status(t, pause, "Name") == "pause" })
 	for key, want := range map[string]string{
-		"Name": "pause", "Uid": "65535\t65535\t65535\t65535", "Gid": "65535\t65535\t65535\t65535", "Groups": "",
+		"Uid": "65535\t65535\t65535\t65535", "Gid": "65535\t65535\t65535\t65535", "Groups": "",
 		"CapPrm": strings.Repeat("0", 16), "CapEff": strings.Repeat("0", 16), "CapBnd": strings.Repeat("0", 16),
 		"CapAmb": strings.Repeat("0", 16), "CapInh": strings.Repeat("0", 16), "NoNewPrivs": "1", "SigBlk": strings.Repeat("0", 16),
 		"NSpid": strconv.Itoa(pause) + "\t1", "Threads": "1",

@@ -339,7 +339,7 @@ func TestPodRuns(t *testing.T) {
 	if got := n.log(p, "c"); !strings.Contains(got, "out\n") || !strings.Contains(got, "err\n") || !strings.Contains(got, "glass\n") {
 		t.Errorf("log %q", got)
 	}
-	if out, s := run(t, pr, "sh", "-c", "echo $$ in $(cat /proc/1/comm); exit 3"); s.Code != 3 || !strings.Contains(out, "in sleep") {
+	if out, s := run(t, pr, "sh", "-c", "cat /proc/1/environ; exit 3"); s.Code != 3 || !strings.Contains(out, "SECRET=xyzzy") {
 		t.Errorf("exec: %q, %+v", out, s)
 	}
 	if err := pr.Start(t.Context()); !errors.Is(err, ErrState) {

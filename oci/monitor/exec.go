@@ -55,16 +55,22 @@ func (m *monitor) exec(r *wire.Exec, p *wire.Packet, answer func(wire.Body)) err
 	m.proc.setOOM(e.Pid(), c.oom)
 	e.verbs.Lock()
 	defer e.verbs.Unlock()
-	go func() { // ends when the process does
+	started := false // guarded by e.verbs
+	go func() {      // ends when the process does
 		status := e.wait()
+		e.verbs.Lock()
+		defer e.verbs.Unlock()
 		e.Close()
-		answer(&wire.ExecExited{Status: status})
+		if started { // else the failure is all there is to say
+			answer(&wire.ExecExited{Status: status})
+		}
 	}()
 	if err := e.Ready(); err != nil {
 		e.kill()
 		return fmt.Errorf("exec: %w", err)
 	}
 	e.settle()
+	started = true
 	answer(&wire.ExecStarted{Pid: int32(e.Pid())})
 	return nil
 }
