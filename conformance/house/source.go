@@ -130,7 +130,7 @@ func (f *File) HasPackageComment() bool { return f.ast.Doc != nil }
 // The words are put together here so that this file does not complain about itself.
 var (
 	openWork  = regexp.MustCompile(`\b(` + strings.Join([]string{"TO" + "DO", "FIX" + "ME", "X" + "XX", "HA" + "CK"}, "|") + `)\b`)
-	errorText = regexp.MustCompile(`(Errorf|errors\.New|wrapf?)\("([fF]ailed|[uU]nable|[cC]ould not|[eE]rror|[cC]annot)\b`)
+	errorText = regexp.MustCompile(`(fmt\.Errorf|errors\.New|wrapf?)\("([fF]ailed|[uU]nable|[cC]ould not|[eE]rror|[cC]annot)\b`)
 	vagueName = map[string]bool{"util": true, "utils": true, "common": true, "helper": true, "helpers": true, "types": true, "pkg": true, "lib": true, "api": true}
 )
 

@@ -68,8 +68,9 @@ func begin(s *stage.Stage) error {
 type scene struct {
 	*stage.Stage
 	*testing.T
-	cri *stage.Client
-	ctx context.Context
+	cri    *stage.Client
+	ctx    context.Context
+	before stage.Traces // what was there when the scene began
 }
 
 // open begins a scene; its leak check and the connection's end are left to the test's cleanup.
@@ -84,14 +85,14 @@ func open(t *testing.T) *scene {
 		cancel()
 		t.Fatal(err)
 	}
-	before := place.TracesAtRest()
+	s.before = place.TracesAtRest()
 	s.connect()
 	t.Cleanup(func() {
 		defer cancel()
 		if err := s.cri.Close(ctx); err != nil {
 			t.Error(err)
 		}
-		for _, left := range place.Settle(before) {
+		for _, left := range place.Settle(s.before) {
 			t.Errorf("left behind: %s", left)
 		}
 		if t.Failed() {

@@ -97,12 +97,7 @@ func (s *Stage) addProcesses(t Traces) {
 // monitors end with the processes and descriptors that hold them. /run/netns becomes a mount point with the first
 // pod and stays one; a second mount there is a trace.
 func addMounts(t Traces) {
-	const pins = "mount tmpfs on /run/netns"
-	defer func() {
-		if t[pins] == 1 {
-			delete(t, pins)
-		}
-	}()
+	defer t.allow("mount tmpfs on /run/netns", 1)
 	text, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t["mountinfo: "+err.Error()]++
@@ -175,9 +170,17 @@ func (s *Stage) addDescriptors(t Traces) {
 		t["descriptor of the daemon: "+digits.ReplaceAllString(link, "N")]++
 	}
 	// The daemon keeps the device filters that it loaded last (oci/cgroup): one more than it may keep is a trace.
-	const filters = "descriptor of the daemon: anon_inode:bpf-prog"
-	if t[filters] <= keptFilters {
-		delete(t, filters)
+	t.allow("descriptor of the daemon: anon_inode:bpf-prog", keptFilters)
+}
+
+// AllowPulled lets what pulling an image may leave for a while be there: go.podman.io/storage hands the child that unpacks
+// a layer a pipe, and leaves its own end, which has no writer any more, to the garbage collector.
+func (t Traces) AllowPulled(layers int) { t["descriptor of the daemon: pipe:[N]"] += layers }
+
+// allow takes a trace away that may be there up to a number of times by right.
+func (t Traces) allow(what string, most int) {
+	if t[what] <= most {
+		delete(t, what)
 	}
 }
 
