@@ -70,7 +70,6 @@ func (b *bench) run(ctx context.Context, rounds int) error {
 	if err := b.open(ctx); err != nil {
 		return err
 	}
-	defer b.cri.Close(ctx)
 	const warmUp = 3
 	for i := range rounds + warmUp {
 		if i == warmUp {
@@ -174,5 +173,5 @@ func (b *bench) print() {
 
 // close removes the pod.
 func (b *bench) close(ctx context.Context) error {
-	return errors.Join(b.cri.StopPodSandbox(ctx, b.podID), b.cri.RemovePodSandbox(ctx, b.podID), b.Forget(b.pod))
+	return errors.Join(b.cri.StopPodSandbox(ctx, b.podID), b.cri.RemovePodSandbox(ctx, b.podID), b.Forget(b.pod), b.cri.Close(ctx))
 }
