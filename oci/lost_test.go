@@ -158,7 +158,7 @@ func TestProtocol(t *testing.T) {
 	if f := expect[*wire.Failure](t, c, 1); f.Code != wire.CodeInvalid {
 		t.Errorf("without hello: %+v", f)
 	}
-	if _, err := c.Recv(); err != io.EOF {
+	if _, err := c.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("without hello it goes on: %v", err)
 	}
 
@@ -186,7 +186,7 @@ func TestProtocol(t *testing.T) {
 	if err := unix.Sendmsg(raw, []byte("garbage"), nil, nil, 0); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Recv(); err != io.EOF {
+	if _, err := c.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("after garbage: %v", err)
 	}
 	if _, err := p.List(t.Context()); err != nil {

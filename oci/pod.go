@@ -82,7 +82,7 @@ func dialPod(ctx context.Context, dir *sys.FD) (*Pod, error) {
 	}
 	go p.read() // ends with the connection
 	if err := p.greet(ctx); err != nil {
-		p.Close()
+		p.drop()
 		return nil, err
 	}
 	return p, nil
@@ -108,6 +108,8 @@ func (p *Pod) greet(ctx context.Context) error {
 	p.monitor, p.pause, p.pausePid = monitor, pause, int(w.Pause)
 	p.mu.Unlock()
 	if _, err := ask[*wire.States](ctx, p, &wire.List{}); err != nil {
+		monitor.Close() // the reader may have hung up before it could see them
+		pause.Close()
 		return fmt.Errorf("greet monitor: %w", err)
 	}
 	return nil
@@ -166,10 +168,12 @@ func (p *Pod) hangUp(err error) {
 	if monitor != nil && !errors.Is(err, os.ErrClosed) && !p.stopping.Load() && gone(monitor, monitorEnd) {
 		// The pause would hold the pod's pid namespace, and everyone in it, for ever.
 		if kind = MonitorLost; pause != nil {
-			sys.PidfdSignal(pause, unix.SIGKILL)
+			_ = sys.PidfdSignal(pause, unix.SIGKILL)
 		}
 	}
 	p.queue.finish(Event{Kind: kind})
+	p.mu.Lock() // Kill and Stop use the numbers under it
+	defer p.mu.Unlock()
 	monitor.Close()
 	pause.Close()
 }

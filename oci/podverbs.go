@@ -52,12 +52,8 @@ func (p *Pod) Notes(ctx context.Context) (string, error) {
 // returns when the monitor has ended. If it cannot, Kill is what is left.
 func (p *Pod) Stop(ctx context.Context) error {
 	p.mu.Lock()
-	monitor := p.monitor
+	held, err := p.monitor.Dup() // the reader closes its own when the connection ends
 	p.mu.Unlock()
-	if monitor == nil {
-		return fmt.Errorf("stop pod: %w", ErrNoMonitor)
-	}
-	held, err := monitor.Dup() // the reader closes its own when the connection ends
 	if err != nil {
 		return fmt.Errorf("stop pod: %w", ErrNoMonitor)
 	}
@@ -84,7 +80,7 @@ func (p *Pod) Kill() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.pause != nil {
-		sys.PidfdSignal(p.pause, unix.SIGKILL)
+		_ = sys.PidfdSignal(p.pause, unix.SIGKILL)
 	}
 	if p.monitor == nil || p.monitor.Int() < 0 {
 		return ErrNoMonitor
@@ -95,9 +91,13 @@ func (p *Pod) Kill() error {
 // Close drops the connection; the pod lives on. Requests that wait return
 // ErrNoMonitor, and the channel of Events is closed. Closing again does nothing.
 func (p *Pod) Close() error {
+	p.drop()
+	return nil
+}
+
+func (p *Pod) drop() {
 	p.queue.abandon()
 	p.conn.Close() // the reader sees it and hangs up
-	return nil
 }
 
 // gone waits up to d until the process behind a pidfd has ended.

@@ -197,7 +197,7 @@ func bindSocket(dir *sys.FD) (*sys.FD, error) {
 	}
 	// A socket of that name belongs to nobody: two daemons cannot have one state
 	// directory, and this one starts a pod once.
-	unix.Unlinkat(dir.Int(), wire.SocketName, 0)
+	_ = unix.Unlinkat(dir.Int(), wire.SocketName, 0)
 	if err := unix.Bind(n, socketAddr(dir)); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("bind %s: %w", wire.SocketName, err)
@@ -231,7 +231,7 @@ func (l *launch) run(ctx context.Context) error {
 	}
 	l.ended = make(chan struct{})
 	go func() { // ends with the monitor, or with us
-		l.cmd.Wait()
+		_ = l.cmd.Wait()
 		close(l.ended)
 	}()
 	l.closeFiles() // the pipe must end when the monitor does
@@ -300,24 +300,24 @@ func (l *launch) undo() {
 		killFamily(l.cmd.Process.Pid)
 		<-l.ended
 	}
-	unix.Unlinkat(l.dir.Int(), wire.SocketName, 0)
-	unix.Unlinkat(l.dir.Int(), logName, 0)
+	_ = unix.Unlinkat(l.dir.Int(), wire.SocketName, 0)
+	_ = unix.Unlinkat(l.dir.Int(), logName, 0)
 }
 
 // killFamily ends a monitor that has not become a pod, and the pause, if it has
 // come so far: killing the monitor alone would leave that running. The monitor
 // is our child and not reaped, so its number is its own; stopped, it forks nobody.
 func killFamily(pid int) {
-	unix.Kill(pid, unix.SIGSTOP)
+	_ = unix.Kill(pid, unix.SIGSTOP)
 	task := filepath.Join("/proc", strconv.Itoa(pid), "task")
 	threads, _ := os.ReadDir(task)
 	for _, t := range threads {
 		b, _ := os.ReadFile(filepath.Join(task, t.Name(), "children"))
 		for _, f := range bytes.Fields(b) {
 			if child, err := strconv.Atoi(string(f)); err == nil {
-				unix.Kill(child, unix.SIGKILL)
+				_ = unix.Kill(child, unix.SIGKILL)
 			}
 		}
 	}
-	unix.Kill(pid, unix.SIGKILL)
+	_ = unix.Kill(pid, unix.SIGKILL)
 }

@@ -17,7 +17,7 @@ import (
 // explain prints a program: one that ran, or one that a bundle would become.
 func explain(args []string, out, errs io.Writer) int {
 	if len(args) != 2 {
-		io.WriteString(errs, usage)
+		say(errs, usage)
 		return 2
 	}
 	var p *step.Program
@@ -28,14 +28,14 @@ func explain(args []string, out, errs io.Writer) int {
 	case "--bundle":
 		p, err = compile(args[1])
 	default:
-		io.WriteString(errs, usage)
+		say(errs, usage)
 		return 2
 	}
 	if err == nil {
 		err = program.Explain(out, p)
 	}
 	if err != nil {
-		io.WriteString(errs, "vitrine-oci: explain: "+err.Error()+"\n")
+		say(errs, "vitrine-oci: explain: "+err.Error()+"\n")
 		return 1
 	}
 	return 0

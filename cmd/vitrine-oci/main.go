@@ -34,6 +34,9 @@ const usage = `usage: vitrine-oci VERB
   monitor                  run as the monitor of a pod (started by vitrine)
 `
 
+// say writes for people; there is nobody to tell that it could not.
+func say(w io.Writer, text string) { _, _ = io.WriteString(w, text) }
+
 func main() {
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
@@ -42,7 +45,7 @@ func main() {
 // 2 for a command line that makes no sense.
 func run(args []string, out, errs io.Writer) int {
 	if len(args) == 0 {
-		io.WriteString(errs, usage)
+		say(errs, usage)
 		return 2
 	}
 	switch verb := args[0]; {
@@ -51,15 +54,15 @@ func run(args []string, out, errs io.Writer) int {
 	case verb == "explain":
 		return explain(args[1:], out, errs)
 	case verb == "version" || verb == "--version" || verb == "-v":
-		io.WriteString(out, "vitrine-oci "+version+"\n")
+		say(out, "vitrine-oci "+version+"\n")
 		return 0
 	case verb == "help" || verb == "--help" || verb == "-h":
-		io.WriteString(out, usage)
+		say(out, usage)
 		return 0
 	case slices.Contains(notYet, verb):
-		io.WriteString(errs, "vitrine-oci: "+verb+": not yet\n")
+		say(errs, "vitrine-oci: "+verb+": not yet\n")
 		return 1
 	}
-	io.WriteString(errs, usage)
+	say(errs, usage)
 	return 2
 }

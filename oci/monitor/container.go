@@ -2,8 +2,8 @@ package monitor
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"time"
 
@@ -258,7 +258,7 @@ func (m *monitor) signal(id string, sig int32) error {
 		return refuse(wire.CodeInvalid, "signal number")
 	}
 	err = unix.PidfdSendSignal(c.p.PidFD().Int(), unix.Signal(sig), nil, 0)
-	if err == unix.ESRCH || err == unix.EBADF {
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EBADF) {
 		return refuse(wire.CodeState, "container "+id+" is dead")
 	}
 	if err != nil {
@@ -282,7 +282,7 @@ func (m *monitor) watch(c *container) {
 	killCgroup(c.cgroup)
 	if c.log != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), drainTime)
-		c.log.Drain(ctx) // what is lost is counted by the log itself
+		_ = c.log.Drain(ctx) // what is lost is counted by the log itself
 		cancel()
 	}
 	m.pod.mu.Lock()
@@ -291,7 +291,7 @@ func (m *monitor) watch(c *container) {
 	m.pod.mu.Unlock()
 	if err := writeExit(c.dir, &record); err != nil {
 		// The event and List still know; only a crash of ours would lose it.
-		os.Stderr.WriteString("vitrine-oci monitor: container " + c.id + ": " + err.Error() + "\n")
+		lastWords("container " + c.id + ": " + err.Error())
 	}
 	m.pod.mu.Lock()
 	c.state.Phase = wire.Dead
@@ -304,7 +304,7 @@ func (m *monitor) watch(c *container) {
 // close gives back what the container holds. The log's counters stay readable.
 func (c *container) close() {
 	if c.log != nil {
-		c.log.Close()
+		_ = c.log.Close()
 	}
 	if c.p != nil {
 		c.p.verbs.Lock()
@@ -356,7 +356,7 @@ func (m *monitor) stop(answer func(wire.Body)) error {
 		m.pause.kill()
 		<-m.pause.gone
 	}
-	unix.Unlinkat(m.dir.Int(), wire.SocketName, 0)
+	_ = unix.Unlinkat(m.dir.Int(), wire.SocketName, 0)
 	answer(&wire.Done{})
 	close(m.ended)
 	return nil

@@ -92,6 +92,6 @@ func killCgroup(cgroup *sys.FD) {
 	if err != nil {
 		return // removed: nobody is left
 	}
-	unix.Write(n, []byte("1"))
+	_, _ = unix.Write(n, []byte("1"))
 	unix.Close(n)
 }

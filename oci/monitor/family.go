@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -56,7 +57,7 @@ func (f *family) start(program int, a executor.Attr) (*process, error) {
 	a.Program = b
 	c, err := executor.Start(a)
 	if err != nil {
-		unix.Munmap(b)
+		_ = unix.Munmap(b)
 		return nil, err
 	}
 	p := &process{Child: c, family: f, program: b, gone: make(chan struct{})}
@@ -66,7 +67,7 @@ func (f *family) start(program int, a executor.Attr) (*process, error) {
 	if p.watch, err = watchPidFD(c.PidFD().Int()); err != nil {
 		// Nobody could wait for it in the poller: end it and wait here.
 		p.kill()
-		unix.Wait4(c.Pid(), nil, 0, nil)
+		_, _ = unix.Wait4(c.Pid(), nil, 0, nil)
 		f.forget(c.Pid())
 		p.settle()
 		c.Close()
@@ -97,7 +98,7 @@ func mapProgram(fd int) ([]byte, error) {
 	// The child has the executor's copy; and a container that is still to be started
 	// has its environment here, which no other container's init is to have.
 	if err := unix.Madvise(b, unix.MADV_DONTFORK); err != nil {
-		unix.Munmap(b)
+		_ = unix.Munmap(b)
 		return nil, fmt.Errorf("hide program from children: %w", err)
 	}
 	return b, nil
@@ -125,7 +126,7 @@ func (p *process) wait() wire.Status {
 		err = raw.Read(func(fd uintptr) bool {
 			var si siginfo
 			err := waitid(unix.P_PIDFD, int(fd), &si, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT)
-			return err != nil && err != unix.EAGAIN || si.pid != 0
+			return err != nil && !errors.Is(err, unix.EAGAIN) || si.pid != 0
 		})
 	}
 	at := time.Now().UnixNano()
@@ -152,7 +153,7 @@ func (p *process) wait() wire.Status {
 // execve or death. Preconditions: p.verbs is held.
 func (p *process) settle() {
 	if p.program != nil {
-		unix.Munmap(p.program)
+		_ = unix.Munmap(p.program)
 		p.program = nil
 	}
 }
@@ -165,7 +166,7 @@ func dead(pidfd int) bool {
 }
 
 // kill ends the process. It is no error if it has ended by itself.
-func (p *process) kill() { unix.PidfdSendSignal(p.PidFD().Int(), unix.SIGKILL, nil, 0) }
+func (p *process) kill() { _ = unix.PidfdSendSignal(p.PidFD().Int(), unix.SIGKILL, nil, 0) }
 
 func (f *family) forget(pid int) {
 	f.mu.Lock()

@@ -62,14 +62,18 @@ func Main() int {
 		}
 	} else {
 		// StartPod reads it; if that is gone already, nobody needs it.
-		io.WriteString(ready, err.Error())
+		_, _ = io.WriteString(ready, err.Error())
 	}
 	if err != nil {
-		io.WriteString(os.Stderr, "vitrine-oci monitor: "+err.Error()+"\n")
+		lastWords(err.Error())
 		return 1
 	}
 	return 0
 }
+
+// lastWords writes to monitor.log in the pod's directory. There is nobody to tell
+// that it could not.
+func lastWords(text string) { _, _ = os.Stderr.WriteString("vitrine-oci monitor: " + text + "\n") }
 
 // start does everything that happens before requests are served, in an order in
 // which each step still finds what it needs: descriptors from the host's /proc,

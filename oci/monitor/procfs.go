@@ -69,7 +69,7 @@ func (p *procfs) readInt(path string) (int, error) {
 	defer f.Close()
 	b := make([]byte, 32)
 	n, err := f.Read(b)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return 0, err
 	}
 	return strconv.Atoi(strings.TrimSpace(string(b[:n])))
@@ -77,7 +77,7 @@ func (p *procfs) readInt(path string) (int, error) {
 
 func (p *procfs) setComm(name string) {
 	// For people who look at ps; nothing depends on it.
-	p.write("self/comm", name)
+	_ = p.write("self/comm", name)
 }
 
 // lowerOwnOOM makes the monitor one of the last that the OOM killer takes: its
@@ -86,7 +86,7 @@ func (p *procfs) setComm(name string) {
 func (p *procfs) lowerOwnOOM() {
 	self := strconv.Itoa(os.Getpid()) + "/oom_score_adj"
 	p.oomWas, _ = p.readInt(self)
-	p.write(self, "-999")
+	_ = p.write(self, "-999")
 	p.oomSelf, _ = p.readInt(self)
 }
 

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -69,9 +70,9 @@ func NewConn(socket *sys.FD, decode func(Header, []byte) (Body, error)) (*Conn, 
 }
 
 // Close ends the connection; a blocked Recv returns os.ErrClosed.
-func (c *Conn) Close() error {
+func (c *Conn) Close() {
 	c.end.Store(true)
-	return c.f.Close()
+	c.f.Close()
 }
 
 // closed names an error of the poller that comes from our own Close.
@@ -134,7 +135,7 @@ func (c *Conn) write(b, oob []byte) error {
 	if wait != nil {
 		return c.closed(wait)
 	}
-	if err == unix.EAGAIN {
+	if errors.Is(err, unix.EAGAIN) {
 		return ErrBlocked
 	}
 	return os.NewSyscallError("sendmsg", err)
@@ -150,7 +151,7 @@ func (c *Conn) Recv() (*Packet, error) {
 			n, oobn, flags, _, err = unix.Recvmsg(int(fd), c.buf, c.oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
 			return err
 		})
-		return err != unix.EAGAIN
+		return !errors.Is(err, unix.EAGAIN)
 	})
 	switch {
 	case wait != nil:
@@ -248,7 +249,7 @@ func takeRights(oob []byte) (files []*sys.FD, err error) {
 
 func eintr(f func() error) error {
 	for {
-		if err := f(); err != unix.EINTR {
+		if err := f(); !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}

@@ -154,7 +154,7 @@ func TestConnEnds(t *testing.T) {
 	done := make(chan error)
 	go func() { _, err := monitor.Recv(); done <- err }()
 	daemon.Close()
-	if err := <-done; err != io.EOF {
+	if err := <-done; !errors.Is(err, io.EOF) {
 		t.Errorf("after the peer's close: %v", err)
 	}
 	go func() { _, err := monitor.Recv(); done <- err }()
