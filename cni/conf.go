@@ -115,21 +115,33 @@ func loadFile(dir, name string) (*libcni.NetworkConfigList, error) {
 		return nil, err
 	}
 	if filepath.Ext(name) != ".conflist" {
-		conf, err := libcni.NetworkPluginConfFromBytes(raw)
-		if err != nil {
-			return nil, err
-		}
-		list, err := libcni.ConfListFromConf(conf)
-		if err != nil {
-			return nil, err
-		}
-		return list, checkList(list)
+		return loadSingle(raw)
 	}
 	list, err := libcni.NetworkConfFromBytes(raw)
 	if err != nil {
 		return nil, err
 	}
 	if list, err = inline(list, dir); err != nil {
+		return nil, err
+	}
+	return list, checkList(list)
+}
+
+// loadSingle makes a list of one plugin's configuration, which has the name and
+// the version of the list in it.
+func loadSingle(raw []byte) (*libcni.NetworkConfigList, error) {
+	conf, err := libcni.NetworkPluginConfFromBytes(raw)
+	if err != nil {
+		return nil, err
+	}
+	whole, err := json.Marshal(map[string]any{
+		"name": conf.Network.Name, "cniVersion": conf.Network.CNIVersion, "plugins": []json.RawMessage{raw},
+	})
+	if err != nil {
+		return nil, err
+	}
+	list, err := libcni.NetworkConfFromBytes(whole)
+	if err != nil {
 		return nil, err
 	}
 	return list, checkList(list)

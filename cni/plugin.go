@@ -110,15 +110,13 @@ func killGroup(pid int) error {
 // encoding/json does, and all that could be meant are looked at.
 func checkOutput(out []byte) error {
 	var result map[string]json.RawMessage
-	if json.Unmarshal(out, &result) != nil {
-		return nil // no result, or one that the library refuses with better words
-	}
+	_ = json.Unmarshal(out, &result) // the library refuses it with better words
 	for key, value := range result {
 		if !slices.ContainsFunc([]string{"interfaces", "ips", "routes"}, func(k string) bool { return strings.EqualFold(k, key) }) {
 			continue
 		}
 		var list []json.RawMessage
-		_ = json.Unmarshal(value, &list) // as above
+		_ = json.Unmarshal(value, &list)
 		for i, e := range list {
 			if string(e) == "null" {
 				return fmt.Errorf("null as element %d of %s", i, strings.ToLower(key))

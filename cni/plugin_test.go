@@ -317,17 +317,18 @@ func TestRuntimeConfig(t *testing.T) {
 func TestBusyPlugin(t *testing.T) {
 	n, ns := newNetwork(t), newNetNS(t)
 	n.fake(`answer "$(ip 10.0.0.1/8)"`, "")
-	f, err := os.OpenFile(n.dir+"/bin/fake", os.O_WRONLY, 0)
-	must(t, err)
-	time.AfterFunc(600*time.Millisecond, func() { f.Close() })
+	write := func(d time.Duration) {
+		f, err := os.OpenFile(n.dir+"/bin/fake", os.O_WRONLY, 0)
+		must(t, err)
+		time.AfterFunc(d, func() { f.Close() })
+	}
+	write(600 * time.Millisecond)
 	if _, err := n.Add(within(t, 200*time.Millisecond), pod("p", ns)); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, syscall.ETXTBSY) {
 		t.Fatal(err)
 	}
 	n.nothingLeft() // DEL waited for it, too
-	f, err = os.OpenFile(n.dir+"/bin/fake", os.O_WRONLY, 0)
-	must(t, err)
-	time.AfterFunc(300*time.Millisecond, func() { f.Close() })
-	_, err = n.Add(t.Context(), pod("p", ns))
+	write(300 * time.Millisecond)
+	_, err := n.Add(t.Context(), pod("p", ns))
 	must(t, err, n.Del(t.Context(), "p"))
 	n.nothingLeft()
 }
