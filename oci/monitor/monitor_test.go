@@ -203,3 +203,28 @@ func TestMapProgram(t *testing.T) {
 	}
 	unix.Munmap(b)
 }
+
+// A plain directory stands for the cgroup: this machine has no memory controller.
+func TestOOMKilled(t *testing.T) {
+	for events, want := range map[string]bool{
+		"low 0\nhigh 0\nmax 7\noom 1\noom_kill 1\noom_group_kill 0\n": true,
+		"low 0\nhigh 0\nmax 7\noom 1\noom_kill 0\noom_group_kill 3\n": false,
+		"": false,
+	} {
+		path := t.TempDir()
+		dir := sys.NewFD(mustOpen(t, path))
+		defer dir.Close()
+		if oomKilled(dir) {
+			t.Error("without a controller it was the OOM killer")
+		}
+		if err := os.WriteFile(path+"/memory.events", []byte(events), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := oomKilled(dir); got != want {
+			t.Errorf("%q: %v", events, got)
+		}
+	}
+	if oomKilled(nil) {
+		t.Error("without a cgroup it was the OOM killer")
+	}
+}
