@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -383,4 +384,48 @@ func TestReadsNeverWait(t *testing.T) {
 	case <-time.After(2 * time.Second):
 		t.Fatal("a read waits for a writer")
 	}
+}
+
+// TestEarlyExit: the report of the exit overtakes the answer to the creation.
+func TestEarlyExit(t *testing.T) {
+	n := newNode(t, newFakes())
+	sb := n.m.index.Load().pods[n.run(podRequest("web"))]
+	c, err := sb.newContainer(newID(), containerRequest("c", "sleep"))
+	if err == nil {
+		err = c.makeDir()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	sb.watched.Store(c.id, c)
+	c.ended(exit{code: 3, at: 2})
+	if err := c.update(event{what: created, at: 1, pid: 7}); err != nil {
+		t.Error(err)
+	}
+	if f := c.facts.Load(); f.Finished != 2 || f.ExitCode != 3 {
+		t.Errorf("%+v", f)
+	}
+	select {
+	case <-c.done:
+	default:
+		t.Error("nobody is told")
+	}
+}
+
+// TestStuckVolume: a volume that does not answer costs its own request a deadline and one thread, no more.
+func TestStuckVolume(t *testing.T) {
+	v := newVolumeOpener(50 * time.Millisecond)
+	stuck, err := v.claim(bg, "/nfs") // somebody's thread hangs in there
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := v.open(bg, specs.Mount{Type: "bind", Source: "/nfs"}); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%v", err)
+		}
+	}
+	if len(v.stuck) != 1 {
+		t.Errorf("%d threads", len(v.stuck))
+	}
+	close(stuck)
 }

@@ -279,6 +279,8 @@ func TestRealHostileAccounts(t *testing.T) {
 		begin := time.Now()
 		if _, err := n.m.CreateContainer(bg, pod, cfg, nil); err == nil || time.Since(begin) > 2*time.Second {
 			t.Errorf("%s after %v: %v", name, time.Since(begin), err)
+		} else if kind := map[string]string{"fifo": "regular", "device": "regular", "directory": "regular", "huge": "bytes"}[name]; !strings.Contains(err.Error(), kind) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
