@@ -6,8 +6,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // lockName is the file in a directory that the daemon which owns it holds locked.
@@ -30,6 +32,10 @@ func makeDir(path string) error {
 	return nil
 }
 
+// orphanedLock is how long a lock is waited for whose holder is dead. A daemon that is killed between the fork and
+// the execve of a child leaves the lock to that child, until its execve closes the file.
+const orphanedLock = 5 * time.Second
+
 // lockDir makes sure that this is the only daemon that works in dir. The lock ends
 // with the process or with closing the file, so a dead daemon never leaves one.
 func lockDir(dir string) (*os.File, error) {
@@ -38,21 +44,31 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
-	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	if errors.Is(err, syscall.EWOULDBLOCK) {
-		pid, _ := io.ReadAll(io.LimitReader(f, 20))
-		f.Close()
-		return nil, fmt.Errorf("lock %s: another daemon works there, pid %s", dir, strings.TrimSpace(string(pid)))
-	}
+	err = takeLock(f)
 	if err == nil {
 		err = f.Truncate(0)
 	}
 	if err == nil {
-		_, err = fmt.Fprintf(f, "%d\n", os.Getpid())
+		_, err = f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
 	}
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
 	return f, nil
+}
+
+// takeLock fails at once if a living daemon has the lock.
+func takeLock(f *os.File) error {
+	for deadline := time.Now().Add(orphanedLock); ; time.Sleep(5 * time.Millisecond) {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return err
+		}
+		text, _ := io.ReadAll(io.NewSectionReader(f, 0, 20))
+		pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+		if pid <= 0 || !errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) || time.Now().After(deadline) {
+			return fmt.Errorf("another daemon works there, pid %d", pid)
+		}
+	}
 }

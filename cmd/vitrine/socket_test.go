@@ -2,13 +2,16 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 func TestListen(t *testing.T) {
@@ -98,6 +101,30 @@ func TestLock(t *testing.T) {
 	if err := second.close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// A daemon killed between the fork and the execve of a child leaves its lock to the child for a moment.
+func TestLockOfADeadDaemon(t *testing.T) {
+	dir := t.TempDir()
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(dir, lockName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(f, dead.Process.Pid)
+	time.AfterFunc(100*time.Millisecond, func() { f.Close() })
+	got, err := lockDir(dir)
+	if err != nil {
+		t.Fatalf("the holder is dead: %v", err)
+	}
+	got.Close()
 }
 
 // A lock is not written through a link that somebody put there.
