@@ -13,8 +13,9 @@ import (
 
 // Attr says what a child is made from. Descriptors stay the caller's.
 type Attr struct {
-	// Program is the encoding of a step.Program. It is copied; nothing of it is
-	// kept after Start returned.
+	// Program is the encoding of a step.Program. What runs is a copy; the
+	// names of steps are looked up in Program itself, which therefore has to stay
+	// readable until Ready, or Release where there is one, has returned.
 	Program []byte
 	// CgroupFD is the cgroup that the child is born in (CLONE_INTO_CGROUP), or -1
 	// for the caller's own.

@@ -27,6 +27,12 @@ var hideOnce struct {
 	base uintptr // an arena of the heap; 0 until everything was hidden once
 }
 
+// One kind of memory must not be missing: the restartable-sequence area that
+// glibc registers for each thread. The kernel writes to it when the child is
+// preempted, and kills a child without it. Go registers none, and our binaries
+// have no libc; a test binary built with cgo (the race detector's) is run with
+// GLIBC_TUNABLES=glibc.pthread.rseq=0.
+
 // onHeap is allocated by its initialisation, so its address is in an arena.
 var onHeap = new([64 << 10]byte)
 
