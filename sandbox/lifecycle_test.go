@@ -389,7 +389,8 @@ func TestReadsNeverWait(t *testing.T) {
 // TestEarlyExit: the report of the exit overtakes the answer to the creation.
 func TestEarlyExit(t *testing.T) {
 	n := newNode(t, newFakes())
-	sb := n.m.index.Load().pods[n.run(podRequest("web"))]
+	pod := n.run(podRequest("web"))
+	sb := n.m.index.Load().pods[pod]
 	c, err := sb.newContainer(newID(), containerRequest("c", "sleep"))
 	if err == nil {
 		err = c.makeDir()

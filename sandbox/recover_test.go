@@ -107,6 +107,9 @@ func TestReboot(t *testing.T) {
 	if n.podState(pod) != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
 		t.Error("ready after a reboot")
 	}
+	if _, info, _ := n.m.PodSandboxStatus(pod); !strings.Contains(info["info"], "the node was restarted") {
+		t.Errorf("%v", info)
+	}
 	if s := n.wait(c); s.Reason != "Unknown" || s.ExitCode != 255 {
 		t.Errorf("%v", s)
 	}
