@@ -2,9 +2,11 @@ package seccomp
 
 import (
 	"fmt"
+	"slices"
 	"syscall"
 	"testing"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/vitrine-runtime/vitrine/oci/seccomp/profile"
 	"golang.org/x/sys/unix"
 )
@@ -34,6 +36,7 @@ func has32(t testing.TB) bool {
 // TestKernelDeniesByDefault is RT-27: what kernel exploits start from is closed in a default container, also with bits that the kernel drops.
 func TestKernelDeniesByDefault(t *testing.T) {
 	f := defaultFilter(t, capSets["default"])
+	// CLONE_SIGHAND without CLONE_VM is invalid: should the filter let a call through, it makes no process.
 	newNS := []uint64{unix.CLONE_NEWNS, unix.CLONE_NEWUTS, unix.CLONE_NEWIPC, unix.CLONE_NEWUSER, unix.CLONE_NEWPID, unix.CLONE_NEWNET, unix.CLONE_NEWCGROUP}
 	type row struct {
 		name string
@@ -71,8 +74,8 @@ func TestKernelDeniesByDefault(t *testing.T) {
 	for _, ns := range newNS {
 		rows = append(rows,
 			row{fmt.Sprintf("unshare(%#x)", ns), kernelCall{Number: unix.SYS_UNSHARE, Args: [6]uint64{ns}}, unix.EPERM},
-			row{fmt.Sprintf("clone(%#x)", ns), kernelCall{Number: unix.SYS_CLONE, Args: [6]uint64{ns | uint64(unix.SIGCHLD)}}, unix.EPERM},
-			row{fmt.Sprintf("clone(%#x)", ns|high), kernelCall{Number: unix.SYS_CLONE, Args: [6]uint64{ns | high}}, unix.EPERM})
+			row{fmt.Sprintf("clone(%#x)", ns), kernelCall{Number: unix.SYS_CLONE, Args: [6]uint64{ns | unix.CLONE_SIGHAND}}, unix.EPERM},
+			row{fmt.Sprintf("clone(%#x)", ns|high), kernelCall{Number: unix.SYS_CLONE, Args: [6]uint64{ns | unix.CLONE_SIGHAND | high}}, unix.EPERM})
 	}
 	if has32(t) {
 		for n := range uint64(22) {
@@ -81,7 +84,7 @@ func TestKernelDeniesByDefault(t *testing.T) {
 		rows = append(rows,
 			row{"i386 socket(AF_ALG)", kernelCall{Compat: 1, Number: 359, Args: [6]uint64{unix.AF_ALG, unix.SOCK_SEQPACKET}}, unix.EPERM},
 			row{"i386 mount", kernelCall{Compat: 1, Number: 21}, unix.EPERM},
-			row{"i386 clone(NEWUSER)", kernelCall{Compat: 1, Number: 120, Args: [6]uint64{unix.CLONE_NEWUSER}}, unix.EPERM},
+			row{"i386 clone(NEWUSER)", kernelCall{Compat: 1, Number: 120, Args: [6]uint64{unix.CLONE_NEWUSER | unix.CLONE_SIGHAND}}, unix.EPERM},
 			row{"i386 call 500", kernelCall{Compat: 1, Number: 500}, unix.ENOSYS})
 	}
 	calls := make([]kernelCall, len(rows))
@@ -214,6 +217,46 @@ func TestKernelKillsForeignABI(t *testing.T) {
 		}
 		if got := exitOf(t, []kernelCall{c}); got != "signal: bad system call" && got != "signal: bad system call (core dumped)" {
 			t.Errorf("call %+v: exit %q", c, got)
+		}
+	}
+}
+
+// TestKernelHighBitsPassNoDenyRule: rules in the three forms that let socket(AF_VSOCK | 1<<32) through libseccomp's filters.
+func TestKernelHighBitsPassNoDenyRule(t *testing.T) {
+	arg := func(op specs.LinuxSeccompOperator, v uint64) []specs.LinuxSeccompArg {
+		return []specs.LinuxSeccompArg{{Value: v, Op: op}}
+	}
+	rule := func(a specs.LinuxSeccompAction, args []specs.LinuxSeccompArg) specs.LinuxSyscall {
+		return specs.LinuxSyscall{Names: []string{"socket"}, Action: a, Args: args}
+	}
+	everything := specs.LinuxSeccomp{DefaultAction: specs.ActAllow}
+	others := specs.LinuxSeccomp{DefaultAction: specs.ActErrno}
+	for _, c := range table() {
+		if c.name != "socket" {
+			others.Syscalls = append(others.Syscalls, specs.LinuxSyscall{Names: []string{c.name}, Action: specs.ActAllow})
+		}
+	}
+	with := func(p specs.LinuxSeccomp, rules ...specs.LinuxSyscall) *specs.LinuxSeccomp {
+		p.Syscalls = append(slices.Clone(p.Syscalls), rules...)
+		return &p
+	}
+	for name, p := range map[string]*specs.LinuxSeccomp{
+		"EQ denies": with(everything, rule(specs.ActErrno, arg(specs.OpEqualTo, unix.AF_VSOCK))),
+		"NE allows": with(others, rule(specs.ActAllow, arg(specs.OpNotEqual, unix.AF_VSOCK))),
+		"GT allows": with(others, rule(specs.ActAllow, arg(specs.OpLessThan, unix.AF_VSOCK)), rule(specs.ActAllow, arg(specs.OpGreaterThan, unix.AF_VSOCK))),
+	} {
+		f, err := Compile(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		calls := []kernelCall{{Number: unix.SYS_SOCKET, Args: [6]uint64{unix.AF_UNIX | high, unix.SOCK_STREAM}}}
+		for _, bits := range []uint64{0, high, 1 << 63} {
+			calls = append(calls, kernelCall{Number: unix.SYS_SOCKET, Args: [6]uint64{unix.AF_VSOCK | bits, unix.SOCK_STREAM}})
+		}
+		for i, got := range results(t, f, calls) {
+			if want := map[bool]syscall.Errno{true: unix.EPERM}[i > 0]; got != want {
+				t.Errorf("%s: socket(%#x): %v, want %v", name, calls[i].Args[0], got, want)
+			}
 		}
 	}
 }

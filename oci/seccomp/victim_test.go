@@ -2,6 +2,7 @@ package seccomp
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -89,7 +90,10 @@ func runVictim(t testing.TB, mode string, o assignment) (out, msg []byte, err er
 	inFile, outFile := memfd(t, in.Bytes()), memfd(t, nil)
 	defer inFile.Close()
 	defer outFile.Close()
-	cmd := exec.Command("/proc/self/exe")
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.WaitDelay = time.Second
 	cmd.Env = append(os.Environ(), victimEnv+"="+mode, "GODEBUG=asyncpreemptoff=1", "GOGC=off")
 	cmd.ExtraFiles = []*os.File{inFile, outFile}
 	if msg, err = cmd.CombinedOutput(); err != nil {
