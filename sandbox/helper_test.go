@@ -49,8 +49,32 @@ var cgroupOnce = sync.OnceValues(func() (string, error) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return "", err
 	}
-	return dir, unix.Mount("none", dir, "cgroup2", 0, "")
+	if err := unix.Mount("none", dir, "cgroup2", 0, ""); err != nil {
+		return "", err
+	}
+	return dir, sweepCgroups(dir)
 })
+
+// cgroupPrefix begins the names of our cgroups, which are machine-wide; the pid of the test follows.
+const cgroupPrefix = "vitrine-test-sandbox-"
+
+// sweepCgroups removes what test binaries left that were killed or panicked.
+func sweepCgroups(root string) error {
+	tree, err := cgroup.Open(cgroup.Config{Root: root, Driver: "cgroupfs", AllowUnenforced: true, Prefix: "vitrine-"})
+	if err != nil {
+		return err
+	}
+	for _, name := range names(root) {
+		var pid int
+		if _, err := fmt.Sscanf(name, cgroupPrefix+"%d-", &pid); err != nil || syscall.Kill(pid, 0) == nil {
+			continue
+		}
+		if err := removeCgroup(context.Background(), tree, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 func newNode(t *testing.T, mons monitors) *node {
 	t.Helper()
@@ -62,7 +86,7 @@ func newNode(t *testing.T, mons monitors) *node {
 		t.Fatal(err)
 	}
 	n := &node{t: t, dir: t.TempDir()}
-	sub := filepath.Join(root, "vitrine-test-"+newID()[:12])
+	sub := filepath.Join(root, fmt.Sprintf("%s%d-%s", cgroupPrefix, os.Getpid(), newID()[:8]))
 	if err := os.Mkdir(sub, 0o755); err != nil {
 		t.Fatal(err)
 	}
