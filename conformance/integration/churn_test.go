@@ -176,10 +176,10 @@ func (c *churner) container(name, counts string) error {
 		return err
 	}
 	text, err := os.ReadFile(filepath.Join(counts, name))
-	if err != nil || string(text) != "started\n" {
-		return fmt.Errorf("%s was not started exactly once: %q, %v", name, text, err)
+	if err == nil && string(text) != "started\n" {
+		err = fmt.Errorf("%s was not started exactly once: %q", name, text)
 	}
-	return nil
+	return err
 }
 
 func (c *churner) create(ctx context.Context, cfg *runtimeapi.ContainerConfig) (string, error) {
