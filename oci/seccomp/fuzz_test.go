@@ -24,6 +24,9 @@ func kernelTakes(program []byte) error {
 	keepApart()
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
 	fprog := unix.SockFprog{Len: uint16(len(program) / 8), Filter: (*unix.SockFilter)(unsafe.Pointer(&program[0]))}
 	r, _, e := syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&fprog)))
 	switch {
@@ -35,7 +38,7 @@ func kernelTakes(program []byte) error {
 	return nil
 }
 
-// keepApart leaves one thread of this process with a filter that allows everything, and no_new_privs on all, which threads made later inherit.
+// keepApart leaves one thread of this process with a filter that allows everything.
 var keepApart = sync.OnceFunc(func() {
 	ready := make(chan struct{})
 	go func() {
@@ -51,9 +54,6 @@ var keepApart = sync.OnceFunc(func() {
 		select {} // until the process ends
 	}()
 	<-ready
-	if _, _, e := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); e != 0 {
-		panic(e)
-	}
 })
 
 // TestKernelOracleWorks: the question above is answered with no for what is wrong, and yes for what is right.

@@ -81,11 +81,7 @@ func resolve(in *seccomp.Seccomp, h Host) (*specs.LinuxSeccomp, error) {
 		if excluded(s.Excludes, pf, h) || !included(s.Includes, pf, h) {
 			continue
 		}
-		rule := s.LinuxSyscall
-		if s.Name != "" {
-			rule.Names = append(slices.Clone(rule.Names), s.Name)
-		}
-		out.Syscalls = append(out.Syscalls, rule)
+		out.Syscalls = append(out.Syscalls, s.LinuxSyscall)
 	}
 	return &out, nil
 }
