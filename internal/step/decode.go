@@ -33,6 +33,9 @@ func Parse(b []byte) (*View, error) {
 	if field(b, 0) != len(b) || v.N == 0 || v.N > MaxSteps || v.Files > MaxFiles || v.Wait < NoWait || v.Wait >= v.N {
 		return nil, fmt.Errorf("program frame: %w", ErrFormat)
 	}
+	if v.Clone&^cloneFlags != 0 {
+		return nil, fmt.Errorf("clone flags %#x: %w", v.Clone, ErrFormat)
+	}
 	var ok [4]bool
 	v.Steps, ok[0] = cut(b, headerSize, v.N*Size)
 	v.Data, ok[1] = cut(b, field(b, 2), field(b, 3))
@@ -127,13 +130,16 @@ func Decode(b []byte) (*Program, error) {
 	for i := range v.N {
 		v.fill(&p.Steps[i], nil, v.Steps[i*Size:(i+1)*Size])
 		p.Steps[i].Name = v.Name(i)
-		end += len(p.Steps[i].Name)
+		// Names that overlap would let a small file ask for gigabytes.
+		if end += len(p.Steps[i].Name); end > len(v.names) {
+			return nil, fmt.Errorf("step names: %w", ErrFormat)
+		}
 	}
 	for r := range v.Relocations() {
 		p.Relocs = append(p.Relocs, r)
 	}
 	// The file names stand behind the step names.
-	rest := v.names[min(end, len(v.names)):]
+	rest := v.names[end:]
 	for range v.Files {
 		if len(rest) < 2 || len(rest)-2 < int(order.Uint16(rest)) {
 			return nil, fmt.Errorf("file names: %w", ErrFormat)

@@ -125,6 +125,8 @@ func PutStep(b []byte, s *Step) {
 // validate checks the limits and returns the bytes that the step names need.
 func (p *Program) validate() (names int, err error) {
 	switch {
+	case p.Clone&^cloneFlags != 0:
+		return 0, fmt.Errorf("clone flags %#x: %w", p.Clone, ErrFormat)
 	case len(p.Steps) == 0 || len(p.Steps) > MaxSteps:
 		return 0, fmt.Errorf("program of %d steps: %w", len(p.Steps), ErrFormat)
 	case len(p.Files) > MaxFiles:
@@ -157,8 +159,11 @@ func (p *Program) validate() (names int, err error) {
 // data and steps that exist.
 func (s *Step) validate(i, steps, data int) error {
 	bad := func(what string) error { return fmt.Errorf("step %d: %s: %w", i, what, ErrFormat) }
-	if s.Result != NoResult && s.Result >= Registers {
+	if s.Result != NoResult && s.Result >= ReportRegister {
 		return bad("result register")
+	}
+	if err := s.known(); err != "" {
+		return bad(err)
 	}
 	if len(s.OnErr) > MaxBranches || len(s.Name) > math.MaxUint16 {
 		return bad("branches or name")
@@ -167,7 +172,7 @@ func (s *Step) validate(i, steps, data int) error {
 		return bad("skip behind the end")
 	}
 	for _, b := range s.OnErr {
-		if b.Errno == 0 || i+1+int(b.Skip) > steps {
+		if b.Errno == 0 || b.Errno > maxErrno || i+1+int(b.Skip) > steps {
 			return bad("branch")
 		}
 	}
@@ -177,6 +182,18 @@ func (s *Step) validate(i, steps, data int) error {
 		}
 	}
 	return nil
+}
+
+// known refuses what the child's loop would take for a success: a pseudo call
+// of a later version, and an expectation whose failure is no errno.
+func (s *Step) known() (problem string) {
+	if s.Nr > OpSet {
+		return "unknown pseudo call"
+	}
+	if e := s.Args[2]; s.Nr == OpExpect && (e.Kind != Const || e.Val == 0 || e.Val > maxErrno) {
+		return "errno of an expectation"
+	}
+	return ""
 }
 
 func (a Arg) valid(data int) bool {

@@ -23,6 +23,8 @@
 // of the kernel is the stable part.
 package step
 
+import "golang.org/x/sys/unix"
+
 // Descriptors that every child has at the same number.
 const (
 	ReportFD = 3 // pipe to the parent: records; close-on-exec
@@ -35,7 +37,7 @@ const (
 const (
 	MaxArgs     = 6       // of a Linux system call
 	MaxBranches = 4       // errno branches of one step
-	MaxSteps    = 1 << 15 // a thousand mounts are about twenty thousand steps
+	MaxSteps    = 1 << 16 // a thousand mounts on deep, missing directories are about forty thousand
 	MaxFiles    = 4096    // descriptors handed over
 	MaxSize     = 16 << 20
 	Registers   = 64 // the last one is the child's own
@@ -45,15 +47,24 @@ const (
 // do not touch it; the executor's prologue does.
 const ReportRegister Register = Registers - 1
 
+// maxErrno is the highest number that the kernel returns for a failure.
+const maxErrno = 4095
+
+// cloneFlags are what a program may ask of clone3: new namespaces and nothing
+// that would share memory, descriptors or a parent with the one who forks.
+const cloneFlags = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS |
+	unix.CLONE_NEWCGROUP | unix.CLONE_NEWUSER | unix.CLONE_NEWTIME
+
 // NoResult says that nobody reads what the call returned.
 const NoResult Register = 0xff
 
 // Pseudo calls live above every system-call number.
 const (
-	// OpExpect fails with errno a2 unless a0&a3 == a1. It is how a program looks at
-	// what an earlier call returned or wrote.
+	// OpExpect fails with errno a2, a constant, unless a0&a3 == a1. It is how a
+	// program looks at what an earlier call returned or wrote.
 	OpExpect uint32 = 1<<16 + iota
-	// OpSet returns a0, which moves a value between registers or only skips.
+	// OpSet returns a0, which moves a value between registers or only skips. As
+	// with a system call, a value from -4095 to -1 is a failure.
 	OpSet
 )
 
@@ -87,7 +98,9 @@ type Branch struct {
 	Skip  uint16
 }
 
-// Step is one system call or pseudo call.
+// Step is one system call or pseudo call. The runner repeats an openat2 that
+// returns EAGAIN: with a ".." on its way, in a symlink say, the kernel does that
+// whenever anybody on the machine renames or mounts something meanwhile.
 type Step struct {
 	Nr     uint32
 	Result Register // register for the return value, or NoResult

@@ -3,6 +3,7 @@ package step
 import (
 	"errors"
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -39,6 +40,14 @@ func TestEncodeRefuses(t *testing.T) {
 		"no steps":           func(p *Program) { p.Steps = nil },
 		"wait behind end":    func(p *Program) { p.Wait = 3 },
 		"register":           func(p *Program) { p.Steps[1].Result = 64 },
+		"report register":    func(p *Program) { p.Steps[1].Result = ReportRegister },
+		"pseudo call":        func(p *Program) { p.Steps[2].Nr = OpSet + 1 },
+		"call number":        func(p *Program) { p.Steps[2].Nr = ^uint32(0) },
+		"expect no errno":    func(p *Program) { p.Steps[2].Nr = OpExpect },
+		"expect errno 4096":  func(p *Program) { p.Steps[2] = Step{Nr: OpExpect, Args: [6]Arg{2: {Const, 4096}}} },
+		"expect from memory": func(p *Program) { p.Steps[2] = Step{Nr: OpExpect, Args: [6]Arg{2: {Mem8, 1}}} },
+		"branch on 4096":     func(p *Program) { p.Steps[1].OnErr[0].Errno = 4096 },
+		"clone of memory":    func(p *Program) { p.Clone = 0x100 }, // CLONE_VM
 		"argument register":  func(p *Program) { p.Steps[1].Args[2].Val = 64 },
 		"address":            func(p *Program) { p.Steps[1].Args[1].Val = 16 },
 		"word over the end":  func(p *Program) { p.Steps[1].Args[5].Val = 9 },
@@ -54,6 +63,40 @@ func TestEncodeRefuses(t *testing.T) {
 		change(p)
 		if _, err := p.Encode(); !errors.Is(err, ErrFormat) {
 			t.Errorf("%s: Encode = %v", name, err)
+		}
+	}
+}
+
+// TestDecodeIsBounded: names that overlap must not multiply a small file.
+func TestDecodeIsBounded(t *testing.T) {
+	p := &Program{Wait: NoWait, Steps: make([]Step, 1000)}
+	for i := range p.Steps {
+		p.Steps[i].Result = NoResult
+	}
+	p.Steps[0].Name = strings.Repeat("x", 60_000)
+	b, err := p.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range p.Steps { // all have the first one's name
+		at := headerSize + i*Size
+		order.PutUint16(b[at+offNameLen:], 60_000)
+		order.PutUint32(b[at+offName:], 0)
+	}
+	if _, err := Decode(b); !errors.Is(err, ErrFormat) {
+		t.Errorf("Decode = %v", err)
+	}
+	// What arrives is held against the same rules as what is sent.
+	for name, change := range map[string]func(b []byte){
+		"pseudo call": func(b []byte) { order.PutUint32(b[headerSize:], OpSet+1) },
+		"expectation": func(b []byte) { order.PutUint32(b[headerSize:], OpExpect) },
+		"clone flags": func(b []byte) { order.PutUint64(b[48:], 0x100) },
+		"register":    func(b []byte) { b[headerSize+offResult] = byte(ReportRegister) },
+	} {
+		b, _ := sample().Encode()
+		change(b)
+		if _, err := Parse(b); !errors.Is(err, ErrFormat) {
+			t.Errorf("%s: Parse = %v", name, err)
 		}
 	}
 }
