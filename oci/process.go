@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -81,9 +82,15 @@ func (p *Pod) Create(ctx context.Context, c ContainerConfig) (*Process, error) {
 		return nil, fmt.Errorf("create container %s: %w", c.ID, err)
 	}
 	defer o.close()
+	kept := make(chan error, 1)
+	go func() { kept <- writeProgram(o.own[1], o.code) }() // ends before Create returns
 	created, err := ask[*wire.Created](ctx, p, &o.request, o.files...)
+	kerr := <-kept
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", c.ID, err)
+	}
+	if kerr != nil {
+		created.Note = strings.TrimPrefix(created.Note+"; the program was not kept: "+kerr.Error(), "; ")
 	}
 	pr := p.Process(c.ID)
 	pr.pid.Store(int64(created.Pid))
@@ -96,7 +103,8 @@ func (p *Pod) Create(ctx context.Context, c ContainerConfig) (*Process, error) {
 type order struct {
 	request wire.Create
 	files   []int
-	own     []*sys.FD // those that were opened here
+	own     []*sys.FD // those that were opened here: the program, the directory, the log's directory
+	code    []byte    // the program, as it is in own[0]
 }
 
 func (o *order) close() {
@@ -132,9 +140,7 @@ func newOrder(c *ContainerConfig, sharedPID bool) (_ *order, err error) {
 	if err := o.keep(dir, err); err != nil {
 		return nil, err
 	}
-	if err := writeProgram(dir, code); err != nil {
-		return nil, err
-	}
+	o.code = code
 	if c.LogPath != "" {
 		if !filepath.IsAbs(c.LogPath) {
 			return nil, fmt.Errorf("log path %q is not absolute: %w", c.LogPath, ErrInvalid)

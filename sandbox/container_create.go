@@ -143,16 +143,27 @@ func (c *Container) bringUp(ctx context.Context, op *operation) (err error) {
 	if err != nil {
 		return err
 	}
-	op.at("open volumes")
-	if p.mounts, err = m.volumes.openAll(ctx, op, s.Mounts); err != nil {
-		return err
-	}
-	op.at("make cgroup")
-	if p.cgroup, err = c.makeCgroup(s); err != nil {
+	if err := c.gather(ctx, op, s, &p); err != nil {
 		return err
 	}
 	op.at("fork")
 	return c.fork(ctx, s, &p)
+}
+
+// gather makes the cgroup while it opens the volumes: both are waits for the kernel, and neither needs the
+// other. What was made is in p, also after an error.
+func (c *Container) gather(ctx context.Context, op *operation, s *specs.Spec, p *parts) error {
+	made := make(chan error, 1)
+	go func() { // ends before gather returns
+		fd, err := c.makeCgroup(s)
+		p.cgroup = fd
+		made <- err
+	}()
+	op.at("open volumes")
+	mounts, err := c.pod.m.volumes.openAll(ctx, op, c.pod.dir, s.Mounts)
+	p.mounts = mounts
+	op.at("make cgroup")
+	return errors.Join(err, <-made)
 }
 
 // checkRequest judges what can be judged before anything exists, and finds the image.
@@ -241,18 +252,16 @@ func (c *Container) makeCgroup(s *specs.Spec) (*sys.FD, error) {
 	}
 	if scope.Path() != c.record.Cgroup {
 		c.record.Cgroup, s.Linux.CgroupsPath = scope.Path(), scope.Path()
+		if err := c.writeLocked(); err != nil { // before there is a process in it
+			return nil, errors.Join(err, scope.Remove(context.Background()))
+		}
 	}
 	return scope.OpenDir()
 }
 
-// fork hands everything to the monitor. When it returns, init is blocked before its execve.
+// fork hands everything to the monitor. When it returns, init is blocked before its execve, and the spec is
+// on disk for whoever wants to execute something after a restart.
 func (c *Container) fork(ctx context.Context, s *specs.Spec, p *parts) error {
-	if err := c.pod.m.disk.write(c.dir, "config.json", s); err != nil {
-		return err
-	}
-	if err := c.writeLocked(); err != nil { // now with user and cgroup
-		return err
-	}
 	mon := c.pod.monitor()
 	if mon == nil {
 		return fmt.Errorf("pod sandbox %s: %w: %w", c.pod.id, errNoMonitor, ErrState)
@@ -262,7 +271,12 @@ func (c *Container) fork(ctx context.Context, s *specs.Spec, p *parts) error {
 		Stdin: c.config.GetStdin(), StdinOnce: c.config.GetStdinOnce(), TTY: c.config.GetTty(), OOMScoreAdj: s.Process.OOMScoreAdj,
 	}
 	*p = parts{} // theirs from here on
+	written := make(chan error, 1)
+	go func() { written <- c.pod.m.disk.write(c.dir, "config.json", s) }() // ends before fork returns
 	pr, err := mon.create(ctx, cfg)
+	if werr := <-written; err == nil && werr != nil {
+		return werr // the caller takes the process back
+	}
 	if err != nil {
 		return fmt.Errorf("create process: %w", err)
 	}
