@@ -3,7 +3,7 @@ package executor
 import (
 	"fmt"
 	"os"
-	"runtime"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +22,7 @@ type control struct {
 	end    uintptr // behind the last step
 	data   uintptr // Data of the program
 	index  int64   // number of the first step: minus the prologue's length
+	pidfd  int32   // written by clone3, in the parent
 }
 
 // cloneArgs is struct clone_args of linux/sched.h, as of CLONE_INTO_CGROUP.
@@ -41,6 +42,9 @@ type cloneArgs struct {
 //go:noescape
 func forkRun(args *cloneArgs, size, ctl uintptr) int
 
+// oneFork keeps forks apart: an image may be copied during its own fork only.
+var oneFork sync.Mutex
+
 // image is a program ready to run, in a mapping of its own.
 type image struct {
 	mem []byte
@@ -48,8 +52,8 @@ type image struct {
 }
 
 // load maps a private copy of the program behind the prologue and patches its
-// pointers. The parent frees it once the child exists: the child keeps its
-// copy until execve.
+// pointers. fork frees it, whether it succeeds or not; the child keeps its copy
+// until execve.
 func load(v *step.View, prologue []step.Step, reportFD int) (*image, error) {
 	stepsAt := int(unsafe.Sizeof(control{})+7) &^ 7
 	dataAt := stepsAt + (len(prologue)+v.N)*step.Size
@@ -57,10 +61,11 @@ func load(v *step.View, prologue []step.Step, reportFD int) (*image, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("mmap", err)
 	}
-	// Whatever hideMemory covers: this the child must have.
-	if err := unix.Madvise(mem, unix.MADV_DOFORK); err != nil {
+	// Before anything is in it: a child of another thread may be born at any time,
+	// and is not to have the environment of this one.
+	if err := unix.Madvise(mem, unix.MADV_DONTFORK); err != nil {
 		_ = unix.Munmap(mem)
-		return nil, os.NewSyscallError("madvise MADV_DOFORK", err)
+		return nil, os.NewSyscallError("madvise MADV_DONTFORK", err)
 	}
 	base := uintptr(unsafe.Pointer(&mem[0]))
 	for i := range prologue {
@@ -78,27 +83,37 @@ func load(v *step.View, prologue []step.Step, reportFD int) (*image, error) {
 	return &image{mem: mem, ctl: ctl}, nil
 }
 
+// free gives the mapping back; a second call does nothing.
 func (m *image) free() {
 	// It fails for arguments that are no mapping only, and these were one.
-	_ = unix.Munmap(m.mem)
+	if m.mem != nil {
+		_ = unix.Munmap(m.mem)
+	}
+	m.mem, m.ctl = nil, nil
 }
 
 // fork makes the child, in the cgroup behind cgroupFD if that is not negative.
 func (m *image) fork(flags uint64, cgroupFD int) (pid int, pidfd *sys.FD, err error) {
-	fd := int32(-1)
+	// The pidfd's place is in the mapping, not on a stack that Go may move.
 	args := &cloneArgs{
 		flags:      flags | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND,
-		pidfd:      uint64(uintptr(unsafe.Pointer(&fd))),
+		pidfd:      uint64(uintptr(unsafe.Pointer(&m.ctl.pidfd))),
 		exitSignal: uint64(unix.SIGCHLD),
 	}
 	if cgroupFD >= 0 {
 		args.flags |= unix.CLONE_INTO_CGROUP
 		args.cgroup = uint64(cgroupFD)
 	}
+	oneFork.Lock()
+	defer oneFork.Unlock()
+	if err := unix.Madvise(m.mem, unix.MADV_DOFORK); err != nil {
+		return 0, nil, os.NewSyscallError("madvise MADV_DOFORK", err)
+	}
 	pid = forkRun(args, unsafe.Sizeof(*args), uintptr(unsafe.Pointer(m.ctl)))
-	runtime.KeepAlive(&fd)
+	fd := int(m.ctl.pidfd)
+	m.free() // within the lock: the next child is not to find it
 	if pid < 0 {
 		return 0, nil, fmt.Errorf("clone3: %w", unix.Errno(-pid))
 	}
-	return pid, sys.NewFD(int(fd)), nil
+	return pid, sys.NewFD(fd), nil
 }
