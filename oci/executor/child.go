@@ -41,7 +41,9 @@ type StepError struct {
 // "mount proc on /proc: operation not permitted".
 func (e *StepError) Error() string {
 	name := e.Name
-	if name == "" {
+	if e.Step < 0 {
+		name = "arrange descriptors"
+	} else if name == "" {
 		name = "step " + strconv.Itoa(e.Step)
 	}
 	return name + ": " + e.Errno.Error()

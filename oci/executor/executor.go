@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -20,8 +21,9 @@ type Attr struct {
 	// CgroupFD is the cgroup that the child is born in (CLONE_INTO_CGROUP), or -1
 	// for the caller's own.
 	CgroupFD int
-	// PIDNS is the pid namespace that the child is born in, or -1 for the caller's
-	// (or a new one, if the program's clone flags say so).
+	// PIDNS is the pid namespace that the child is born in (or a pidfd of somebody
+	// in it), or -1 for the caller's (or a new one, if the program's clone flags say
+	// so). Only with -1 is the calling thread the one that forks.
 	PIDNS int
 	// ProcFD is a directory of a procfs that shows the child, or -1 for /proc. It
 	// tells a child that died from one that executed and closed its pipe.
@@ -42,6 +44,9 @@ func Start(a Attr) (*Child, error) {
 	}
 	if v.Files != len(a.Files) {
 		return nil, fmt.Errorf("start program with %d files of %d: %w", len(a.Files), v.Files, unix.EINVAL)
+	}
+	if min(a.Stdio[0], a.Stdio[1], a.Stdio[2]) < 0 || slices.ContainsFunc(a.Files, func(fd int) bool { return fd < 0 }) {
+		return nil, fmt.Errorf("start program with a closed descriptor: %w", unix.EBADF)
 	}
 	c, err := newChild(v, a.ProcFD)
 	if err != nil {
@@ -73,8 +78,8 @@ func newChild(v *step.View, proc int) (*Child, error) {
 
 // fork runs the program in a new process. Being born in another pid namespace
 // is a property of the thread that forks, so that thread goes there and comes
-// back; if it cannot come back it is thrown away.
-func (c *Child) fork(v *step.View, a Attr) error {
+// back.
+func (c *Child) fork(v *step.View, a Attr) (err error) {
 	if err := hideMemory(); err != nil {
 		return err
 	}
@@ -84,26 +89,43 @@ func (c *Child) fork(v *step.View, a Attr) error {
 		return err
 	}
 	defer img.free()
-	runtime.LockOSThread()
-	leave, err := enterPIDNS(a.PIDNS)
-	if err != nil {
-		runtime.UnlockOSThread()
-		return err
-	}
-	c.pid, c.pidfd, err = img.fork(v.Clone, a.CgroupFD)
-	if leave() == nil {
-		runtime.UnlockOSThread()
+	if a.PIDNS < 0 {
+		c.pid, c.pidfd, err = img.fork(v.Clone, a.CgroupFD)
+	} else {
+		err = forkInto(a.PIDNS, func() (err error) {
+			c.pid, c.pidfd, err = img.fork(v.Clone, a.CgroupFD)
+			return err
+		})
 	}
 	runtime.KeepAlive(c)
 	return err
 }
 
+// forkInto forks in the pid namespace behind ns, from a goroutine that owns its
+// thread: if that cannot come back, it ends with the goroutine, and nobody's
+// next child is born among strangers.
+func forkInto(ns int, fork func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		leave, err := enterPIDNS(ns)
+		if err != nil {
+			runtime.UnlockOSThread() // it never went there
+			done <- err
+			return
+		}
+		err = fork()
+		if leave() == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
 // enterPIDNS makes the children of this thread be born in the pid namespace
-// behind ns, until the returned function is called.
+// behind ns (its descriptor, or a pidfd of somebody in it), until the returned function is called.
 func enterPIDNS(ns int) (leave func() error, err error) {
-	if ns < 0 {
-		return func() error { return nil }, nil
-	}
 	own, err := ownPIDNS()
 	if err != nil {
 		return nil, err
@@ -112,41 +134,4 @@ func enterPIDNS(ns int) (leave func() error, err error) {
 		return nil, fmt.Errorf("setns to pid namespace: %w", err)
 	}
 	return func() error { return unix.Setns(own, unix.CLONE_NEWPID) }, nil
-}
-
-// prologue moves the descriptors in use to the numbers that programs know,
-// first out of the way and then down, so that no move overwrites a source, and
-// closes everything else. It stands before every program: a child that blocks
-// for hours must not hold the pipes of its neighbours open.
-func prologue(stdio [3]int, report, start int, files []int) []step.Step {
-	src := append([]int{stdio[0], stdio[1], stdio[2], report, start}, files...)
-	park := len(src) + 64
-	var p []step.Step
-	// Registers are few; a parked descriptor is known by its number instead. The
-	// range above park may hold descriptors, so each is forced with dup3, which
-	// could overwrite a source that is still to be moved: park above all of them.
-	for _, fd := range src {
-		park = max(park, fd+1)
-	}
-	for i, fd := range src {
-		p = append(p, call(unix.SYS_DUP3, c64(fd), c64(park+i), c64(unix.O_CLOEXEC)))
-	}
-	for i := range src {
-		flags := unix.O_CLOEXEC
-		if i <= 2 {
-			flags = 0
-		}
-		p = append(p, call(unix.SYS_DUP3, c64(park+i), c64(i), c64(flags)))
-	}
-	set := call(step.OpSet, c64(step.ReportFD))
-	set.Result = step.ReportRegister
-	return append(p, set, call(unix.SYS_CLOSE_RANGE, c64(len(src)), c64(0xffffffff), c64(0)))
-}
-
-func c64(v int) step.Arg { return step.Arg{Kind: step.Const, Val: uint64(v)} }
-
-func call(nr uint32, args ...step.Arg) step.Step {
-	s := step.Step{Nr: nr, Result: step.NoResult}
-	copy(s.Args[:], args)
-	return s
 }

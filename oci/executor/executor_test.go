@@ -47,6 +47,9 @@ func (p *prog) vector(ss ...string) step.Arg {
 	return v
 }
 
+// pointer is the address of a parent's memory.
+func pointer(b []byte) step.Arg { return c64(int(uintptr(unsafe.Pointer(&b[0])))) }
+
 func (p *prog) exec(argv ...string) {
 	path, av, ev := p.str(argv[0]), p.vector(argv...), p.vector("A=B")
 	p.add(unix.SYS_EXECVE, path, av, ev).Name = "execute " + argv[0]
@@ -304,7 +307,7 @@ func TestChildHasNoHeap(t *testing.T) {
 	secret := make([]byte, 1<<16)
 	copy(secret, "environment of another container")
 	p := newProg()
-	s := p.add(unix.SYS_WRITE, c64(1), c64(int(uintptr(unsafe.Pointer(&secret[0])))), c64(8))
+	s := p.add(unix.SYS_WRITE, c64(1), pointer(secret), c64(8))
 	s.Name = "read the parent's heap"
 	r := p.start(t)
 	err := r.Ready()
