@@ -1,0 +1,208 @@
+package main
+
+import (
+	"archive/tar"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/vitrine-runtime/vitrine/conformance/vm/link"
+	"github.com/vitrine-runtime/vitrine/conformance/vm/machine"
+)
+
+const (
+	tags       = "osusergo netgo containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_devicemapper"
+	testTime   = 40 * time.Minute
+	guestTree  = "/src" // where the guest has what tests expect around them
+	modulePath = "github.com/vitrine-runtime/vitrine"
+)
+
+// short are the packages that touch the kernel: what the build machine's kernel is too new, or too poor, to judge.
+var short = []string{"./internal/step/", "./internal/sys/", "./oci/program/", "./oci/executor/", "./oci/monitor/", "./oci/", "./oci/cgroup/"}
+
+// test lets tally run `go test -exec` with this program as the way into the guest: building, selection, caching of builds and the count
+// stay what they are for every other test of the tree.
+func (o *options) test(ctx context.Context, packages []string) error {
+	ctx, cancel := context.WithTimeout(ctx, testTime)
+	defer cancel()
+	if len(packages) == 0 {
+		packages = short
+	}
+	return o.with(ctx, func(*guest) error {
+		self, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		// One package at a time: the guest is slow and its tests look at clocks.
+		args := []string{"-p", "1", "-count", strconv.Itoa(o.count), "-timeout", "20m", "-ldflags", "-s -w", "-tags", tags,
+			"-exec", fmt.Sprintf("%s -debian %s -cache %s exec", self, o.debian, o.cache)}
+		if o.run != "" {
+			args = append(args, "-run", o.run)
+		}
+		if o.short {
+			args = append(args, "-short")
+		}
+		program := filepath.Join(filepath.Dir(self), "tally")
+		if o.verbose {
+			program, args = "go", append([]string{"test", "-v"}, args...)
+		}
+		cmd := exec.CommandContext(ctx, program, append(args, packages...)...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+		cmd.WaitDelay = 30 * time.Second
+		err = cmd.Run()
+		var exit *exec.ExitError
+		if errors.As(err, &exit) && ctx.Err() == nil {
+			return exitCode(exit.ExitCode())
+		}
+		return errors.Join(err, ctx.Err())
+	})
+}
+
+// exec carries a test binary, the package's testdata and the tree's go.mod into the guest and runs the binary there, in
+// a directory that has the package's place in the tree.
+func (o *options) exec(ctx context.Context, args []string) error {
+	if len(args) == 0 {
+		return errors.New("exec: which binary?")
+	}
+	g, err := o.dial()
+	if err != nil {
+		return err
+	}
+	defer g.client.Close()
+	here, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	top, err := treeTop(here)
+	if err != nil {
+		return err
+	}
+	rel, err := filepath.Rel(top, here)
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(guestTree, rel)
+	files := map[string]string{filepath.Join(rel, filepath.Base(args[0])): args[0], "go.mod": filepath.Join(top, "go.mod")}
+	if err := testdata(files, top, here); err != nil {
+		return err
+	}
+	if err := send(ctx, g.client, guestTree, files); err != nil {
+		return err
+	}
+	cmd := link.Command{Args: append([]string{filepath.Join(dir, filepath.Base(args[0]))}, args[1:]...), Dir: dir, Env: []string{"VITRINE_VM=" + o.debian}}
+	for _, e := range os.Environ() {
+		if strings.HasPrefix(e, "VITRINE_") || strings.HasPrefix(e, "GODEBUG=") {
+			cmd.Env = append(cmd.Env, e)
+		}
+	}
+	res, err := g.client.Run(ctx, cmd, link.Streams{Stdout: os.Stdout, Stderr: os.Stderr})
+	if err == nil && res.Left > 0 {
+		fmt.Printf("vm: the tests left %d processes behind, which were killed\n", res.Left)
+	}
+	if err == nil && res.Code != 0 {
+		err = exitCode(res.Code)
+	}
+	return err
+}
+
+func treeTop(dir string) (string, error) {
+	for {
+		b, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+		if err == nil && strings.HasPrefix(string(b), "module "+modulePath+"\n") {
+			return dir, nil
+		}
+		if dir == "/" {
+			return "", errors.New("find go.mod: no directory upwards has ours")
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+// testdata adds a package's testdata to files, by their names below top.
+func testdata(files map[string]string, top, pkg string) error {
+	root := filepath.Join(pkg, "testdata")
+	if _, err := os.Stat(root); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		name, err := filepath.Rel(top, path)
+		files[name] = path
+		return err
+	})
+}
+
+// send brings files (by their names in the guest) below dir, those that the guest does not have yet. What it has is written in
+// small files beside them, since taking digests there would cost more than sending.
+func send(ctx context.Context, r machine.Runner, dir string, files map[string]string) error {
+	have, err := machine.Output(ctx, r, "sh", "-c", `cat "$0"/.sums/* 2>/dev/null; true`, dir)
+	if err != nil {
+		return err
+	}
+	present := map[string]bool{}
+	for _, line := range strings.Split(have, "\n") {
+		present[line] = true
+	}
+	sums := map[string]string{}
+	for name, path := range files {
+		sum, err := digest(path)
+		if err != nil {
+			return err
+		}
+		if line := sum + "  " + name; !present[line] {
+			sums[name] = line
+		}
+	}
+	if len(sums) == 0 {
+		return nil
+	}
+	pr, pw := io.Pipe()
+	go func() { pw.CloseWithError(pack(pw, files, sums)) }() // ends with its reader
+	defer pr.Close()
+	return machine.Put(ctx, r, dir, pr)
+}
+
+// pack writes each file and after it the note that it is there, so that half a transfer leaves no note.
+func pack(w io.Writer, files, sums map[string]string) error {
+	t := tar.NewWriter(w)
+	for name, line := range sums {
+		if err := addFile(t, files[name], name); err != nil {
+			return err
+		}
+		note := ".sums/" + strings.ReplaceAll(name, "/", "+")
+		if err := t.WriteHeader(&tar.Header{Name: note, Mode: 0o644, Size: int64(len(line) + 1)}); err != nil {
+			return err
+		}
+		if _, err := io.WriteString(t, line+"\n"); err != nil {
+			return err
+		}
+	}
+	return t.Close()
+}
+
+func digest(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
