@@ -53,6 +53,9 @@ func parseCapabilities(c *specs.LinuxCapabilities) (capabilities, error) {
 			*s.set |= bit
 		}
 	}
+	if out.inheritable&^out.bounding != 0 {
+		return out, fmt.Errorf("process.capabilities.inheritable: more than bounding: %w", ErrInvalid)
+	}
 	if out.effective&^out.permitted != 0 {
 		return out, fmt.Errorf("process.capabilities.effective: more than permitted: %w", ErrInvalid)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -29,6 +30,9 @@ func (b process) compile(wait bool) error {
 	}
 	if len(b.seccomp)%8 != 0 || len(b.seccomp) > 8*4096 {
 		return fmt.Errorf("seccomp filter of %d bytes: %w", len(b.seccomp), ErrInvalid)
+	}
+	if !path.IsAbs(b.spec.Cwd) || strings.ContainsRune(b.spec.Cwd, 0) || len(b.spec.Cwd) >= unix.PathMax {
+		return fmt.Errorf("process.cwd: %.100q: %w", b.spec.Cwd, ErrInvalid)
 	}
 	if err := b.rlimits(); err != nil {
 		return err
@@ -127,7 +131,7 @@ func (b process) ids() error {
 	if u.UID == ^uint32(0) || u.GID == ^uint32(0) {
 		return fmt.Errorf("process.user: id 4294967295 means no id to the kernel: %w", ErrInvalid)
 	}
-	if len(u.AdditionalGids) > 65536 { // NGROUPS_MAX
+	if len(u.AdditionalGids) > 65536 || slices.Contains(u.AdditionalGids, ^uint32(0)) { // NGROUPS_MAX
 		return fmt.Errorf("process.user.additionalGids: %d groups: %w", len(u.AdditionalGids), ErrInvalid)
 	}
 	groups := make([]byte, 0, 4*len(u.AdditionalGids)+4)
@@ -216,19 +220,33 @@ func (b process) execute() error {
 		return nil
 	}
 	b.call("nothing was denied so far", step.OpSet, val(0)).to(rExec)
-	for _, dir := range strings.Split(searchPath(b.spec.Env), ":") {
-		p := path.Join("/", dir, arg0)
-		if !path.IsAbs(dir) {
-			p = path.Join(b.spec.Cwd, dir, arg0)
-		}
+	for _, p := range candidates(b.spec, arg0) {
 		var next label
-		b.call("execute "+p, unix.SYS_EXECVE, b.str(p), argv, envp).on(unix.ENOENT, &next).on(unix.ENOTDIR, &next).ok(unix.EACCES)
+		b.call("execute "+p, unix.SYS_EXECVE, b.str(p), argv, envp).on(unix.ENOENT, &next).on(unix.ENOTDIR, &next).on(unix.ELOOP, &next).ok(unix.EACCES)
 		b.call("remember the denial", step.OpSet, val(uint64(unix.EACCES))).to(rExec)
 		b.here(&next)
 	}
 	b.expect("execute "+arg0+" from $PATH", reg(rExec), 0, ^uint64(0), unix.EACCES)
 	b.expect("find "+arg0+" in $PATH", val(0), 1, ^uint64(0), unix.ENOENT)
 	return nil
+}
+
+// candidates are the files that $PATH makes of a name, each once. An empty or
+// relative element is taken from the working directory. What is longer than the
+// kernel takes can be no file.
+func candidates(p *specs.Process, name string) (files []string) {
+	seen := map[string]bool{}
+	for _, dir := range strings.Split(searchPath(p.Env), ":") {
+		if !path.IsAbs(dir) {
+			dir = path.Join(p.Cwd, dir)
+		}
+		long := slices.ContainsFunc(strings.Split(dir, "/"), func(part string) bool { return len(part) > unix.NAME_MAX })
+		if f := path.Join(dir, name); !long && !seen[f] && len(f) < unix.PathMax {
+			seen[f] = true
+			files = append(files, f)
+		}
+	}
+	return files
 }
 
 // searchPath returns the last PATH of the environment, as the process will see

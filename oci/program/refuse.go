@@ -2,6 +2,7 @@ package program
 
 import (
 	"fmt"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -43,6 +44,9 @@ func refuse(s *specs.Spec) error {
 		{"linux.memoryPolicy", l.MemoryPolicy != nil},
 	}); err != nil {
 		return err
+	}
+	if strings.ContainsRune(s.Hostname+s.Domainname, 0) {
+		return fmt.Errorf("hostname: NUL in %q: %w", s.Hostname+s.Domainname, ErrInvalid)
 	}
 	switch l.RootfsPropagation {
 	case "", "private", "rprivate":
