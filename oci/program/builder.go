@@ -2,6 +2,7 @@ package program
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math"
 
 	"golang.org/x/sys/unix"
@@ -25,6 +26,8 @@ const (
 type builder struct {
 	p      step.Program
 	intern map[string]uint64 // content of Data -> offset
+	skips  int               // skips that wait for their label
+	far    bool              // whether one is too long for a step
 }
 
 func newBuilder() *builder {
@@ -75,26 +78,50 @@ func (o op) on(errno unix.Errno, l *label) op {
 	s := &o.b.p.Steps[o.i]
 	s.OnErr = append(s.OnErr, step.Branch{Errno: uint16(errno)})
 	l.uses = append(l.uses, use{o.i, len(s.OnErr) - 1})
+	o.b.skips++
 	return o
 }
 
 // then goes on at l when the call succeeds.
 func (o op) then(l *label) op {
 	l.uses = append(l.uses, use{o.i, -1})
+	o.b.skips++
 	return o
 }
 
 // here puts the label before the next step that is added.
 func (b *builder) here(l *label) {
 	for _, u := range l.uses {
-		skip := uint16(min(len(b.p.Steps)-u.step-1, math.MaxUint16))
+		n := len(b.p.Steps) - u.step - 1
+		b.far = b.far || n > math.MaxUint16
+		skip := uint16(min(n, math.MaxUint16))
 		if s := &b.p.Steps[u.step]; u.branch < 0 {
 			s.Then = skip
 		} else {
 			s.OnErr[u.branch].Skip = skip
 		}
 	}
+	b.skips -= len(l.uses)
 	l.uses = nil
+}
+
+// finish returns the program if it is whole, within the limits of an encoding,
+// and keeps the rules.
+func (b *builder) finish() (*step.Program, error) {
+	if b.skips != 0 {
+		return nil, fmt.Errorf("compile: %d skips lead nowhere", b.skips) // a mistake in this package
+	}
+	size := len(b.p.Steps)*step.Size + len(b.p.Data) + 8*len(b.p.Relocs)
+	for i := range b.p.Steps {
+		size += len(b.p.Steps[i].Name)
+	}
+	if b.far || len(b.p.Steps) > step.MaxSteps || size > step.MaxSize-64<<10 {
+		return nil, fmt.Errorf("spec makes a program of %d steps and %d bytes: too large: %w", len(b.p.Steps), size, ErrInvalid)
+	}
+	if len(b.p.Files) > step.MaxFiles {
+		return nil, fmt.Errorf("spec with %d sources of mounts: %w", len(b.p.Files)-1, ErrInvalid)
+	}
+	return &b.p, Check(&b.p)
 }
 
 // expect fails with errno unless got&mask == want.
@@ -112,6 +139,15 @@ func val[T ~int | ~uint64 | ~uint32 | ~uint | ~int64](v T) step.Arg {
 func reg(r step.Register) step.Arg { return step.Arg{Kind: step.Reg, Val: uint64(r)} }
 
 func mem8(a step.Arg) step.Arg { return step.Arg{Kind: step.Mem8, Val: a.Val} }
+
+// mem32 and mem64 are what a call has written behind an address.
+func mem32(a step.Arg, off uintptr) step.Arg {
+	return step.Arg{Kind: step.Mem32, Val: a.Val + uint64(off)}
+}
+
+func mem64(a step.Arg, off uintptr) step.Arg {
+	return step.Arg{Kind: step.Mem64, Val: a.Val + uint64(off)}
+}
 
 // file is the descriptor that Files[i] has in the child.
 func file(i int) step.Arg { return val(step.FirstFD + i) }
