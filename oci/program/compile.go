@@ -48,7 +48,9 @@ func Compile(in Input) (*step.Program, error) {
 	if err := refuse(in.Spec); err != nil {
 		return nil, err
 	}
-	c.files()
+	if err := c.files(); err != nil {
+		return nil, err
+	}
 	for _, section := range []func() error{
 		c.namespaces, c.root, c.mounts, c.devices, c.paths, c.workdir, c.pivot,
 	} {
@@ -60,7 +62,7 @@ func Compile(in Input) (*step.Program, error) {
 	if err := pr.compile(true); err != nil {
 		return nil, err
 	}
-	return &c.p, Check(&c.p)
+	return c.finish()
 }
 
 // compiler compiles the parts that make a container; process does the rest.
@@ -68,21 +70,22 @@ type compiler struct {
 	*builder
 	in   Input
 	spec *specs.Spec
+
+	ownCgroupNS bool
 }
 
-// files names the table of what is handed over.
-func (c *compiler) files() {
-	n := 1
-	for _, b := range c.in.Binds {
-		n = max(n, b.File+1)
-	}
-	c.p.Files = make([]string, n)
+// files names the table of what is handed over: the root, and a detached mount
+// for each bind, which can be attached once.
+func (c *compiler) files() error {
+	c.p.Files = make([]string, len(c.in.Binds)+1)
 	c.p.Files[0] = "root filesystem"
 	for i, b := range c.in.Binds {
-		if i >= 0 && i < len(c.spec.Mounts) {
-			c.p.Files[b.File] = "source of " + c.spec.Mounts[i].Destination
+		if i < 0 || i >= len(c.spec.Mounts) || b.File < 1 || b.File >= len(c.p.Files) || c.p.Files[b.File] != "" {
+			return fmt.Errorf("mounts[%d]: descriptor %d of its source: %w", i, b.File, ErrInvalid)
 		}
+		c.p.Files[b.File] = "source of " + c.spec.Mounts[i].Destination
 	}
+	return nil
 }
 
 // ExecInput is what the program of a further process in a running container is
@@ -123,5 +126,5 @@ func CompileExec(in ExecInput) (*step.Program, error) {
 	if err := pr.compile(false); err != nil {
 		return nil, err
 	}
-	return &b.p, Check(&b.p)
+	return b.finish()
 }

@@ -2,8 +2,11 @@ package program
 
 import (
 	"fmt"
+	"maps"
+	"path"
 	"slices"
 	"strings"
+	"unsafe"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -18,12 +21,36 @@ var filesystems = map[string]string{
 
 // mounts adds the mounts of the spec, in its order.
 func (c *compiler) mounts() error {
+	genuine := map[string]uint64{} // destination -> what the last mount there is of
 	for i := range c.spec.Mounts {
-		if err := c.mount(i, &c.spec.Mounts[i]); err != nil {
+		m := &c.spec.Mounts[i]
+		if err := c.mount(i, m); err != nil {
 			return err
 		}
+		dest := path.Clean(m.Destination)
+		delete(genuine, dest)
+		if _, bound := c.in.Binds[i]; !bound && magic[m.Type] != 0 {
+			genuine[dest] = magic[m.Type]
+		}
+	}
+	for _, dest := range slices.Sorted(maps.Keys(genuine)) {
+		c.genuine(dest[1:], genuine[dest])
 	}
 	return nil
+}
+
+// magic has the filesystems that masks and read-only paths are meant for.
+var magic = map[string]uint64{"proc": unix.PROC_SUPER_MAGIC, "sysfs": unix.SYSFS_MAGIC}
+
+// genuine makes sure that the kernel's files are still where they were mounted.
+// A later destination that is a symlink of the image may have led on top of
+// them; the masks would then find nothing to mask, and say nothing.
+func (c *compiler) genuine(dest string, magic uint64) {
+	st := c.room(int(unsafe.Sizeof(unix.Statfs_t{})))
+	c.open("find /"+dest+" again", dest, unix.O_PATH|unix.O_DIRECTORY, inRoot|unix.RESOLVE_NO_SYMLINKS, rTarget)
+	c.call("ask what filesystem it is", unix.SYS_FSTATFS, reg(rTarget), st)
+	c.expect("find /"+dest+" uncovered", mem64(st, unsafe.Offsetof(unix.Statfs_t{}.Type)), magic, ^uint64(0), unix.EBUSY)
+	c.closeReg(rTarget)
 }
 
 func (c *compiler) mount(i int, m *specs.Mount) error {
@@ -50,8 +77,27 @@ func (c *compiler) mount(i int, m *specs.Mount) error {
 	if source == "" {
 		source = fstype
 	}
+	if strings.ContainsRune(source, 0) {
+		return fmt.Errorf("%s.source: %q: %w", field, source, ErrInvalid)
+	}
+	if fstype == "cgroup2" && !c.ownCgroupNS {
+		o.data = hierarchyFlags(o.data)
+	}
 	c.fsMount(fstype, source, dest, o)
 	return nil
+}
+
+// hierarchyFlags keeps the flags of the machine's one cgroup hierarchy as
+// service managers set them. A mount from outside of any cgroup namespace sets
+// them anew for everybody: without nsdelegate, say, containers could leave the
+// limits of their parents.
+func hierarchyFlags(data []string) []string {
+	for _, f := range []string{"nsdelegate", "memory_recursiveprot"} {
+		if !slices.Contains(data, f) {
+			data = append(data, f)
+		}
+	}
+	return data
 }
 
 // fsMount mounts a new filesystem instance.
@@ -94,7 +140,7 @@ func (c *compiler) bindMount(i int, field, dest string, o options) error {
 	if len(o.data) > 0 {
 		return fmt.Errorf("%s.options: %q on a bind mount: %w", field, o.data[0], ErrUnsupported)
 	}
-	if dest == "proc" || strings.HasPrefix(dest, "proc/") {
+	if (dest == "proc" || strings.HasPrefix(dest, "proc/")) && (src.Dir || !slices.Contains(procFiles, dest)) {
 		// Labels and sysctls are written through /proc; a volume there would take
 		// them (CVE-2019-16884).
 		return fmt.Errorf("%s.destination: bind mount on /%s: %w", field, dest, ErrInvalid)
@@ -116,6 +162,10 @@ func (c *compiler) bindMount(i int, field, dest string, o options) error {
 	c.closeReg(rTarget)
 	return nil
 }
+
+// procFiles may be covered by a file: lxcfs shows a container its own numbers
+// there. No label and no sysctl is written to them.
+var procFiles = []string{"proc/cpuinfo", "proc/diskstats", "proc/loadavg", "proc/meminfo", "proc/slabinfo", "proc/stat", "proc/swaps", "proc/uptime"}
 
 // options are the parsed options of one mount.
 type options struct {
@@ -176,6 +226,8 @@ func parseOptions(field string, m *specs.Mount) (options, error) {
 		// "rw" on a bind only says that "ro" was not asked for; clearing the flag would
 		// make a read-only source writable.
 		o.clr &^= unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
+	} else {
+		o.set |= o.setRec // a new mount has nothing below it
 	}
 	return o, nil
 }

@@ -3,6 +3,7 @@ package program
 import (
 	"fmt"
 	"slices"
+	"unsafe"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -50,7 +51,8 @@ func (c *compiler) namespaces() error {
 	}
 	c.call("become leader of a session", unix.SYS_SETSID)
 	c.call("make files with the modes given", unix.SYS_UMASK, val(0))
-	if fresh[specs.CgroupNamespace] {
+	c.ownCgroupNS = fresh[specs.CgroupNamespace]
+	if c.ownCgroupNS {
 		c.call("make the own cgroup the root of the view", unix.SYS_UNSHARE, val(uint64(unix.CLONE_NEWCGROUP)))
 	}
 	if err := c.uts(fresh[specs.UTSNamespace]); err != nil {
@@ -96,6 +98,9 @@ func (c *compiler) loopback() {
 // root attaches the detached root in the private copy of the monitor's mount
 // namespace, where the clone has put the child.
 func (c *compiler) root() error {
+	// A root that was cloned from a shared mount of the host would show the
+	// host all that is mounted in it.
+	c.setattr("keep what is mounted in the root to ourselves", rootFD, c.str(""), unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, unix.MountAttr{Propagation: unix.MS_PRIVATE})
 	c.setattr("keep mounts to ourselves", val(atFDCWD), c.str("/"), unix.AT_RECURSIVE, unix.MountAttr{Propagation: unix.MS_PRIVATE})
 	c.call("attach the root", unix.SYS_MOVE_MOUNT, rootFD, c.str(""), val(atFDCWD), c.str(ScratchRoot), val(unix.MOVE_MOUNT_F_EMPTY_PATH))
 	return nil
@@ -103,6 +108,7 @@ func (c *compiler) root() error {
 
 // pivot makes the root the root.
 func (c *compiler) pivot() error {
+	c.uncovered()
 	c.call("enter the new root", unix.SYS_FCHDIR, rootFD)
 	c.call("make it the root of the namespace", unix.SYS_PIVOT_ROOT, c.str("."), c.str("."))
 	c.call("detach the old root", unix.SYS_UMOUNT2, c.str("."), val(unix.MNT_DETACH))
@@ -111,6 +117,17 @@ func (c *compiler) pivot() error {
 		c.setattr("make the root read-only", rootFD, c.str(""), unix.AT_EMPTY_PATH, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 	}
 	return nil
+}
+
+// uncovered makes sure that nothing was mounted on the root itself, where a
+// destination led that is a symlink to "/": it would be out of the container's
+// sight, and a later exec, whom the kernel puts on top, would see nothing else.
+func (c *compiler) uncovered() {
+	const id = unsafe.Offsetof(unix.Statx_t{}.Mnt_id)
+	ours, top := c.room(int(unsafe.Sizeof(unix.Statx_t{}))), c.room(int(unsafe.Sizeof(unix.Statx_t{})))
+	c.call("look at the root", unix.SYS_STATX, rootFD, c.str(""), val(unix.AT_EMPTY_PATH), val(unix.STATX_MNT_ID), ours)
+	c.call("look at what is on top of it", unix.SYS_STATX, val(atFDCWD), c.str(ScratchRoot), val(0), val(unix.STATX_MNT_ID), top)
+	c.call("find nothing mounted on the root itself", step.OpExpect, mem64(ours, id), mem64(top, id), val(uint64(unix.EBUSY)), val(^uint64(0)))
 }
 
 const atFDCWD = unix.AT_FDCWD
