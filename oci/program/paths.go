@@ -44,17 +44,22 @@ func (b *builder) target(p string, dir bool, resolve uint64) {
 	b.here(&missing)
 	if dir {
 		b.mkdirAll(p, resolve)
+		b.closeParent(p)
+		b.open("open /"+p, p, flags, resolve, rTarget)
 	} else {
 		b.mkdirAll(path.Dir(p), resolve)
 		b.call("make file /"+p, unix.SYS_MKNODAT, reg(rParent), b.str(path.Base(p)), val(uint64(unix.S_IFREG|0o644)), val(0)).ok(unix.EEXIST)
 		b.closeParent(path.Dir(p))
+		b.open("open /"+p, p, flags, resolve, rTarget).then(&found).ok(unix.ENOENT)
+		// A symlink that leads nowhere, as /etc/resolv.conf of images that were a
+		// machine's once: it is covered itself, which needs nothing behind it.
+		b.open("open the dangling link /"+p, p, flags|unix.O_NOFOLLOW, resolve, rTarget)
 	}
-	b.open("open /"+p, p, flags, resolve, rTarget)
 	b.here(&found)
 }
 
-// mkdirAll makes directory p with its parents. For a file's parent the last
-// directory stays open in rParent (see closeParent). Each prefix is resolved
+// mkdirAll makes directory p with its parents. The last directory stays open in
+// rParent (see closeParent). Each prefix is resolved
 // from the root again, and each directory is made as one component below an
 // open one, so that a symlink put there meanwhile can only redirect inside.
 func (b *builder) mkdirAll(p string, resolve uint64) {
@@ -125,7 +130,8 @@ func (b *builder) mask(p string) {
 	b.attach("mask /" + p)
 	b.call("close it", unix.SYS_CLOSE, reg(rMount)).then(&done)
 	b.here(&file)
-	b.open("find /"+p, p, unix.O_PATH, inRoot, rTarget)
+	// ENOTDIR again: a parent is a file, and so the path does not exist.
+	b.open("find /"+p, p, unix.O_PATH, inRoot, rTarget).on(unix.ENOTDIR, &absent)
 	b.call("copy the null device", unix.SYS_OPEN_TREE, val(atFDCWD), b.str(NullFile), val(uint64(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC))).to(rMount)
 	b.setattr("make it read-only", reg(rMount), b.str(""), unix.AT_EMPTY_PATH, unix.MountAttr{Attr_set: cover})
 	b.attach("mask /" + p)
@@ -138,7 +144,7 @@ func (b *builder) mask(p string) {
 // readonly covers a path with a read-only copy of itself and of all below.
 func (b *builder) readonly(p string) {
 	var absent label
-	b.open("find /"+p, p, unix.O_PATH, inRoot, rTarget).on(unix.ENOENT, &absent)
+	b.open("find /"+p, p, unix.O_PATH, inRoot, rTarget).on(unix.ENOENT, &absent).on(unix.ENOTDIR, &absent)
 	b.call("copy it", unix.SYS_OPEN_TREE, reg(rTarget), b.str(""),
 		val(uint64(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|unix.AT_RECURSIVE))).to(rMount)
 	b.setattr("make the copy read-only", reg(rMount), b.str(""), unix.AT_EMPTY_PATH|unix.AT_RECURSIVE,
