@@ -4,9 +4,12 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"unsafe"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/step"
 )
 
 // defaultDevices are in every container (runtime-spec, "Default Devices").
@@ -28,8 +31,7 @@ var devLinks = [][2]string{
 // devices makes device nodes and links. Where /dev is a bind mount it is
 // somebody else's directory, and nothing is made in it.
 func (c *compiler) devices() error {
-	bound, fresh := c.dev()
-	if bound {
+	if c.devBound() {
 		return nil
 	}
 	done := map[string]bool{}
@@ -54,21 +56,18 @@ func (c *compiler) devices() error {
 			}
 		}
 	}
-	if fresh {
-		c.links()
-	}
+	c.links()
 	return nil
 }
 
-// dev says whether /dev is a bind mount, and whether it is a new tmpfs.
-func (c *compiler) dev() (bound, fresh bool) {
+// devBound says whether /dev is a bind mount.
+func (c *compiler) devBound() (bound bool) {
 	for i := range c.spec.Mounts {
-		if m := &c.spec.Mounts[i]; path.Clean(m.Destination) == "/dev" {
+		if path.Clean(c.spec.Mounts[i].Destination) == "/dev" {
 			_, bound = c.in.Binds[i]
-			fresh = !bound && m.Type == "tmpfs"
 		}
 	}
-	return bound, fresh
+	return bound
 }
 
 // device makes one node: mknodat of a single component below an open
@@ -94,12 +93,30 @@ func (c *compiler) device(field, dest string, d *specs.LinuxDevice) error {
 	}
 	base := c.str(path.Base(dest))
 	c.mkdirAll(path.Dir(dest), inRoot)
-	c.call("make device /"+dest, unix.SYS_MKNODAT, reg(rParent), base, val(mode), val(unix.Mkdev(uint32(d.Major), uint32(d.Minor))))
+	dev := unix.Mkdev(uint32(d.Major), uint32(d.Minor))
+	var made, done label
+	c.call("make device /"+dest, unix.SYS_MKNODAT, reg(rParent), base, val(mode), val(dev)).then(&made).ok(unix.EEXIST)
+	c.sameDevice(dest, base, mode&unix.S_IFMT, dev).then(&done)
+	c.here(&made)
 	if uid, gid := owner(d); uid != 0 || gid != 0 {
 		c.call("give it to its owner", unix.SYS_FCHOWNAT, reg(rParent), base, val(uid), val(gid), val(unix.AT_SYMLINK_NOFOLLOW))
 	}
+	c.here(&done)
 	c.closeParent(path.Dir(dest))
 	return nil
+}
+
+// sameDevice looks at what is there already. An image or a mount may have
+// brought the device, and that is fine; a file in the place of /dev/null is not.
+func (c *compiler) sameDevice(dest string, base step.Arg, kind, dev uint64) op {
+	const modeAt, devAt = unsafe.Offsetof(unix.Stat_t{}.Mode), unsafe.Offsetof(unix.Stat_t{}.Rdev)
+	st := c.room(int(unsafe.Sizeof(unix.Stat_t{})))
+	c.call("look at what is there", unix.SYS_NEWFSTATAT, reg(rParent), base, st, val(unix.AT_SYMLINK_NOFOLLOW))
+	if kind == unix.S_IFIFO {
+		dev = 0
+	}
+	c.expect("find nothing but device /"+dest+" there", mem64(st, devAt), dev, ^uint64(0), unix.EEXIST)
+	return c.expect("find nothing but device /"+dest+" there", mem32(st, modeAt), kind, unix.S_IFMT, unix.EEXIST)
 }
 
 func owner(d *specs.LinuxDevice) (uid, gid uint32) {
@@ -112,10 +129,12 @@ func owner(d *specs.LinuxDevice) (uid, gid uint32) {
 	return uid, gid
 }
 
+// links makes the symlinks. An image's own /dev may have them, or what it
+// prefers; and a mount may have been asked for in the place of one.
 func (c *compiler) links() {
 	c.open("open /dev", "dev", unix.O_PATH|unix.O_DIRECTORY, inRoot, rParent)
 	for _, l := range devLinks {
-		c.call("link /dev/"+l[0], unix.SYS_SYMLINKAT, c.str(l[1]), reg(rParent), c.str(l[0]))
+		c.call("link /dev/"+l[0], unix.SYS_SYMLINKAT, c.str(l[1]), reg(rParent), c.str(l[0])).ok(unix.EEXIST)
 	}
 	c.closeReg(rParent)
 }
