@@ -51,10 +51,11 @@ func benchmarkContainer(b *testing.B, pod bool) {
 	go func() {
 		runtime.LockOSThread()
 		done <- func() error {
-			rootFD, err := tinyNamespace(root)
+			mounts, err := tinyNamespace(root, nil, nil)
 			if err != nil {
 				return err
 			}
+			rootFD := mounts[0]
 			defer rootFD.Close()
 			n := int(null.Fd())
 			for b.Loop() {

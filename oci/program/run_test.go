@@ -84,7 +84,24 @@ type result struct {
 // monitor's. before is called while the child is blocked at its start wait.
 func cell(t *testing.T, root string, in program.Input, before func(c *executor.Child)) result {
 	t.Helper()
-	p, err := program.Compile(in)
+	return stage{root: root, in: in, before: before}.run(t)
+}
+
+// stage is a container with what is around it.
+type stage struct {
+	root    string
+	in      program.Input
+	sources []string                // of the bind mounts, by the number of their file minus one
+	before  func(c *executor.Child) // while the child is blocked
+	after   func(c *executor.Child) // while the program runs
+	// prepare is called in the namespace that the sources are taken from.
+	prepare  func() error
+	detached *sys.FD // the root, if it was made elsewhere
+}
+
+func (s stage) run(t *testing.T) result {
+	t.Helper()
+	p, err := program.Compile(s.in)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,35 +122,12 @@ func cell(t *testing.T, root string, in program.Input, before func(c *executor.C
 	}
 	r, w, _ := os.Pipe()
 	defer r.Close()
-	null, _ := os.Open("/dev/null")
-	defer null.Close()
 	done := make(chan result)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		var res result
-		defer func() { w.Close(); done <- res }()
-		rootFD, err := tinyNamespace(root)
-		if err != nil {
-			res.err = err
-			return
-		}
-		defer rootFD.Close()
-		c, err := executor.Start(executor.Attr{Program: enc, CgroupFD: -1, PIDNS: -1, ProcFD: int(proc.Fd()),
-			Stdio: [3]int{int(null.Fd()), int(w.Fd()), int(w.Fd())}, Files: []int{rootFD.Int()}})
-		if err != nil {
-			res.err = err
-			return
-		}
-		defer c.Close()
-		if res.err = c.Ready(); res.err == nil {
-			if before != nil {
-				before(c)
-			}
-			res.err = c.Release()
-		}
-		if _, err := unix.Wait4(c.Pid(), &res.status, 0, nil); err != nil && res.err == nil {
-			res.err = err
-		}
+		res := s.child(enc, proc, w)
+		w.Close()
+		done <- res
 	}()
 	outc := make(chan string)
 	go func() { b, _ := io.ReadAll(r); outc <- string(b) }()
@@ -142,18 +136,64 @@ func cell(t *testing.T, root string, in program.Input, before func(c *executor.C
 	return res
 }
 
+// child runs the encoded program with its output in w.
+func (s stage) child(enc []byte, proc, w *os.File) (res result) {
+	null, _ := os.Open("/dev/null")
+	defer null.Close()
+	mounts, err := tinyNamespace(s.root, s.sources, s.prepare)
+	if err != nil {
+		res.err = err
+		return res
+	}
+	if s.detached != nil {
+		mounts[0] = s.detached
+	}
+	var files []int
+	for _, m := range mounts {
+		defer m.Close()
+		files = append(files, m.Int())
+	}
+	c, err := executor.Start(executor.Attr{Program: enc, CgroupFD: -1, PIDNS: -1, ProcFD: int(proc.Fd()),
+		Stdio: [3]int{int(null.Fd()), int(w.Fd()), int(w.Fd())}, Files: files})
+	if err != nil {
+		res.err = err
+		return res
+	}
+	defer c.Close()
+	if res.err = c.Ready(); res.err == nil {
+		if s.before != nil {
+			s.before(c)
+		}
+		if res.err = c.Release(); res.err == nil && s.after != nil {
+			s.after(c)
+		}
+	}
+	if _, err := unix.Wait4(c.Pid(), &res.status, 0, nil); err != nil && res.err == nil {
+		res.err = err
+	}
+	return res
+}
+
 // tinyNamespace moves the thread into a mount namespace with nothing in it but
-// what programs name, and returns a detached copy of root.
-func tinyNamespace(root string) (*sys.FD, error) {
+// what programs name, and returns detached copies of root and the sources.
+func tinyNamespace(root string, sources []string, prepare func() error) (mounts []*sys.FD, err error) {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return nil, fmt.Errorf("unshare: %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return nil, err
 	}
-	fd, err := sys.OpenTree(unix.AT_FDCWD, root, unix.OPEN_TREE_CLONE)
-	if err != nil {
-		return nil, err
+	if prepare != nil {
+		if err := prepare(); err != nil {
+			return nil, fmt.Errorf("prepare: %w", err)
+		}
+	}
+	for _, dir := range append([]string{root}, sources...) {
+		fd, err := sys.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.AT_RECURSIVE)
+		if err != nil {
+			return nil, err
+		}
+		mounts = append(mounts, fd)
 	}
 	if err := unix.Mount("tmpfs", "/mnt", "tmpfs", 0, "mode=755"); err != nil {
 		return nil, err
@@ -175,7 +215,7 @@ func tinyNamespace(root string) (*sys.FD, error) {
 	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
 		return nil, err
 	}
-	return fd, unix.Chdir("/")
+	return mounts, unix.Chdir("/")
 }
 
 func TestContainerPosture(t *testing.T) {
