@@ -40,6 +40,7 @@ type options struct {
 	idle    time.Duration
 	timeout time.Duration
 	run     string
+	skip    string
 	count   int
 	verbose bool
 	short   bool
@@ -93,6 +94,7 @@ func parse(args []string) (*options, []string, error) {
 	f.DurationVar(&o.idle, "idle", 10*time.Minute, "up: end the guest when nobody used it for so long")
 	f.DurationVar(&o.timeout, "timeout", 0, "end everything after so long; 0: the verbs' own deadlines only (test: 40m)")
 	f.StringVar(&o.run, "run", "", "test: only tests that match")
+	f.StringVar(&o.skip, "skip", "", "test: no tests that match")
 	f.IntVar(&o.count, "count", 1, "test: run each test so many times")
 	f.BoolVar(&o.verbose, "v", false, "test: show all output")
 	f.BoolVar(&o.short, "short", false, "test: pass -short to the tests")

@@ -36,14 +36,15 @@ func NewRecipe(debian string) (Recipe, error) {
 		Version: 1, Debian: debian, Suite: suite, DiskMiB: 8192,
 		// What a node has: an init, its bus, names of devices, a network and its filters. e2fsprogs and util-linux are for tests of mounts.
 		Packages: []string{"linux-image-cloud-amd64", "systemd-sysv", "dbus", "udev", "kmod", "procps", "iproute2", "iptables", "nftables",
-			"conntrack", "ethtool", "socat", "e2fsprogs", "xz-utils", "ca-certificates", "apparmor", "gdb-minimal", "strace"},
+			"conntrack", "ethtool", "socat", "e2fsprogs", "xz-utils", "ca-certificates", "apparmor", "busybox-static", "strace"},
 		Exclude: []string{"/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*", "/boot/initrd*"},
 		Files:   rootFiles(),
 	}, nil
 }
 
 // rootFiles are the few differences from a plain Debian. They save time at boot, which emulation makes dear: nothing that
-// first-boot services or timers would do is of use in a machine that lives for minutes.
+// first-boot services or timers would do is of use in a machine that lives for minutes. AppArmor itself is on; its service would
+// compile the distribution's profiles for six seconds, and a test that wants profiles loads its own.
 func rootFiles() []File {
 	files := []File{
 		{Path: "/etc/hostname", Content: "vitrine-vm\n"},
@@ -55,7 +56,7 @@ func rootFiles() []File {
 		{Path: "/etc/modprobe.d/vitrine-vm.conf", Content: "blacklist kvm_amd\nblacklist kvm_intel\nblacklist powernow_k8\nblacklist psmouse\nblacklist ata_piix\nblacklist aesni_intel\n"},
 	}
 	for _, unit := range []string{"getty@.service", "serial-getty@.service", "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer",
-		"e2scrub_all.timer", "e2scrub_reap.service", "fstrim.timer", "systemd-tmpfiles-clean.timer", "systemd-pstore.service", "logrotate.timer", "man-db.timer"} {
+		"apparmor.service", "e2scrub_all.timer", "e2scrub_reap.service", "fstrim.timer", "systemd-tmpfiles-clean.timer", "systemd-pstore.service", "logrotate.timer", "man-db.timer"} {
 		files = append(files, File{Path: "/etc/systemd/system/" + unit, Link: "/dev/null"})
 	}
 	return files
