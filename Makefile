@@ -4,6 +4,8 @@ BIN     := bin
 PREFIX  ?= /usr/local
 FUZZTIME ?= 20s
 CNI     := v1.9.1
+DEBIAN  ?= 13
+VM      := $(BIN)/dev/vm -debian $(DEBIAN)
 LINTER  := v2.15.0
 TAGS    := osusergo netgo containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_devicemapper
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
@@ -46,6 +48,19 @@ bench: deps build cni-plugins ## start of a container beside crun, interleaved (
 
 conformance: deps build cni-plugins ## the integration tests alone, against the real daemon (root)
 	CGO_ENABLED=0 $(GO) test -tags "$(TAGS)" -count=1 -v ./conformance/integration/
+
+vm: vm-tools ## the root of a virtual machine with Debian $(DEBIAN), from its packages, cached (root)
+	@$(VM) build
+
+vm-test: vm-tools ## tests as root in the virtual machine: RUN= and PKG= select; see `bin/dev/vm` for up, down, reboot, powercut
+	@$(VM) -run '$(RUN)' test $(PKG)
+
+vm-shell: vm-tools ## a shell in the virtual machine, which others may use meanwhile
+	@$(VM) shell
+
+.PHONY: vm vm-test vm-shell vm-tools
+vm-tools:
+	@$(STATIC) -ldflags "-s -w" -o $(BIN)/dev/ ./conformance/vm ./conformance/vm/agent ./conformance/tally
 
 install: build ## both binaries into $(DESTDIR)$(PREFIX)/bin
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin $(BIN)/vitrine $(BIN)/vitrine-oci

@@ -104,7 +104,7 @@ func (o *options) exec(ctx context.Context, args []string) error {
 	if err := send(ctx, g.client, guestTree, files); err != nil {
 		return err
 	}
-	cmd := link.Command{Args: append([]string{filepath.Join(dir, filepath.Base(args[0]))}, args[1:]...), Dir: dir, Env: []string{"VITRINE_VM=" + o.debian, "TMPDIR=/var/tmp"}} // /tmp is nodev in Debian 13, /var/tmp is as on the build machine
+	cmd := link.Command{Args: append([]string{filepath.Join(dir, filepath.Base(args[0]))}, args[1:]...), Dir: dir, Env: []string{"VITRINE_VM=" + o.debian}}
 	for _, e := range os.Environ() {
 		if strings.HasPrefix(e, "VITRINE_") || strings.HasPrefix(e, "GODEBUG=") {
 			cmd.Env = append(cmd.Env, e)
