@@ -58,7 +58,7 @@ func Compile(in Input) (*step.Program, error) {
 			return nil, err
 		}
 	}
-	pr := process{c.builder, in.Spec.Process, in.Seccomp, in.SeccompFlags}
+	pr := process{builder: c.builder, spec: in.Spec.Process, seccomp: in.Seccomp, flags: in.SeccompFlags}
 	if err := pr.compile(true); err != nil {
 		return nil, err
 	}
@@ -122,7 +122,7 @@ func CompileExec(in ExecInput) (*step.Program, error) {
 	b.call("become leader of a session", unix.SYS_SETSID)
 	b.call("join the namespaces of the container", unix.SYS_SETNS, file(0), val(flags))
 	b.call("leave the old directory", unix.SYS_CHDIR, b.str("/"))
-	pr := process{b, in.Process, in.Seccomp, in.SeccompFlags}
+	pr := process{builder: b, spec: in.Process, seccomp: in.Seccomp, flags: in.SeccompFlags}
 	if err := pr.compile(false); err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ type process struct {
 	spec    *specs.Process
 	seccomp []byte
 	flags   uint64 // of the seccomp filter
+	cwd     string
 }
 
 // compile adds everything from the limits to the execve, with a start wait
@@ -37,8 +38,9 @@ func (b process) compile(wait bool) error {
 	if err := b.rlimits(); err != nil {
 		return err
 	}
+	b.cwd = path.Clean(b.spec.Cwd) // as the directory was made: a/../b does not need an a
 	b.call("join a session keyring of its own", unix.SYS_KEYCTL, val(unix.KEYCTL_JOIN_SESSION_KEYRING), val(0)).ok(unix.ENOSYS)
-	b.call("enter the working directory", unix.SYS_CHDIR, b.str(b.spec.Cwd)).to(rCwd).ok(unix.EACCES).ok(unix.EPERM)
+	b.call("enter the working directory", unix.SYS_CHDIR, b.str(b.cwd)).to(rCwd).ok(unix.EACCES).ok(unix.EPERM)
 	if err := b.credentials(); err != nil {
 		return err
 	}
@@ -164,7 +166,7 @@ func (b process) capset(c capabilities) {
 func (b process) directory() {
 	var in label
 	b.expect("see whether it was entered", reg(rCwd), 0, ^uint64(0), unix.EACCES).then(&in).ok(unix.EACCES)
-	b.call("enter the working directory as the user", unix.SYS_CHDIR, b.str(b.spec.Cwd))
+	b.call("enter the working directory as the user", unix.SYS_CHDIR, b.str(b.cwd))
 	b.here(&in)
 	buf := b.room(unix.PathMax)
 	b.call("ask where it is", unix.SYS_GETCWD, buf, val(unix.PathMax))
