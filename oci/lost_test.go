@@ -3,6 +3,7 @@ package oci
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -192,6 +193,48 @@ func TestProtocol(t *testing.T) {
 	if _, err := p.List(t.Context()); err != nil {
 		t.Errorf("and the others: %v", err)
 	}
+}
+
+// A daemon that is killed leaves requests behind. Its successor's first look
+// sees what has become of them, and nothing changes behind its back.
+func TestRequestsOfADeadDaemon(t *testing.T) {
+	n := newNode(t)
+	p := n.pod(nil)
+	dir := filepath.Join(n.dir, p.ID())
+	for i := range 40 {
+		id := fmt.Sprintf("c%d", i)
+		n.create(p, id, "sleep", "1000")
+		dying, _ := dialRaw(t, dir)
+		dying.Send(1, 1, &wire.Hello{Lowest: 1, Highest: 1}, nil)
+		expect[*wire.Welcome](t, dying, 1)
+		next, err := DialPod(t.Context(), dir) // is there before, so that its List comes at once
+		if err != nil {
+			t.Fatal(err)
+		}
+		dying.Send(1, 2, wire.NewStart(id), nil)
+		dying.Close()
+		first := phaseOf(t, next, id)
+		time.Sleep(5 * time.Millisecond)
+		if second := phaseOf(t, next, id); second != first || first != Running {
+			t.Errorf("%s was %v and then %v", id, first, second)
+		}
+		next.Close()
+	}
+}
+
+func phaseOf(t *testing.T, p *Pod, id string) Phase {
+	t.Helper()
+	l, err := p.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range l {
+		if s.ID == id {
+			return s.Phase
+		}
+	}
+	t.Fatalf("%s is not in the list", id)
+	return 0
 }
 
 // Who does not read is hung up on, and nobody else notices.

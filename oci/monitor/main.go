@@ -45,6 +45,7 @@ type monitor struct {
 	family  family
 	pod     pod
 	conns   sync.Map      // *conn -> nothing: who gets events
+	peers   sync.Map      // *conn -> nothing: who may have asked for something
 	ended   chan struct{} // closed by Stop
 	tidying atomic.Bool   // a tidyLater is under way
 }

@@ -1,9 +1,12 @@
 package monitor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -45,6 +48,8 @@ func (m *monitor) accept(l *os.File) {
 type conn struct {
 	*wire.Conn
 	version uint16
+	busy    sync.WaitGroup // requests that are carried out on their own
+	settled chan struct{}  // closed when everything that it had asked for is done
 }
 
 // send never waits. A daemon that does not read loses its connection and with
@@ -61,12 +66,19 @@ func (m *monitor) converse(fd *sys.FD) {
 	if err != nil {
 		return
 	}
-	c := &conn{Conn: w, version: wire.Lowest}
+	c := &conn{Conn: w, version: wire.Lowest, settled: make(chan struct{})}
 	defer c.Close()
 	cred, err := c.PeerCred()
 	if err != nil || cred.Uid != 0 {
 		return
 	}
+	// Before it is greeted: what it then asks for may be all that is left of it.
+	m.peers.Store(c, nil)
+	defer func() {
+		c.busy.Wait()
+		m.peers.Delete(c)
+		close(c.settled)
+	}()
 	if !m.greet(c) {
 		return
 	}
@@ -79,9 +91,13 @@ func (m *monitor) converse(fd *sys.FD) {
 		}
 		if quick(p.Body) {
 			m.handle(c, p)
-		} else {
-			go m.handle(c, p) // ends with the request
+			continue
 		}
+		c.busy.Add(1)
+		go func() { // ends with the request
+			defer c.busy.Done()
+			m.handle(c, p)
+		}()
 	}
 }
 
@@ -130,7 +146,7 @@ func (m *monitor) handle(c *conn, p *wire.Packet) {
 	case *wire.GetPod:
 		c.send(p.ID, &wire.PodInfo{Started: m.started, Note: m.note}, m.ns[0].Int(), m.ns[1].Int(), m.ns[2].Int())
 	case *wire.List:
-		answer(&wire.States{List: m.pod.list()})
+		m.list(c, answer)
 	case *wire.Create:
 		err = m.create(r, p, answer)
 	case *wire.Start:
@@ -151,6 +167,40 @@ func (m *monitor) handle(c *conn, p *wire.Packet) {
 	if err != nil {
 		answer(failure(err))
 	}
+}
+
+// settleTime bounds how long a List waits for what a dead daemon had asked for:
+// a step that hangs must not keep its successor from the other containers.
+const settleTime = 5 * time.Second
+
+// list answers List. A daemon that was killed may have left requests in its
+// socket, or half carried out; its successor, who asks in order to take over, must
+// not be told of a state that they are about to change. So they come first.
+func (m *monitor) list(c *conn, answer func(wire.Body)) {
+	var gone []*conn
+	m.peers.Range(func(k, _ any) bool {
+		if o := k.(*conn); o != c && o.Gone() {
+			gone = append(gone, o)
+		}
+		return true
+	})
+	if len(gone) == 0 {
+		answer(&wire.States{List: m.pod.list()})
+		return
+	}
+	c.busy.Add(1)
+	go func() { // ends after settleTime at the latest
+		defer c.busy.Done()
+		limit, cancel := context.WithTimeout(context.Background(), settleTime)
+		defer cancel()
+		for _, o := range gone {
+			select {
+			case <-o.settled:
+			case <-limit.Done():
+			}
+		}
+		answer(&wire.States{List: m.pod.list()})
+	}()
 }
 
 func done(answer func(wire.Body), err error) error {

@@ -83,6 +83,19 @@ func (c *Conn) closed(err error) error {
 	return err
 }
 
+// Gone reports whether the other side has closed the connection, or died.
+// Requests that it sent before may still be waiting to be received.
+func (c *Conn) Gone() bool {
+	gone := true
+	// An error means that our own side is closed.
+	_ = c.raw.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		n, err := unix.Poll(p, 0)
+		gone = err == nil && n > 0 && p[0].Revents&(unix.POLLRDHUP|unix.POLLHUP) != 0
+	})
+	return gone
+}
+
 // PeerCred returns who is at the other end: for the side that accepted, the
 // process that connected.
 func (c *Conn) PeerCred() (cred *unix.Ucred, err error) {
