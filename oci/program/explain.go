@@ -62,6 +62,7 @@ const (
 var signatures = map[uint32]struct{ name, args string }{
 	unix.SYS_SETSID: {"setsid", ""}, unix.SYS_UMASK: {"umask", "o"}, unix.SYS_UNSHARE: {"unshare", "C"}, unix.SYS_SETNS: {"setns", "dC"},
 	unix.SYS_SETHOSTNAME: {"sethostname", "sn"}, unix.SYS_SETDOMAINNAME: {"setdomainname", "sn"},
+	unix.SYS_STATX: {"statx", "dsxxb"}, unix.SYS_NEWFSTATAT: {"newfstatat", "dsbx"}, unix.SYS_FSTATFS: {"fstatfs", "db"},
 	unix.SYS_SOCKET: {"socket", "nxn"}, unix.SYS_IOCTL: {"ioctl", "dxb"}, unix.SYS_CLOSE: {"close", "d"},
 	unix.SYS_MOUNT_SETATTR: {"mount_setattr", "dsxan"}, unix.SYS_MOVE_MOUNT: {"move_mount", "dsdsx"}, unix.SYS_OPEN_TREE: {"open_tree", "dsx"},
 	unix.SYS_FSOPEN: {"fsopen", "sx"}, unix.SYS_FSCONFIG: {"fsconfig", "dfssn"}, unix.SYS_FSMOUNT: {"fsmount", "dxm"},

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/vitrine-runtime/vitrine/internal/step"
 	"github.com/vitrine-runtime/vitrine/oci/executor"
 	"github.com/vitrine-runtime/vitrine/oci/program"
 )
@@ -346,4 +348,67 @@ func execIn(t *testing.T, c *executor.Child, p *specs.Process) (string, error) {
 	}
 	b, err := io.ReadAll(r)
 	return string(b), err
+}
+
+// TestCheckByMutation takes each protection out of good programs, makes its
+// failure harmless, and jumps over it.
+func TestCheckByMutation(t *testing.T) {
+	spec := testSpec("true")
+	spec.Process.Cwd = "/work"
+	spec.Process.NoNewPrivileges = true
+	container, err := program.Compile(program.Input{Spec: spec, Seccomp: filterOf(1, 0)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	exec, err := program.CompileExec(program.ExecInput{Process: spec.Process, Seccomp: filterOf(1, 0)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	needed := []uint32{unix.SYS_PIVOT_ROOT, unix.SYS_UMOUNT2, unix.SYS_SETNS, unix.SYS_SETGROUPS, unix.SYS_SETRESGID, unix.SYS_SETRESUID, unix.SYS_CAPSET,
+		unix.SYS_GETCWD, unix.SYS_CLOSE_RANGE, unix.SYS_READ}
+	once := append(needed, unix.SYS_SECCOMP, unix.SYS_PRLIMIT64, unix.SYS_STATX, unix.SYS_UNSHARE, unix.SYS_FSMOUNT, unix.SYS_FSCONFIG, unix.SYS_UMASK, unix.SYS_RT_SIGPROCMASK)
+	for which, good := range map[string]*step.Program{"container": container, "exec": exec} {
+		mutant := func(what string, i int, change func(p *step.Program)) {
+			t.Helper()
+			b, err := good.Encode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, _ := step.Decode(b)
+			change(p)
+			if err := program.Check(p); !errors.Is(err, program.ErrRule) {
+				t.Errorf("%s: %s %d (%s): Check = %v", which, what, i, good.Steps[i].Name, err)
+			}
+		}
+		for i, s := range good.Steps {
+			expected := s.Nr == step.OpExpect && i > 0 && (good.Steps[i-1].Nr == unix.SYS_GETCWD || good.Steps[i-1].Nr == unix.SYS_READ)
+			private := s.Nr == unix.SYS_MOUNT_SETATTR && s.Args[0] == step.Arg{Val: step.FirstFD}
+			if slices.Contains(needed, s.Nr) || expected || private {
+				mutant("without", i, func(p *step.Program) { p.Steps[i] = step.Step{Nr: step.OpSet, Result: step.NoResult} })
+			}
+			if slices.Contains(once, s.Nr) || expected {
+				mutant("jump over", i, func(p *step.Program) { p.Steps[i-1].Then = 1 })
+			}
+			if s.Nr < step.OpExpect && s.Nr != unix.SYS_EXECVE {
+				mutant("forgiven", i, func(p *step.Program) { p.Steps[i].OnErr = []step.Branch{{Errno: uint16(unix.EIO)}} })
+			}
+			if s.Nr == unix.SYS_MOVE_MOUNT || s.Nr == unix.SYS_MOUNT_SETATTR {
+				mutant("unless attached", i, func(p *step.Program) { p.Steps[i].OnErr = []step.Branch{{Errno: uint16(unix.ENOENT)}} })
+			}
+		}
+		for name, s := range map[string]step.Step{
+			"chmod":        {Nr: unix.SYS_CHMOD},
+			"unknown":      {Nr: 999},
+			"write to 5":   {Nr: unix.SYS_WRITE, Args: [6]step.Arg{{Val: 5}}},
+			"close one":    {Nr: unix.SYS_CLOSE_RANGE, Args: [6]step.Arg{{Val: 5}, {Val: 5}}},
+			"go elsewhere": {Nr: unix.SYS_CHDIR, Args: good.Steps[0].Args},
+		} {
+			s.Result = step.NoResult
+			for i := range good.Steps {
+				if good.Steps[i].Nr == unix.SYS_CLOSE_RANGE { // late, when all is given up
+					mutant(name, i, func(p *step.Program) { p.Steps[i] = s })
+				}
+			}
+		}
+	}
 }

@@ -1,0 +1,168 @@
+package program
+
+import (
+	"fmt"
+	"math"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/step"
+)
+
+// known demands that the rules have an opinion on a call: those that Explain
+// has a name for. A write goes to the report pipe, and nowhere else: labels and
+// limits are not this process's to set.
+func (c checker) known(i int, s *step.Step) error {
+	if _, ok := signatures[s.Nr]; !ok {
+		return c.broken(i, "call that no rule knows")
+	}
+	if s.Nr == unix.SYS_WRITE && s.Args[0] != val(step.ReportFD) {
+		return c.broken(i, "write to something else than the report pipe")
+	}
+	return nil
+}
+
+// lenient are the calls that may fail and be passed over, and with what. What
+// is missing here is a protection, or has no failure that could be meant.
+var lenient = map[uint32][]unix.Errno{
+	unix.SYS_OPENAT2: {unix.ENOENT, unix.ENOTDIR}, // looked for; what is to be there is opened again
+	unix.SYS_MKDIRAT: {unix.EEXIST}, unix.SYS_MKNODAT: {unix.EEXIST}, unix.SYS_SYMLINKAT: {unix.EEXIST},
+	unix.SYS_KEYCTL: {unix.ENOSYS},             // a kernel without keyrings
+	unix.SYS_CHDIR:  {unix.EACCES, unix.EPERM}, // tried again as the user
+	unix.SYS_PRCTL:  {unix.EINVAL},             // a capability that this kernel does not have: see strict
+	unix.SYS_EXECVE: {unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EACCES},
+}
+
+// strict demands that a call that fails ends the child (rule R16), but for the
+// failures that are told apart.
+func (c checker) strict(i int, s *step.Step) error {
+	if s.Nr >= step.OpExpect {
+		return nil // a question, which jumps looks after
+	}
+	for _, b := range s.OnErr {
+		if !slices.Contains(lenient[s.Nr], unix.Errno(b.Errno)) || s.Nr == unix.SYS_PRCTL && !dropsBounding(s) {
+			return c.broken(i, "failure passed over")
+		}
+	}
+	return nil
+}
+
+func dropsBounding(s *step.Step) bool {
+	return s.Nr == unix.SYS_PRCTL && s.Args[0] == val(unix.PR_CAPBSET_DROP)
+}
+
+// jumps looks at what the branches of a step leave out.
+func (c checker) jumps(i int, s *step.Step) error {
+	over := func(n int, errno unix.Errno) error {
+		for j := i + 1; j <= i+n && j < len(c.p.Steps); j++ {
+			if !mayLeaveOut(s, errno, &c.p.Steps[j]) {
+				return c.broken(j, fmt.Sprintf("protection that step %d jumps over", i))
+			}
+		}
+		return nil
+	}
+	if err := over(int(s.Then), 0); err != nil {
+		return err
+	}
+	for _, b := range s.OnErr {
+		if err := over(int(b.Skip), unix.Errno(b.Errno)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mayLeaveOut says whether step s may jump over step to.
+func mayLeaveOut(s *step.Step, errno unix.Errno, to *step.Step) bool {
+	switch to.Nr {
+	case unix.SYS_MOVE_MOUNT, unix.SYS_MOUNT_SETATTR, unix.SYS_OPEN_TREE:
+		// The path was not found, or is no directory; or, from the end of one way of
+		// masking, over the other.
+		return s.Nr == unix.SYS_OPENAT2 && errno != 0 || s.Nr == unix.SYS_CLOSE && errno == 0
+	case unix.SYS_PRCTL:
+		return dropsBounding(s) && dropsBounding(to) && errno == unix.EINVAL // all higher ones are missing too
+	case unix.SYS_CHDIR:
+		return s.Nr == step.OpExpect
+	case step.OpExpect:
+		return s.Nr == unix.SYS_MKNODAT && errno == 0 // a device that was made is not looked at
+	case step.OpSet, unix.SYS_OPENAT2, unix.SYS_CLOSE, unix.SYS_MKDIRAT, unix.SYS_MKNODAT, unix.SYS_FCHOWNAT, unix.SYS_NEWFSTATAT:
+		return true // what makes things, and looks for them
+	}
+	return false
+}
+
+// spine demands the calls that every way to an execve goes through, in their
+// order.
+func (c checker) spine() error {
+	calls := []uint32{unix.SYS_SETNS}
+	if c.p.Clone&unix.CLONE_NEWNS != 0 {
+		calls = []uint32{unix.SYS_PIVOT_ROOT, unix.SYS_UMOUNT2}
+	}
+	calls = append(calls, unix.SYS_SETGROUPS, unix.SYS_SETRESGID, unix.SYS_SETRESUID, unix.SYS_CAPSET, unix.SYS_GETCWD, unix.SYS_CLOSE_RANGE)
+	if c.p.Wait != step.NoWait {
+		calls = append(calls, unix.SYS_READ)
+	}
+	for i := range c.p.Steps {
+		s := &c.p.Steps[i]
+		switch {
+		case len(calls) > 0 && s.Nr == calls[0]:
+			if !c.holds(i, s) {
+				return c.broken(i, "without effect")
+			}
+			calls = calls[1:]
+		case len(calls) > 0 && (s.Nr == unix.SYS_EXECVE || s.Nr == unix.SYS_EXECVEAT):
+			return c.broken(i, "execution without "+signatures[calls[0]].name)
+		case (s.Nr == unix.SYS_CHDIR || s.Nr == unix.SYS_FCHDIR) && !slices.Contains(calls, unix.SYS_GETCWD):
+			return c.broken(i, "directory that nobody looks at")
+		}
+	}
+	return nil
+}
+
+// holds says whether a call of the spine does what it is there for.
+func (c checker) holds(i int, s *step.Step) bool {
+	switch s.Nr {
+	case unix.SYS_UMOUNT2:
+		return s.Args[1] == val(unix.MNT_DETACH)
+	case unix.SYS_SETNS:
+		return s.Args[1].Kind == step.Const && s.Args[1].Val&unix.CLONE_NEWNS != 0
+	case unix.SYS_CLOSE_RANGE:
+		return closesAll(s)
+	case unix.SYS_GETCWD:
+		return c.expects(i, step.Arg{Kind: step.Mem8, Val: s.Args[0].Val}, '/')
+	case unix.SYS_READ:
+		return i == c.p.Wait && s.Args[0] == val(step.StartFD) && c.expects(i, reg(s.Result), 1)
+	}
+	return true
+}
+
+// expects says whether the step behind i ends the child unless got is want.
+func (c checker) expects(i int, got step.Arg, want uint64) bool {
+	if i+1 >= len(c.p.Steps) || c.p.Steps[i].Then != 0 {
+		return false
+	}
+	s := &c.p.Steps[i+1]
+	return s.Nr == step.OpExpect && s.Args[0] == got && s.Args[1] == val(want) && len(s.OnErr) == 0
+}
+
+func closesAll(s *step.Step) bool {
+	return s.Args[0].Kind == step.Const && s.Args[0].Val <= step.FirstFD && s.Args[1] == val(uint64(math.MaxUint32)) && s.Args[2] == val(0)
+}
+
+// private demands that the new root is made private before something is
+// mounted, and that it is the program's own namespace where that happens.
+func (c checker) private() error {
+	ours := false
+	for i := range c.p.Steps {
+		switch s := &c.p.Steps[i]; s.Nr {
+		case unix.SYS_MOUNT_SETATTR:
+			ours = ours || s.Args[0] == rootFD && s.Args[2] == val(unix.AT_EMPTY_PATH|unix.AT_RECURSIVE) && c.word(s.Args[3], 16) == unix.MS_PRIVATE
+		case unix.SYS_MOVE_MOUNT:
+			if !ours || c.p.Clone&unix.CLONE_NEWNS == 0 {
+				return c.broken(i, "mount that may be seen outside")
+			}
+		}
+	}
+	return nil
+}
