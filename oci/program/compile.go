@@ -48,6 +48,9 @@ func Compile(in Input) (*step.Program, error) {
 	if err := refuse(in.Spec); err != nil {
 		return nil, err
 	}
+	if in.Spec.Linux.Seccomp != nil && len(in.Seccomp) == 0 {
+		return nil, fmt.Errorf("linux.seccomp: profile without its compiled filter: %w", ErrInvalid)
+	}
 	if err := c.files(); err != nil {
 		return nil, err
 	}

@@ -25,6 +25,13 @@
 // mount namespace: ScratchRoot, where the new root is attached before the
 // pivot, and EmptyDir and NullFile, which masked paths are covered with.
 //
+// A destination whose last link dangles is covered itself if a file goes there.
+// A directory cannot be attached to a link, and steps cannot follow what they
+// read: behind a directory's dangling link nothing is made, and the program ends.
+// Whoever compiles may resolve destinations before; they stay confined.
+//
+// Where /dev is a bind mount, no devices and links are made: it has its own.
+//
 // What is not expressed here: linux.resources (package cgroup writes them
 // before the process exists), process.oomScoreAdj (written by the monitor: a
 // child that writes its own could lower it again), and hooks, which would fork

@@ -108,6 +108,14 @@ func TestCapabilitiesThatTheKernelWouldRefuse(t *testing.T) {
 	}
 }
 
+func TestProfileWithoutFilter(t *testing.T) {
+	s := newStage("", "true")
+	s.in.Spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActErrno}
+	if _, err := program.Compile(s.in); !errors.Is(err, program.ErrInvalid) {
+		t.Errorf("unconfined in spite of a profile: %v", err)
+	}
+}
+
 func TestManyGroups(t *testing.T) {
 	root := rootTree(t)
 	s := newStage(root, "grep", "-c", "66535 66536", "/proc/self/status")
