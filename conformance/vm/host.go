@@ -183,7 +183,7 @@ func (h *host) order(o link.Order) link.Order {
 }
 
 func (h *host) close() {
-	h.listener.Close()
+	_ = h.listener.Close() // nobody is to come any more
 	if err := h.m.Close(); err != nil {
 		fmt.Fprintln(os.Stderr, "vm:", err)
 	}

@@ -175,7 +175,7 @@ func send(ctx context.Context, r machine.Runner, dir string, files map[string]st
 	}
 	pr, pw := io.Pipe()
 	go func() { pw.CloseWithError(pack(pw, files, sums)) }() // ends with its reader
-	defer pr.Close()
+	defer func() { _ = pr.Close() }()                        // lets the packer end
 	return machine.Put(ctx, r, dir, pr)
 }
 

@@ -23,7 +23,8 @@ import (
 // up starts a holder in a session of its own and returns when the guest can be used.
 func (o *options) up(ctx context.Context) error {
 	if g, err := o.dial(); err == nil {
-		return g.client.Close()
+		g.client.Close()
+		return nil
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -55,8 +56,9 @@ func (o *options) up(ctx context.Context) error {
 		}
 		if g, err := o.dial(); err == nil {
 			b, _ := os.ReadFile(logPath) // what cannot be read cannot be shown
-			os.Stdout.Write(b)
-			return g.client.Close()
+			fmt.Printf("%s", b)
+			g.client.Close()
+			return nil
 		}
 	}
 }
@@ -110,7 +112,7 @@ func putFiles(ctx context.Context, g *guest, args []string) error {
 		}
 		w.CloseWithError(errors.Join(err, t.Close()))
 	}()
-	defer r.Close()
+	defer func() { _ = r.Close() }() // lets the packer end
 	return machine.Put(ctx, g.client, args[0], r)
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -14,7 +15,7 @@ import (
 	"github.com/vitrine-runtime/vitrine/conformance/vm/link"
 )
 
-// PortName is the name that the harness gives to the virtio-serial port.
+// portName is the name that the harness gives to the virtio-serial port.
 const portName = "vitrine.agent"
 
 // serve runs as a service; systemd starts it again when it ends.
@@ -34,7 +35,7 @@ func serve() error {
 	}
 	a := &agent{cgroup: cgroup}
 	err = link.Serve(port, g, a.start)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return fmt.Errorf("the host closed the port")
 	}
 	return err

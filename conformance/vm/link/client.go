@@ -32,7 +32,7 @@ func NewClient(rw io.ReadWriteCloser) *Client {
 }
 
 // Close closes the stream. Commands in the guest are killed by the agent or the holder when they notice.
-func (c *Client) Close() error { return c.conn.Close() }
+func (c *Client) Close() { c.conn.Close() }
 
 // Greeting waits for the agent's hello.
 func (c *Client) Greeting(ctx context.Context) (Greeting, error) {

@@ -86,7 +86,7 @@ func NewConn(rw io.ReadWriteCloser) *Conn {
 }
 
 // Close closes the stream; a blocked Read returns.
-func (c *Conn) Close() error { return c.rw.Close() }
+func (c *Conn) Close() { _ = c.rw.Close() } // what is lost with it shows at the reader
 
 // Read returns the next frame; the body is the caller's.
 func (c *Conn) Read() (Frame, error) {

@@ -48,7 +48,8 @@ type relay struct {
 // open starts a session upstream and a goroutine that brings its frames back until its exit.
 func (r *relay) open(f Frame, up *Client) {
 	q := newQueue()
-	id, err := uint32(0), error(ErrGone)
+	var id uint32
+	err := ErrGone
 	if up != nil {
 		id, err = up.attach(q)
 	}

@@ -36,11 +36,9 @@ func chooseAccel(want, cache, kernel string) (accel, why string) {
 		accel, why, _ = strings.Cut(string(b), " ")
 		return accel, why
 	}
-	accel, why = "tcg", ""
+	accel, why = "kvm", "a kernel booted under KVM"
 	if err := probeKVM(cache, kernel); err != nil {
-		why = "KVM is there and does not work: " + err.Error()
-	} else {
-		accel, why = "kvm", "a kernel booted under KVM"
+		accel, why = "tcg", "KVM is there and does not work: "+err.Error()
 	}
 	_ = os.WriteFile(memo, []byte(accel+" "+why), 0o644) // without the memo the next boot asks again
 	return accel, why

@@ -39,6 +39,7 @@ type launch struct {
 // ends QEMU instead of waiting for a key, complaints on the serial console. /tmp stays on the disk, as on Debian 12 and where the tests are
 // otherwise run: as Debian 13's tmpfs it is nodev, and a root filesystem made there has no devices.
 const baseArguments = "console=ttyS0 root=/dev/vda rw mitigations=off panic=-1 oops=panic net.ifnames=0 audit=0 loglevel=4 systemd.mask=tmp.mount " +
+	"nowatchdog rcupdate.rcu_cpu_stall_suppress=1 " + // on a busy host a stall says nothing about the guest
 	"systemd.show_status=auto systemd.journald.forward_to_console=1 systemd.journald.max_level_console=err"
 
 func (l launch) args() []string {
