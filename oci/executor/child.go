@@ -7,12 +7,17 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vitrine-runtime/vitrine/internal/step"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 )
+
+// cldExited is CLD_EXITED of siginfo.h: the process ended by itself.
+const cldExited = 1
 
 // Child is a process that runs, or ran, a program. Its methods are called by
 // one goroutine at a time, in the order Ready, Release, Close; Pid and PidFD at
@@ -55,7 +60,7 @@ func (e *StepError) Unwrap() error { return e.Errno }
 
 // ErrDied is returned when the child ended before its execve without saying
 // why: killed from outside, by its own seccomp filter, or for want of memory.
-// The exit status is the reaper's to read.
+// The error says which; the status itself is the reaper's to read.
 var ErrDied = errors.New("child died before execve")
 
 // Pid returns the child's process id as the parent sees it. After the child
@@ -132,21 +137,65 @@ func readFull(fd int, b []byte) (int, error) {
 	return n, nil
 }
 
-// executed tells an execve from a death after the pipe was closed. The kernel
-// clears PF_FORKNOEXEC in execve before it closes descriptors, so if the flag
-// still stands the process is dead or dying; whether it is already a zombie
-// says nothing, because descriptors are closed before the parent is told. The
-// caller must not have reaped the child yet.
+// executed tells an execve from a death after the pipe was closed, by the flag
+// PF_FORKNOEXEC, which execve clears and a zombie keeps. The pipe's end alone
+// does not tell: a process that dies closes its descriptors before its parent is
+// told, and some kernels (Debian's 6.12.117, seen) close them in execve before
+// they clear the flag. So a standing flag is believed only of a zombie; either
+// comes at once. The caller must not have reaped the child yet.
 func (c *Child) executed() error {
-	flags, err := c.processFlags()
-	if err != nil {
-		return fmt.Errorf("read flags of child: %w", err)
-	}
 	const forkNoExec = 0x40 // PF_FORKNOEXEC of linux/sched.h
-	if flags&forkNoExec != 0 {
-		return ErrDied
+	for pause := time.Duration(0); ; pause = min(2*pause+20*time.Microsecond, 10*time.Millisecond) {
+		dead, err := c.dead(pause)
+		if err != nil {
+			return err
+		}
+		flags, err := c.processFlags()
+		switch {
+		case err != nil:
+			return fmt.Errorf("read flags of child: %w", err)
+		case flags&forkNoExec == 0:
+			return nil
+		case dead:
+			return c.died()
+		}
 	}
-	return nil
+}
+
+// dead says whether the child ended, at the latest after wait.
+func (c *Child) dead(wait time.Duration) (bool, error) {
+	p := []unix.PollFd{{Fd: int32(c.pidfd.Int()), Events: unix.POLLIN}}
+	timeout := unix.NsecToTimespec(int64(wait))
+	n, err := unix.Ppoll(p, &timeout, nil)
+	if err != nil && err != unix.EINTR {
+		return false, os.NewSyscallError("ppoll pidfd", err)
+	}
+	return n > 0, nil
+}
+
+// died says how the child ended, and leaves it to the reaper. It has closed its
+// descriptors already, so the wait is short.
+func (c *Child) died() error {
+	var si struct {
+		signo, errno, code, _ int32
+		pid                   int32
+		uid                   uint32
+		status                int32
+		_                     [100]byte // to the size of siginfo_t
+	}
+	for {
+		_, _, errno := unix.Syscall6(unix.SYS_WAITID, unix.P_PIDFD, uintptr(c.pidfd.Int()), uintptr(unsafe.Pointer(&si)),
+			unix.WEXITED|unix.WNOWAIT, 0, 0)
+		switch {
+		case errno == unix.EINTR:
+			continue
+		case errno != 0: // not ours to wait for: it still is dead
+			return ErrDied
+		case si.code == cldExited:
+			return fmt.Errorf("%w: exit status %d", ErrDied, si.status)
+		}
+		return fmt.Errorf("%w: %s", ErrDied, unix.SignalName(unix.Signal(si.status)))
+	}
 }
 
 // processFlags reads field 9 of /proc/<pid>/stat. The zombie still has it.
