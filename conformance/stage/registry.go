@@ -26,8 +26,8 @@ type Registry struct {
 	done   chan struct{}
 }
 
-// startRegistry serves until Close.
-func startRegistry() (*Registry, error) {
+// StartRegistry serves an empty registry until Close.
+func StartRegistry() (*Registry, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -88,8 +88,8 @@ func send(ctx context.Context, method, url, contentType string, body []byte) err
 	return nil
 }
 
-// writeImageConfig writes the registries.conf that leads Host to addr, and a policy.json that wants no signatures.
-func writeImageConfig(dir, addr string) (registries, policy string, err error) {
+// WriteImageConfig writes into dir the registries.conf that leads Host to addr, and a policy.json that wants no signatures.
+func WriteImageConfig(dir, addr string) (registries, policy string, err error) {
 	registries, policy = filepath.Join(dir, "registries.conf"), filepath.Join(dir, "policy.json")
 	text := fmt.Sprintf("[[registry]]\nprefix = %q\nlocation = %q\ninsecure = true\n", Host, addr)
 	if err := os.WriteFile(registries, []byte(text), 0o644); err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"k8s.io/klog/v2"
 )
@@ -27,6 +28,7 @@ const (
 type Stage struct {
 	Registry *Registry
 	Bin      string // directory of vitrine, vitrine-oci and cni/
+	Driver   string // cgroup driver of the daemon: cgroupfs or systemd
 
 	Root     string // the daemon's --root
 	RunDir   string // the daemon's --run-dir
@@ -36,12 +38,14 @@ type Stage struct {
 	ipamDir  string
 	cniCache string
 	tmpDir   string
+	pods     string // cgroup that the pods' are in
+	machine  bool   // the stage is the whole machine
 	flags    []string
 	daemon   *Daemon
 }
 
 // newStage furnishes the rest of the surroundings: directories, registry, network configuration.
-func newStage() (*Stage, error) {
+func newStage(driver string, machine bool) (*Stage, error) {
 	// The client library logs each error that it also returns.
 	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
 	bin, err := findBin()
@@ -51,16 +55,23 @@ func newStage() (*Stage, error) {
 	s := &Stage{
 		Bin: bin, Root: base + "/lib", RunDir: "/run/vitrine", Socket: "/run/vitrine/vitrine.sock",
 		LogDir: base + "/logs", Scratch: base + "/scratch", ipamDir: base + "/ipam", cniCache: base + "/cni-cache", tmpDir: base + "/tmp",
+		Driver: driver, pods: "/kubepods", machine: machine,
 	}
-	for _, d := range []string{s.Root, s.LogDir, s.Scratch, s.ipamDir, s.cniCache, s.tmpDir, base + "/net.d", "/run/netns", "/sys/fs/cgroup/kubepods"} {
+	if machine {
+		s.Root, s.RunDir, s.Socket, s.pods = machineRoot, base+"/run", base+"/run/vitrine.sock", machinePods[driver]
+	}
+	for _, d := range []string{s.Root, s.LogDir, s.Scratch, s.ipamDir, s.cniCache, s.tmpDir, base + "/net.d", "/run/netns"} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, err
 		}
 	}
-	if s.Registry, err = startRegistry(); err != nil {
+	if err := s.makePodCgroup(s.pods); err != nil {
+		return nil, err
+	}
+	if s.Registry, err = StartRegistry(); err != nil {
 		return nil, fmt.Errorf("start registry: %w", err)
 	}
-	registries, policy, err := writeImageConfig(base, s.Registry.Addr())
+	registries, policy, err := WriteImageConfig(base, s.Registry.Addr())
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +81,8 @@ func newStage() (*Stage, error) {
 	s.flags = []string{
 		"--config", base + "/vitrine.toml", "--root", s.Root, "--run-dir", s.RunDir, "--listen", s.Socket,
 		"--cni-conf-dir", base + "/net.d", "--cni-bin-dir", filepath.Join(bin, "cni"), "--cni-cache-dir", s.cniCache,
-		"--cgroup-driver", "cgroupfs", "--registries-conf", registries, "--policy", policy,
+		"--cgroup-driver", driver, "--registries-conf", registries, "--policy", policy,
+		"--allow-writable-cgroups",
 	}
 	if missing := MissingControllers(); len(missing) > 0 {
 		s.flags = append(s.flags, "--allow-unenforced-limits")
@@ -155,8 +167,24 @@ func (s *Stage) Close() error {
 	if s.daemon != nil {
 		err = s.daemon.Stop()
 	}
-	return errors.Join(err, s.Registry.Close())
+	err = errors.Join(err, s.Registry.Close())
+	if s.machine {
+		err = errors.Join(err, s.closeMachine())
+	}
+	return err
 }
+
+// Scale returns a time that is right for a machine of the build's kind, made longer where the machine is a guest: emulation is five to
+// fifteen times slower.
+func (s *Stage) Scale(d time.Duration) time.Duration {
+	if s.machine {
+		return 6 * d
+	}
+	return d
+}
+
+// IsMachine reports whether the stage is a whole machine with systemd, and not private namespaces.
+func (s *Stage) IsMachine() bool { return s.machine }
 
 // SeedBusybox makes the busybox image and pushes it to the loopback registry; see BusyboxImage.
 func (s *Stage) SeedBusybox(ctx context.Context, repository, tag string) (string, *Image, error) {
