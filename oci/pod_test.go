@@ -95,6 +95,9 @@ func testCgroup(t testing.TB) *sys.FD {
 		t.Fatal(err)
 	}
 	defer fs.Close()
+	if err := sys.FSConfigFlag(fs, "nsdelegate"); err != nil { // it is the hierarchy's, and others need it
+		t.Fatal(err)
+	}
 	if err := sys.FSConfigCreate(fs); err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ func cgroupError(err error) error {
 	switch {
 	case errors.Is(err, cgroup.ErrInvalid):
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
-	case errors.Is(err, cgroup.ErrUnenforced):
+	case errors.Is(err, cgroup.ErrUnenforced), errors.Is(err, cgroup.ErrDelegation):
 		return fmt.Errorf("%w: %w", ErrState, err)
 	}
 	return err
@@ -33,4 +33,14 @@ func removeCgroup(ctx context.Context, t CgroupTree, path string) error {
 		return fmt.Errorf("remove cgroup %s: %w", path, err)
 	}
 	return nil
+}
+
+// delegateCgroup hands the container its cgroup, if the pod asks for that. The process is blocked before its
+// execve.
+func (c *Container) delegateCgroup(pid int) error {
+	if !c.pod.plan.DelegatesCgroup(c.config.GetMetadata().GetName()) {
+		return nil
+	}
+	u := c.record.User
+	return cgroupError(c.pod.m.cfg.Cgroups.Load(c.record.Cgroup).Delegate(pid, uint32(u.UID), uint32(u.GID)))
 }

@@ -25,6 +25,8 @@ type Config struct {
 	// CgroupParent is the cgroup, relative to the root of the hierarchy, for pods whose request names none;
 	// "" means vitrine.
 	CgroupParent string
+	// AllowWritableCgroup lets pods ask for cgroups of their own by the annotation spec.WritableCgroup.
+	AllowWritableCgroup bool
 
 	Images  ImageStore
 	Network Network

@@ -280,6 +280,9 @@ func (c *Container) fork(ctx context.Context, s *specs.Spec, p *parts) error {
 	if err != nil {
 		return fmt.Errorf("create process: %w", err)
 	}
+	if err := c.delegateCgroup(pr.pid()); err != nil {
+		return err
+	}
 	c.mu.Lock()
 	c.spec = s
 	c.mu.Unlock()

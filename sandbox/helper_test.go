@@ -49,7 +49,7 @@ var cgroupOnce = sync.OnceValues(func() (string, error) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return "", err
 	}
-	if err := unix.Mount("none", dir, "cgroup2", 0, ""); err != nil {
+	if err := unix.Mount("none", dir, "cgroup2", 0, "nsdelegate"); err != nil {
 		return "", err
 	}
 	return dir, sweepCgroups(dir)

@@ -54,6 +54,7 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
+	host.AllowWritableCgroup = cfg.AllowWritableCgroup
 	if cfg.bootID == "" {
 		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 		if err != nil {

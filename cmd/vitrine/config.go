@@ -37,6 +37,7 @@ type CgroupConfig struct {
 	Root            string `toml:"root" flag:"cgroup-root" default:"/sys/fs/cgroup" help:"mount point of the cgroup2 hierarchy"`
 	Driver          string `toml:"driver" flag:"cgroup-driver" default:"auto" help:"who makes cgroups: auto, systemd or cgroupfs"`
 	AllowUnenforced bool   `toml:"allow_unenforced_limits" flag:"allow-unenforced-limits" default:"false" help:"run where cgroup controllers are missing; Status says what is not enforced"`
+	AllowWritable   bool   `toml:"allow_writable" flag:"allow-writable-cgroups" default:"false" help:"let pods have their containers' cgroups writable, by the annotation vitrine.dev/writable-cgroup"`
 }
 
 // ImageConfig is about registries.

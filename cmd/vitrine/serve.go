@@ -166,6 +166,8 @@ func openDaemon(ctx context.Context, cfg *Config, open *closers) (*daemon, error
 		Network: d.network,
 		Cgroups: d.tree,
 		Runtime: runtime,
+
+		AllowWritableCgroup: cfg.Cgroup.AllowWritable,
 	}); err != nil {
 		return nil, err
 	}

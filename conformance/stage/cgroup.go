@@ -179,7 +179,8 @@ func openHierarchy() (*os.File, error) {
 	}
 	for _, line := range strings.Split(string(info), "\n") {
 		f := strings.Fields(line)
-		if len(f) < 7 || f[3] != "/" || !strings.Contains(line, " - cgroup2 ") {
+		// Without nsdelegate the mount is no node's; the detached one sets it for all.
+		if len(f) < 7 || f[3] != "/" || !strings.Contains(line, " - cgroup2 ") || !strings.Contains(f[len(f)-1], "nsdelegate") {
 			continue
 		}
 		if d, err := os.Open(filepath.Clean(f[4])); err == nil {
@@ -196,6 +197,9 @@ func detachedCgroup2() (*os.File, error) {
 		return nil, fmt.Errorf("fsopen cgroup2: %w", err)
 	}
 	defer unix.Close(fs)
+	if err := unix.FsconfigSetFlag(fs, "nsdelegate"); err != nil { // as systemd has it
+		return nil, fmt.Errorf("set nsdelegate of cgroup2: %w", err)
+	}
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return nil, fmt.Errorf("create cgroup2: %w", err)
 	}

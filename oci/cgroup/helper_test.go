@@ -26,6 +26,10 @@ func hierarchy(t testing.TB) string {
 		t.Fatal(err)
 	}
 	defer ctx.Close()
+	// A mount from the initial cgroup namespace sets the options of the whole hierarchy; others need this one.
+	if err := sys.FSConfigFlag(ctx, "nsdelegate"); err != nil {
+		t.Fatal(err)
+	}
 	if err := sys.FSConfigCreate(ctx); err != nil {
 		t.Fatal(err)
 	}

@@ -52,6 +52,9 @@ type Host struct {
 	// Devices are the host's device nodes: what a privileged container gets.
 	Devices []HostDevice
 
+	// AllowWritableCgroup: pods may ask for WritableCgroup.
+	AllowWritableCgroup bool
+
 	// HugePageSizes are the sizes that the kernel has, such as 2MB.
 	HugePageSizes []string
 }

@@ -11,7 +11,9 @@ func applyDefaultMounts(in *Input, s *specs.Spec) error {
 	cgroup := []string{"nosuid", "noexec", "nodev", "relatime"}
 	if !security(in.Container).GetPrivileged() {
 		sysfs = append(sysfs, "ro")
-		cgroup = append(cgroup, "ro")
+		if !in.Pod.DelegatesCgroup(in.Container.GetMetadata().GetName()) {
+			cgroup = append(cgroup, "ro")
+		}
 	}
 	s.Mounts = []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},

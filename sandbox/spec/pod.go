@@ -13,8 +13,9 @@ type Pod struct {
 	Sysctls                       map[string]string
 	ResolvConf                    []byte // nil: the host's
 	Ports                         []Port
-	CgroupParent                  string // relative to the root of the hierarchy, cleaned; "" for ours
-	LogDirectory                  string // absolute and clean; "" for no logs
+	CgroupParent                  string   // relative to the root of the hierarchy, cleaned; "" for ours
+	LogDirectory                  string   // absolute and clean; "" for no logs
+	WritableCgroups               []string // names of containers, or *, see WritableCgroup
 }
 
 // Port is a port of the host that leads to a port of the pod. Mappings without a host port are not listed:
@@ -35,7 +36,7 @@ func PodOf(cfg *runtimeapi.PodSandboxConfig, h Host) (*Pod, error) {
 	}
 	p := &Pod{Privileged: cfg.GetLinux().GetSecurityContext().GetPrivileged()}
 	for _, f := range []func(*Pod, *runtimeapi.PodSandboxConfig, Host) error{
-		podNamespaces, podHostname, podSysctls, podDNS, podPorts, podCgroup, podLogs, podSecurity,
+		podNamespaces, podHostname, podSysctls, podDNS, podPorts, podCgroup, podDelegation, podLogs, podSecurity,
 	} {
 		if err := f(p, cfg, h); err != nil {
 			return nil, err
