@@ -11,10 +11,15 @@ import (
 
 // ExitStatus is how a process ended.
 type ExitStatus struct {
-	Code      int         // of exit(2); 0 if it was killed
-	Signal    unix.Signal // that killed it; 0 if it exited
-	At        time.Time
-	OOMKilled bool // the kernel's OOM killer was in its cgroup, and it did not end well
+	Code   int         // of exit(2); 0 if it was killed
+	Signal unix.Signal // that killed it; 0 if it exited
+	At     time.Time
+	// OOMKilled: it ended because the kernel's OOM killer took it, or one whose fate a
+	// shell has passed on. Not for processes of Exec.
+	OOMKilled bool
+	// OOMKills is how many processes of the container the OOM killer took in all,
+	// which it may have survived.
+	OOMKills int
 }
 
 // ExitCode returns the code as shells and the CRI count: 128 plus the signal
@@ -27,7 +32,7 @@ func (s ExitStatus) ExitCode() int {
 }
 
 func statusOf(s wire.Status) ExitStatus {
-	return ExitStatus{Code: int(s.Code), Signal: unix.Signal(s.Signal), At: timeOf(s.At), OOMKilled: s.OOMKilled}
+	return ExitStatus{Code: int(s.Code), Signal: unix.Signal(s.Signal), At: timeOf(s.At), OOMKilled: s.OOMKilled, OOMKills: int(s.OOMKills)}
 }
 
 // timeOf keeps "never" what it is: the zero time, and not 1970.

@@ -1,10 +1,13 @@
 package oci
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"syscall"
 
 	"github.com/vitrine-runtime/vitrine/oci/wire"
 )
@@ -26,11 +29,29 @@ type ExitRecord struct {
 	StartedAt  int64  `json:"started_at"` // 0: its execve never succeeded
 	FinishedAt int64  `json:"finished_at"`
 	OOMKilled  bool   `json:"oom_killed"`
+	OOMKills   uint32 `json:"oom_kills"` // not written by monitors before wire version 2
 }
 
 // Status returns how the process ended, as an event would have said it.
 func (r *ExitRecord) Status() ExitStatus {
-	return statusOf(wire.Status{Code: int32(r.Code), Signal: int32(r.Signal), OOMKilled: r.OOMKilled, At: r.FinishedAt})
+	return statusOf(wire.Status{Code: int32(r.Code), Signal: int32(r.Signal), OOMKilled: r.OOMKilled, OOMKills: r.OOMKills, At: r.FinishedAt})
+}
+
+// NoteKill leaves word in a container's directory that the caller is about
+// to kill the container, so that its end is not taken for the OOM killer's. It
+// does nothing if the main process is dead already: then it was not us. The
+// note survives daemon and monitor, and a monitor that is slow finds it as well.
+func NoteKill(dir string, pid int) error {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	// The state stands behind the name, which may hold anything.
+	if i := bytes.LastIndexByte(b, ')'); err != nil || i+2 >= len(b) || b[i+2] == 'Z' || b[i+2] == 'X' {
+		return nil
+	}
+	f, err := os.OpenFile(filepath.Join(dir, wire.KilledName), os.O_WRONLY|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // ReadExit reads the exit record in a container's directory. The error is

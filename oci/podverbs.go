@@ -135,6 +135,7 @@ type ProcessState struct {
 	CreatedAt time.Time
 	StartedAt time.Time  // zero: its execve never succeeded
 	Exit      ExitStatus // if Phase is Dead
+	OOMKills  int        // so far: processes that the OOM killer took
 	LogLost   uint64     // bytes of output that were dropped since the log could not be written
 }
 
@@ -150,7 +151,7 @@ func (p *Pod) List(ctx context.Context) ([]ProcessState, error) {
 	for i := range s.List {
 		w := &s.List[i]
 		l[i] = ProcessState{
-			ID: w.ID, Phase: w.Phase, Pid: int(w.Pid), LogLost: w.LogLost,
+			ID: w.ID, Phase: w.Phase, Pid: int(w.Pid), LogLost: w.LogLost, OOMKills: int(w.OOMKills),
 			CreatedAt: timeOf(w.Created), StartedAt: timeOf(w.Started),
 		}
 		if w.Phase == Dead {

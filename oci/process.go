@@ -33,6 +33,10 @@ type ContainerConfig struct {
 	Mounts map[int]*sys.FD
 	// Cgroup is the directory of the container's cgroup, or nil for the monitor's.
 	Cgroup *sys.FD
+	// PodCgroup is the cgroup above it, if nobody but this pod is in there, or nil.
+	// The monitor reads it where systemd has removed the container's before its
+	// count of OOM kills was seen.
+	PodCgroup *sys.FD
 	// LogPath is absolute; the file is opened O_NOFOLLOW in its directory. "" discards
 	// the output.
 	LogPath               string
@@ -45,6 +49,7 @@ type ContainerConfig struct {
 func (c *ContainerConfig) close() {
 	c.Rootfs.Close()
 	c.Cgroup.Close()
+	c.PodCgroup.Close()
 	for _, f := range c.Mounts {
 		f.Close()
 	}
@@ -77,7 +82,7 @@ func (p *Pod) Process(id string) *Process {
 // nothing of the container is then left in the monitor.
 func (p *Pod) Create(ctx context.Context, c ContainerConfig) (*Process, error) {
 	defer c.close()
-	o, err := newOrder(&c, p.pausePid != 0)
+	o, err := newOrder(&c, p.pausePid != 0, p.version)
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", c.ID, err)
 	}
@@ -122,7 +127,7 @@ func (o *order) keep(f *sys.FD, err error) error {
 	return err
 }
 
-func newOrder(c *ContainerConfig, sharedPID bool) (_ *order, err error) {
+func newOrder(c *ContainerConfig, sharedPID bool, version uint16) (_ *order, err error) {
 	o := &order{request: wire.Create{ID: c.ID, Stdin: c.Stdin, StdinOnce: c.StdinOnce, TTY: c.TTY, Cgroup: c.Cgroup != nil}}
 	defer func() {
 		if err != nil {
@@ -152,6 +157,9 @@ func newOrder(c *ContainerConfig, sharedPID bool) (_ *order, err error) {
 	}
 	if c.Cgroup != nil {
 		o.files = append(o.files, c.Cgroup.Int())
+	}
+	if c.PodCgroup != nil && version >= 2 {
+		o.files, o.request.PodCgroup = append(o.files, c.PodCgroup.Int()), true
 	}
 	o.files = append(o.files, table...)
 	o.request.Table = uint16(len(table))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,7 +31,9 @@ type container struct {
 	stdin  *sys.FD // write end, nil without
 	log    *crilog.Writer
 	oom    int // oom_score_adj, for its execs too
+	kills  *oomAccount
 	p      *process
+	shot   atomic.Bool // it was us who sent SIGKILL
 
 	state wire.State
 }
@@ -100,15 +103,19 @@ func (p *pod) find(id string, want ...wire.Phase) (*container, error) {
 var phaseNames = [...]string{wire.Creating: "being created", wire.Blocked: "created", wire.Running: "running", wire.Dead: "dead"}
 
 // list returns the state of every container, in the order of their creation.
-func (p *pod) list() []wire.State {
+func (m *monitor) list() []wire.State {
+	p := &m.pod
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	l := make([]wire.State, 0, len(p.order))
 	for _, id := range p.order {
 		c := p.containers[id]
 		s := c.state
-		if s.Phase > wire.Creating && c.log != nil { // before that the rest of c is being filled in
-			s.LogLost = c.log.Stats().DroppedBytes
+		if s.Phase > wire.Creating { // before that the rest of c is being filled in
+			s.OOMKills = m.ledger.count(c.kills)
+			if c.log != nil {
+				s.LogLost = c.log.Stats().DroppedBytes
+			}
 		}
 		l = append(l, s)
 	}
@@ -147,6 +154,7 @@ func (m *monitor) create(r *wire.Create, p *wire.Packet, answer func(wire.Body))
 	note, err := m.fork(c, r, p)
 	if err != nil {
 		m.pod.drop(c)
+		m.ledger.drop(c.kills)
 		c.close()
 		return err
 	}
@@ -184,10 +192,15 @@ func (m *monitor) fork(c *container, r *wire.Create, p *wire.Packet) (note strin
 		}
 	}
 	a := executor.Attr{CgroupFD: -1, PIDNS: -1, ProcFD: m.proc.root.Int()}
+	var above *sys.FD
 	if r.Cgroup {
 		c.cgroup = take()
 		a.CgroupFD = c.cgroup.Int()
 	}
+	if r.PodCgroup {
+		above = take()
+	}
+	c.kills = m.ledger.add(c.cgroup, above)
 	for _, f := range p.Files[next:] {
 		a.Files = append(a.Files, f.Int())
 	}
@@ -257,7 +270,11 @@ func (m *monitor) signal(id string, sig int32) error {
 	if sig < 0 || sig > 64 {
 		return refuse(wire.CodeInvalid, "signal number")
 	}
-	err = unix.PidfdSendSignal(c.p.PidFD().Int(), unix.Signal(sig), nil, 0)
+	pidfd := c.p.PidFD().Int()
+	if unix.Signal(sig) == unix.SIGKILL && !dead(pidfd) {
+		c.shot.Store(true)
+	}
+	err = unix.PidfdSendSignal(pidfd, unix.Signal(sig), nil, 0)
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EBADF) {
 		return refuse(wire.CodeState, "container "+id+" is dead")
 	}
@@ -272,19 +289,19 @@ func (m *monitor) signal(id string, sig int32) error {
 func (m *monitor) watch(c *container) {
 	status := c.p.wait()
 	if !m.pod.has(c) {
+		m.ledger.drop(c.kills)
 		c.close() // create failed and has said so
 		return
 	}
-	// memory.events first: the count goes with the cgroup.
-	if status.Code != 0 || status.Signal != 0 {
-		status.OOMKilled = oomKilled(c.cgroup)
-	}
+	// First of all: the count goes with the cgroup.
+	status = m.ledger.settle(c.kills, ending{status: status, byUs: c.killedByUs()})
 	killCgroup(c.cgroup)
 	if c.log != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 		_ = c.log.Drain(ctx) // what is lost is counted by the log itself
 		cancel()
 	}
+	status.OOMKills = m.ledger.again(c.kills)
 	m.pod.mu.Lock()
 	c.state.Status = status
 	record := c.state
@@ -299,6 +316,12 @@ func (m *monitor) watch(c *container) {
 	c.close()
 	m.tidyLater()
 	m.broadcast(&wire.Exited{ID: c.id, Status: status})
+}
+
+// killedByUs says whether the main process died because the daemon wanted it to:
+// it leaves a note in the directory before it kills a cgroup.
+func (c *container) killedByUs() bool {
+	return c.shot.Load() || unix.Faccessat(c.dir.Int(), wire.KilledName, unix.F_OK, 0) == nil
 }
 
 // close gives back what the container holds. The log's counters stay readable.

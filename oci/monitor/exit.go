@@ -1,7 +1,6 @@
 package monitor
 
 import (
-	"bytes"
 	"fmt"
 	"strconv"
 
@@ -53,33 +52,9 @@ func exitJSON(s *wire.State) []byte {
 	field("created_at", s.Created)
 	field("started_at", s.Started)
 	field("finished_at", s.At)
+	field("oom_kills", int64(s.OOMKills))
 	b = strconv.AppendBool(append(b, `,"oom_killed":`...), s.OOMKilled)
 	return append(b, "}\n"...)
-}
-
-// oomKilled reads whether the kernel's OOM killer has been in the cgroup. Where
-// the cgroup is gone already the daemon must ask the pod's; false is then only
-// what is known here.
-func oomKilled(cgroup *sys.FD) bool {
-	if cgroup == nil {
-		return false
-	}
-	n, err := unix.Openat(cgroup.Int(), "memory.events", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return false // no memory controller
-	}
-	defer unix.Close(n)
-	b := make([]byte, 512)
-	k, err := unix.Read(n, b)
-	if err != nil {
-		return false
-	}
-	for line := range bytes.Lines(b[:k]) {
-		if v, ok := bytes.CutPrefix(line, []byte("oom_kill ")); ok {
-			return !bytes.Equal(bytes.TrimSpace(v), []byte("0"))
-		}
-	}
-	return false
 }
 
 // killCgroup ends whoever is left of a container after its main process: where

@@ -44,6 +44,7 @@ type monitor struct {
 	pause   *process // nil unless the pod shares a pid namespace
 	family  family
 	pod     pod
+	ledger  ledger
 	conns   sync.Map      // *conn -> nothing: who gets events
 	peers   sync.Map      // *conn -> nothing: who may have asked for something
 	ended   chan struct{} // closed by Stop

@@ -146,7 +146,7 @@ func (m *monitor) handle(c *conn, p *wire.Packet) {
 	case *wire.GetPod:
 		c.send(p.ID, &wire.PodInfo{Started: m.started, Note: m.note}, m.ns[0].Int(), m.ns[1].Int(), m.ns[2].Int())
 	case *wire.List:
-		m.list(c, answer)
+		m.answerList(c, answer)
 	case *wire.Create:
 		err = m.create(r, p, answer)
 	case *wire.Start:
@@ -173,10 +173,10 @@ func (m *monitor) handle(c *conn, p *wire.Packet) {
 // a step that hangs must not keep its successor from the other containers.
 const settleTime = 5 * time.Second
 
-// list answers List. A daemon that was killed may have left requests in its
+// answerList answers List. A daemon that was killed may have left requests in its
 // socket, or half carried out; its successor, who asks in order to take over, must
 // not be told of a state that they are about to change. So they come first.
-func (m *monitor) list(c *conn, answer func(wire.Body)) {
+func (m *monitor) answerList(c *conn, answer func(wire.Body)) {
 	var gone []*conn
 	m.peers.Range(func(k, _ any) bool {
 		if o := k.(*conn); o != c && o.Gone() {
@@ -185,7 +185,7 @@ func (m *monitor) list(c *conn, answer func(wire.Body)) {
 		return true
 	})
 	if len(gone) == 0 {
-		answer(&wire.States{List: m.pod.list()})
+		answer(&wire.States{List: m.list()})
 		return
 	}
 	c.busy.Add(1)
@@ -199,7 +199,7 @@ func (m *monitor) list(c *conn, answer func(wire.Body)) {
 			case <-limit.Done():
 			}
 		}
-		answer(&wire.States{List: m.pod.list()})
+		answer(&wire.States{List: m.list()})
 	}()
 }
 

@@ -27,8 +27,9 @@ func appendBool(b []byte, v bool) []byte {
 // reader takes a body apart. After the first thing that is missing or wrong
 // every further read returns zero, and end reports it.
 type reader struct {
-	b   []byte
-	bad bool
+	b       []byte
+	bad     bool
+	version uint16 // of the message
 }
 
 func (r *reader) take(n int) []byte {
@@ -118,6 +119,12 @@ type Body interface {
 	decode(r *reader)
 }
 
+// versioned is a body whose layout is not the same in all versions. Its encode
+// is the first one's.
+type versioned interface {
+	encodeAs(b []byte, version uint16) []byte
+}
+
 // Header is what stands in front of every body.
 type Header struct {
 	Version uint16
@@ -167,7 +174,12 @@ func ParseHeader(b []byte) (Header, error) {
 // MaxInline the header says Memfd, and the caller sends the part behind the
 // header in one; Conn.Send does so.
 func Encode(version uint16, id uint64, m Body) ([]byte, error) {
-	b := m.encode(make([]byte, HeaderSize, HeaderSize+128))
+	b := make([]byte, HeaderSize, HeaderSize+128)
+	if v, ok := m.(versioned); ok {
+		b = v.encodeAs(b, version)
+	} else {
+		b = m.encode(b)
+	}
 	if len(b)-HeaderSize > MaxBody || m.Files() > MaxFiles {
 		return nil, fmt.Errorf("encode %s of %d bytes with %d files: %w", m.Type(), len(b), m.Files(), ErrTooLarge)
 	}
@@ -180,7 +192,7 @@ func Encode(version uint16, id uint64, m Body) ([]byte, error) {
 // decodeBody fills m from b. Only the two messages that agree on a version may
 // have a tail that this version does not know.
 func decodeBody(m Body, h Header, b []byte) (Body, error) {
-	r := reader{b: b}
+	r := reader{b: b, version: h.Version}
 	m.decode(&r)
 	tail := h.Type == TypeHello || h.Type == TypeWelcome
 	if err := r.end(h.Type, tail); err != nil {

@@ -12,11 +12,11 @@ import (
 // samples has one message of every type, with every field set to something
 // that is not its zero value, and those that have none empty.
 func samples() []Body {
-	status := Status{Code: 3, Signal: 9, OOMKilled: true, At: 1700000000123456789}
+	status := Status{Code: 3, Signal: 9, OOMKilled: true, At: 1700000000123456789, OOMKills: 3}
 	return []Body{
 		&Hello{Lowest: 1, Highest: 7},
 		&GetPod{},
-		&Create{ID: "c1", LogName: "0.log", UID: 1000, Stdin: true, StdinOnce: true, TTY: true, Cgroup: true, SetOOM: true, OOMScore: -997, Table: 4},
+		&Create{ID: "c1", LogName: "0.log", UID: 1000, Stdin: true, StdinOnce: true, TTY: true, Cgroup: true, SetOOM: true, OOMScore: -997, Table: 4, PodCgroup: true},
 		NewStart("c1"),
 		&Signal{ID: "c1", Signal: 15},
 		&List{},
@@ -195,6 +195,41 @@ func TestFrozenV1(t *testing.T) {
 			t.Errorf("%T:\n got %x, %v\nwant %s", m, b, err, want)
 		}
 	}
+}
+
+// And what a monitor or daemon of version 1 says is understood, and answered without what it does not know.
+func TestV1(t *testing.T) {
+	count := Status{Signal: 9, OOMKills: 7}
+	for _, m := range []Body{
+		&Create{ID: "c", Table: 1, PodCgroup: true}, &States{List: []State{{ID: "c", Status: count}}},
+		&Exited{ID: "c", Status: count}, &ExecExited{Status: count},
+	} {
+		old, err := Encode(1, 1, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Equal(old[HeaderSize:], must(Encode(2, 1, m))[HeaderSize:]) {
+			t.Errorf("%T: both versions are the same", m)
+		}
+		if c, ok := m.(*Create); ok {
+			c.PodCgroup = false // who speaks version 1 does not send the descriptor
+			old = must(Encode(1, 1, m))
+		}
+		_, got, err := decode(old)
+		if err != nil {
+			t.Fatalf("%T: %v", m, err)
+		}
+		if b := must(Encode(1, 1, got)); !bytes.Equal(b, old) {
+			t.Errorf("%T: %x became %x", m, old, b)
+		}
+	}
+}
+
+func must(b []byte, err error) []byte {
+	if err != nil {
+		panic(err)
+	}
+	return b
 }
 
 func TestLimits(t *testing.T) {

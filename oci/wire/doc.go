@@ -34,7 +34,7 @@ const Magic uint32 = 0x4e525456
 // Versions that this build speaks.
 const (
 	Lowest  uint16 = 1
-	Highest uint16 = 1
+	Highest uint16 = 2 // counts OOM kills: Status.OOMKills, Create.PodCgroup
 )
 
 // Limits of a message. A unix SEQPACKET message may have at most 212,960 bytes
@@ -48,8 +48,14 @@ const (
 	MaxProgram = 16 << 20 // bytes of an encoded program
 )
 
-// ExitName is the exit record in the directory of a container.
-const ExitName = "exit.json"
+// Files in the directory of a container.
+const (
+	// ExitName is the exit record.
+	ExitName = "exit.json"
+	// KilledName is an empty file that is there if it was the daemon who killed the
+	// container, and nothing else.
+	KilledName = "killed"
+)
 
 // SocketName is the monitor's socket in the pod's directory.
 const SocketName = "monitor.sock"

@@ -85,19 +85,30 @@ const (
 type Status struct {
 	Code      int32
 	Signal    int32
-	OOMKilled bool  // the kernel's OOM killer was in its cgroup and it did not end well
-	At        int64 // ns since 1970
+	OOMKilled bool   // it ended because the kernel's OOM killer took it, or one that it waited for
+	At        int64  // ns since 1970
+	OOMKills  uint32 // processes of the container that the OOM killer took; since version 2
 }
 
-const statusSize = 4 + 4 + 1 + 8
+const statusSize = 4 + 4 + 1 + 8 // of version 1, which is the shortest
 
 func (s *Status) encode(b []byte) []byte {
 	b = order.AppendUint32(order.AppendUint32(b, uint32(s.Code)), uint32(s.Signal))
 	return order.AppendUint64(appendBool(b, s.OOMKilled), uint64(s.At))
 }
 
+func (s *Status) encodeAs(b []byte, version uint16) []byte {
+	if b = s.encode(b); version >= 2 {
+		b = order.AppendUint32(b, s.OOMKills)
+	}
+	return b
+}
+
 func (s *Status) decode(r *reader) {
 	s.Code, s.Signal, s.OOMKilled, s.At = r.i32(), r.i32(), r.boolean(), r.i64()
+	if r.version >= 2 {
+		s.OOMKills = r.u32()
+	}
 }
 
 // State is what the monitor knows of one container.
@@ -107,7 +118,7 @@ type State struct {
 	Pid     int32
 	Created int64  // ns since 1970
 	Started int64  // 0: execve never succeeded
-	Status         // if Phase is Dead
+	Status         // if Phase is Dead; OOMKills before that, too
 	LogLost uint64 // bytes of output that were dropped since the log could not be written
 }
 
@@ -124,14 +135,16 @@ func (*States) Type() Type { return TypeStates }
 // Files implements Body.
 func (*States) Files() int { return 0 }
 
-func (m *States) encode(b []byte) []byte {
+func (m *States) encode(b []byte) []byte { return m.encodeAs(b, 1) }
+
+func (m *States) encodeAs(b []byte, version uint16) []byte {
 	b = order.AppendUint32(b, uint32(len(m.List)))
 	for i := range m.List {
 		s := &m.List[i]
 		b = append(appendString(b, s.ID), byte(s.Phase))
 		b = order.AppendUint32(b, uint32(s.Pid))
 		b = order.AppendUint64(order.AppendUint64(b, uint64(s.Created)), uint64(s.Started))
-		b = order.AppendUint64(s.Status.encode(b), s.LogLost)
+		b = order.AppendUint64(s.Status.encodeAs(b, version), s.LogLost)
 	}
 	return b
 }
@@ -190,7 +203,11 @@ func (*Exited) Type() Type { return TypeExited }
 // Files implements Body.
 func (*Exited) Files() int { return 0 }
 
-func (m *Exited) encode(b []byte) []byte { return m.Status.encode(appendString(b, m.ID)) }
+func (m *Exited) encode(b []byte) []byte { return m.encodeAs(b, 1) }
+
+func (m *Exited) encodeAs(b []byte, version uint16) []byte {
+	return m.Status.encodeAs(appendString(b, m.ID), version)
+}
 
 func (m *Exited) decode(r *reader) {
 	m.ID = r.str()

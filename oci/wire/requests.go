@@ -42,7 +42,8 @@ func (*GetPod) Type() Type { return TypeGetPod }
 // Create makes a container: the monitor forks, and the child runs the program
 // up to its start wait. Descriptors, in this order: the encoded program (a
 // sealed memfd), the container's directory, the log's directory if LogName is
-// set, the cgroup if Cgroup is set, then the program's own table.
+// set, the cgroup if Cgroup is set, the cgroup above it if PodCgroup is set, then
+// the program's own table.
 type Create struct {
 	ID        string
 	LogName   string // file below the log directory; "" discards the output
@@ -54,6 +55,7 @@ type Create struct {
 	SetOOM    bool
 	OOMScore  int32  // oom_score_adj, if SetOOM
 	Table     uint16 // descriptors in the program's table
+	PodCgroup bool   // since version 2; the cgroup holds nothing but this pod
 }
 
 // Type implements Body.
@@ -68,6 +70,9 @@ func (m *Create) Files() int {
 	if m.Cgroup {
 		n++
 	}
+	if m.PodCgroup {
+		n++
+	}
 	return n
 }
 
@@ -80,12 +85,20 @@ func (m *Create) encode(b []byte) []byte {
 	return order.AppendUint16(order.AppendUint32(b, uint32(m.OOMScore)), m.Table)
 }
 
+func (m *Create) encodeAs(b []byte, version uint16) []byte {
+	if b = m.encode(b); version >= 2 {
+		b = appendBool(b, m.PodCgroup)
+	}
+	return b
+}
+
 func (m *Create) decode(r *reader) {
 	m.ID, m.LogName, m.UID = r.str(), r.str(), r.u32()
 	for _, v := range []*bool{&m.Stdin, &m.StdinOnce, &m.TTY, &m.Cgroup, &m.SetOOM} {
 		*v = r.boolean()
 	}
 	m.OOMScore, m.Table = r.i32(), r.u16()
+	m.PodCgroup = r.version >= 2 && r.boolean()
 }
 
 // Start ends a container's start wait.
