@@ -127,10 +127,16 @@ func measure(ctx context.Context, dir int, name string) (diskUsage, error) {
 	return m.sum, err
 }
 
+// paceEntries is after how many entries a measurer calls pace: some milliseconds
+// with a disk that answers from memory.
+const paceEntries = 1024
+
 type measurer struct {
-	ctx  context.Context //nolint:containedctx // lives for one call
-	sum  diskUsage
-	seen map[[2]uint64]bool
+	ctx    context.Context //nolint:containedctx // lives for one call
+	sum    diskUsage
+	seen   map[[2]uint64]bool
+	pace   func() error // see RootfsUsage; nil: as fast as it goes
+	looked int          // entries since pace was called
 }
 
 func (m *measurer) measure(dir int, name string, depth int) error {
@@ -150,7 +156,11 @@ func (m *measurer) measure(dir int, name string, depth int) error {
 		}
 	}
 	m.sum.add(diskUsage{bytes: uint64(st.Blocks) * 512, inodes: 1})
-	return nil
+	if m.looked++; m.looked < paceEntries || m.pace == nil {
+		return nil
+	}
+	m.looked = 0
+	return m.pace()
 }
 
 func (m *measurer) children(dir int, name string, depth int) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +42,29 @@ func (s *Store) FsInfo(ctx context.Context) (images, containers FsUsage, err err
 	}
 	return FsUsage{s.config.Root, img.bytes, img.inodes},
 		FsUsage{s.config.Containers, ctrs.bytes, ctrs.inodes}, nil
+}
+
+// RootfsUsage measures what a container wrote: its own directory, without the
+// image's layers. Files with several links count once; directories deeper than 64
+// levels are not looked into.
+//
+// The directory is the container's, and may hold millions of files: pace is called
+// after about every thousandth entry, and may sleep; its error, or the end of ctx,
+// ends the measuring. A container without a root filesystem is fs.ErrNotExist.
+func (s *Store) RootfsUsage(ctx context.Context, containerID string, pace func() error) (FsUsage, error) {
+	if err := checkContainerID(containerID); err != nil {
+		return FsUsage{}, err
+	}
+	upper := path.Join(s.config.Containers, containerID, upperDir)
+	var st unix.Stat_t
+	if err := unix.Lstat(upper, &st); err != nil {
+		return FsUsage{}, fmt.Errorf("measure root filesystem of container %s: %w", containerID, err)
+	}
+	m := measurer{ctx: ctx, seen: map[[2]uint64]bool{}, pace: pace}
+	if err := m.measure(unix.AT_FDCWD, upper, 0); err != nil {
+		return FsUsage{}, fmt.Errorf("measure root filesystem of container %s: %w", containerID, err)
+	}
+	return FsUsage{s.config.Containers, m.sum.bytes, m.sum.inodes}, nil
 }
 
 func measureError(dir string, err error) error {
