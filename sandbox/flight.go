@@ -3,9 +3,11 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
+
+	"k8s.io/klog/v2"
 )
 
 // flights joins requests for the same thing. The first one starts the operation, detached from its own
@@ -24,14 +26,52 @@ type flights struct {
 // operation is one running verb.
 type operation struct {
 	what  string // for messages
-	stage atomic.Pointer[string]
+	steps steps
 	done  chan struct{} // closed when id and err are final
 	id    string
 	err   error
 }
 
-// at notes what the operation is doing, for the error of a caller that gives up on it.
-func (o *operation) at(stage string) { o.stage.Store(&stage) }
+// at notes what the operation is doing, for the error of a caller that gives up on it, and for the log.
+func (o *operation) at(step string) { o.steps.begin(step) }
+
+// steps is what an operation did and how long each step took. Steps follow one another; where an operation
+// does two things at once, the later one takes over.
+type steps struct {
+	mu   sync.Mutex
+	done strings.Builder // guarded by mu
+	now  string          // guarded by mu
+	at   time.Time       // guarded by mu: when now began
+}
+
+func (s *steps) begin(step string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := time.Now()
+	if s.now != "" {
+		s.done.WriteString(s.line(t) + ", ")
+	}
+	s.now, s.at = step, t
+}
+
+// line is the running step with its time until t. Preconditions: s.mu is held.
+func (s *steps) line(t time.Time) string {
+	return fmt.Sprintf("%s %.2f", s.now, float64(t.Sub(s.at))/float64(time.Millisecond))
+}
+
+// current is the step that the operation is at.
+func (s *steps) current() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now
+}
+
+// String lists the steps so far with their milliseconds: "write record 0.12, fork 2.30".
+func (s *steps) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.done.String() + s.line(time.Now())
+}
 
 // do runs fn under key, or joins it if it runs already, and waits for its end or the end of ctx. fn gets a
 // context with the values of ctx, its own deadline, and an end with the manager's.
@@ -63,7 +103,7 @@ func (f *flights) do(ctx context.Context, key, what string, limit time.Duration,
 			return op.id, op.err
 		default:
 		}
-		return "", fmt.Errorf("%s: still at %q: %w", what, *op.stage.Load(), ctx.Err())
+		return "", fmt.Errorf("%s: still at %q: %w", what, op.steps.current(), ctx.Err())
 	}
 }
 
@@ -73,8 +113,9 @@ func (f *flights) run(ctx context.Context, key string, op *operation, limit time
 	defer cancel()
 	defer context.AfterFunc(f.base, cancel)()
 	op.id, op.err = fn(ctx, op)
+	klog.V(4).InfoS("Steps in milliseconds", "of", op.what, "steps", &op.steps)
 	if op.err != nil && ctx.Err() != nil {
-		op.err = fmt.Errorf("%s: at %q: %w", op.what, *op.stage.Load(), op.err)
+		op.err = fmt.Errorf("%s: at %q: %w", op.what, op.steps.current(), op.err)
 	}
 	f.mu.Lock()
 	delete(f.m, key)
