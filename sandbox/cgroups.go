@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 
+	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/cgroup"
 )
 
@@ -43,4 +45,19 @@ func (c *Container) delegateCgroup(pid int) error {
 	}
 	u := c.record.User
 	return cgroupError(c.pod.m.cfg.Cgroups.Load(c.record.Cgroup).Delegate(pid, uint32(u.UID), uint32(u.GID)))
+}
+
+// podCgroup opens the cgroup above the container's, where the monitor can still see who was killed once systemd
+// has removed the container's. Where another pod is in there as well it would see others' dead: nil.
+func (c *Container) podCgroup() (*sys.FD, error) {
+	for _, o := range c.pod.m.index.Load().pods {
+		if o != c.pod && o.record.Cgroup == c.pod.record.Cgroup {
+			return nil, nil
+		}
+	}
+	fd, err := c.pod.m.cfg.Cgroups.Load(path.Dir(c.record.Cgroup)).OpenDir()
+	if err != nil {
+		return nil, fmt.Errorf("open cgroup of pod: %w", err)
+	}
+	return fd, nil
 }

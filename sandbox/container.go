@@ -14,6 +14,9 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"github.com/vitrine-runtime/vitrine/oci"
 )
 
 // Container is one container of a pod. It is made by Manager.CreateContainer or found again by Open, and
@@ -113,6 +116,11 @@ func (c *Container) process() (process, error) {
 
 // killCgroup kills all processes of the container, without asking the monitor.
 func (c *Container) killCgroup(ctx context.Context) error {
+	if f := c.facts.Load(); f.Created != 0 && f.Finished == 0 {
+		if err := oci.NoteKill(c.dir, f.Pid); err != nil {
+			klog.ErrorS(err, "Note of a kill, which may be taken for the OOM killer's", "container", c.id)
+		}
+	}
 	s := c.pod.m.cfg.Cgroups.Load(c.record.Cgroup)
 	if err := s.Kill(); err != nil {
 		return fmt.Errorf("kill container %s: %w", c.id, err)

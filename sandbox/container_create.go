@@ -266,8 +266,12 @@ func (c *Container) fork(ctx context.Context, s *specs.Spec, p *parts) error {
 	if mon == nil {
 		return fmt.Errorf("pod sandbox %s: %w: %w", c.pod.id, errNoMonitor, ErrState)
 	}
+	above, err := c.podCgroup()
+	if err != nil {
+		return err
+	}
 	cfg := oci.ContainerConfig{
-		ID: c.id, Spec: s, Dir: c.dir, Rootfs: p.root, Mounts: p.mounts, Cgroup: p.cgroup, LogPath: c.record.LogPath,
+		ID: c.id, Spec: s, Dir: c.dir, Rootfs: p.root, Mounts: p.mounts, Cgroup: p.cgroup, PodCgroup: above, LogPath: c.record.LogPath,
 		Stdin: c.config.GetStdin(), StdinOnce: c.config.GetStdinOnce(), TTY: c.config.GetTty(), OOMScoreAdj: s.Process.OOMScoreAdj,
 	}
 	*p = parts{} // theirs from here on

@@ -10,8 +10,8 @@ import (
 )
 
 // ContainerStatus returns what is known of a container, and for verbose callers a map with one key, info,
-// whose value is JSON. It reads memory only.
-func (m *Manager) ContainerStatus(id string) (*runtimeapi.ContainerStatus, map[string]string, error) {
+// whose value is JSON. It reads memory only; for verbose callers also a counter of the kernel's.
+func (m *Manager) ContainerStatus(id string, verbose bool) (*runtimeapi.ContainerStatus, map[string]string, error) {
 	c, err := m.container(id)
 	if err != nil {
 		return nil, nil, err
@@ -28,14 +28,29 @@ func (m *Manager) ContainerStatus(id string) (*runtimeapi.ContainerStatus, map[s
 		User: &runtimeapi.ContainerUser{Linux: &runtimeapi.LinuxContainerUser{
 			Uid: c.record.User.UID, Gid: c.record.User.GID, SupplementalGroups: c.record.User.Groups}},
 	}
+	if !verbose {
+		return st, nil, nil
+	}
 	b, err := json.Marshal(struct {
-		Sandbox string   `json:"sandboxID"`
-		Pid     int      `json:"pid,omitempty"`
-		Dir     string   `json:"directory"`
-		Cgroup  string   `json:"cgroup"`
-		Notes   []string `json:"notes,omitempty"`
-	}{c.pod.id, f.Pid, c.dir, c.record.Cgroup, c.record.Notes})
+		Sandbox  string   `json:"sandboxID"`
+		Pid      int      `json:"pid,omitempty"`
+		Dir      string   `json:"directory"`
+		Cgroup   string   `json:"cgroup"`
+		Notes    []string `json:"notes,omitempty"`
+		OOMKills int      `json:"oomKills"`
+	}{c.pod.id, f.Pid, c.dir, c.record.Cgroup, c.record.Notes, c.oomKills(f)})
 	return st, map[string]string{"info": string(b)}, err
+}
+
+// oomKills is how many processes of the container the OOM killer took so far.
+func (c *Container) oomKills(f *facts) int {
+	if f.Finished == 0 {
+		if n, err := c.pod.m.cfg.Cgroups.Load(c.record.Cgroup).OOMKills(); err == nil {
+			return int(n)
+		}
+		f = c.facts.Load() // it is about to end, or has
+	}
+	return f.OOMKills
 }
 
 // imageSpec is the request's image with a name that people know instead of the id that the kubelet sends.

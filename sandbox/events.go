@@ -81,7 +81,7 @@ func (c *Container) ended(x exit) {
 	if at == 0 {
 		at = now()
 	}
-	c.note(event{what: exited, at: at, code: x.code, oom: x.oom})
+	c.note(event{what: exited, at: at, code: x.code, oom: x.oom, kills: x.kills})
 }
 
 // note takes in what has happened and cannot be undone. A record that cannot be written then is no reason

@@ -29,6 +29,7 @@ type facts struct {
 	ExitCode int32  `json:"exitCode,omitempty"`
 	Reason   string `json:"reason,omitempty"`
 	Message  string `json:"message,omitempty"`
+	OOMKills int    `json:"oomKills,omitempty"` // processes that the OOM killer took until the end
 }
 
 // state derives the CRI's state. There is nothing else to derive it from.
@@ -58,12 +59,13 @@ const (
 
 // event is one happening with what is known about it.
 type event struct {
-	what happening
-	at   int64 // ns since 1970
-	pid  int   // created
-	code int32 // startFailed, exited
-	oom  bool  // exited
-	text string
+	what  happening
+	at    int64 // ns since 1970
+	pid   int   // created
+	code  int32 // startFailed, exited
+	oom   bool  // exited
+	kills int   // exited
+	text  string
 }
 
 // errTransition says that an event cannot have happened to this container: a fault of ours.
@@ -106,7 +108,7 @@ func (f facts) next(e event) (facts, error) {
 	case e.what == lost:
 		f.Finished, f.ExitCode, f.Reason, f.Message = e.at, unknownExitCode, reasonUnknown, e.text
 	default:
-		f.Finished, f.ExitCode, f.Reason = e.at, e.code, exitReason(e)
+		f.Finished, f.ExitCode, f.Reason, f.OOMKills = e.at, e.code, exitReason(e), e.kills
 	}
 	return f, nil
 }

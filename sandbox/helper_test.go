@@ -384,7 +384,7 @@ func (n *node) start(id string) {
 
 func (n *node) status(id string) *runtimeapi.ContainerStatus {
 	n.t.Helper()
-	st, _, err := n.m.ContainerStatus(id)
+	st, _, err := n.m.ContainerStatus(id, true)
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -61,7 +61,7 @@ func TestLifeOfAPod(t *testing.T) {
 			t.Errorf("remove: %v", err)
 		}
 	}
-	if _, _, err := n.m.ContainerStatus(c); !errors.Is(err, ErrNotFound) {
+	if _, _, err := n.m.ContainerStatus(c, true); !errors.Is(err, ErrNotFound) {
 		t.Errorf("status of what is gone: %v", err)
 	}
 	n.wantClean()
@@ -376,7 +376,7 @@ func TestReadsNeverWait(t *testing.T) {
 		defer close(done)
 		n.m.ListContainers(nil)
 		n.m.ListPodSandbox(nil)
-		_, _, _ = n.m.ContainerStatus(c)
+		_, _, _ = n.m.ContainerStatus(c, true)
 		_, _, _ = n.m.PodSandboxStatus(sb.id)
 	}()
 	select {

@@ -49,9 +49,10 @@ type execution interface {
 
 // exit is how a process ended.
 type exit struct {
-	code int32 // 128 + signal for one that was killed
-	oom  bool
-	at   int64 // ns since 1970
+	code  int32 // 128 + signal for one that was killed
+	oom   bool
+	kills int   // processes that the OOM killer took, also those whose end was not the container's
+	at    int64 // ns since 1970
 }
 
 // processState is what a monitor knows of a container.

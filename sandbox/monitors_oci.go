@@ -67,7 +67,7 @@ func startError(err error) error {
 }
 
 func exitOf(s oci.ExitStatus) exit {
-	x := exit{code: int32(s.ExitCode()), oom: s.OOMKilled}
+	x := exit{code: int32(s.ExitCode()), oom: s.OOMKilled, kills: s.OOMKills}
 	if !s.At.IsZero() {
 		x.at = s.At.UnixNano()
 	}

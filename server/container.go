@@ -62,7 +62,7 @@ func (s *Server) ContainerStatus(_ context.Context, r *runtimeapi.ContainerStatu
 	if err := first(checkObjectID("container_id", r.GetContainerId()), shape(r)); err != nil {
 		return nil, err
 	}
-	st, info, err := s.cfg.Manager.ContainerStatus(r.GetContainerId())
+	st, info, err := s.cfg.Manager.ContainerStatus(r.GetContainerId(), r.GetVerbose())
 	if err != nil {
 		return nil, err
 	}

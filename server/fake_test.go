@@ -84,7 +84,7 @@ func (f *fake) StopContainer(ctx context.Context, id string, timeout int64) erro
 func (f *fake) RemoveContainer(ctx context.Context, id string) error {
 	return f.call(ctx, "RemoveContainer", id)
 }
-func (f *fake) ContainerStatus(id string) (*runtimeapi.ContainerStatus, map[string]string, error) {
+func (f *fake) ContainerStatus(id string, _ bool) (*runtimeapi.ContainerStatus, map[string]string, error) {
 	return &runtimeapi.ContainerStatus{Id: containerID}, f.info, f.call(context.Background(), "ContainerStatus", id)
 }
 func (f *fake) ListContainers(*runtimeapi.ContainerFilter) []*runtimeapi.Container {

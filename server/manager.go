@@ -23,7 +23,7 @@ type Manager interface {
 	StartContainer(ctx context.Context, id string) error
 	StopContainer(ctx context.Context, id string, timeoutSeconds int64) error
 	RemoveContainer(ctx context.Context, id string) error
-	ContainerStatus(id string) (*runtimeapi.ContainerStatus, map[string]string, error)
+	ContainerStatus(id string, verbose bool) (*runtimeapi.ContainerStatus, map[string]string, error)
 	ListContainers(filter *runtimeapi.ContainerFilter) []*runtimeapi.Container
 	ExecSync(ctx context.Context, id string, cmd []string, limit time.Duration) (*runtimeapi.ExecSyncResponse, error)
 	ReopenContainerLog(ctx context.Context, id string) error
