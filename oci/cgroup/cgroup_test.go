@@ -111,7 +111,7 @@ func TestMissingControllers(t *testing.T) {
 	if _, err := tr.Create("q", "c", &specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB"}}}); err != nil {
 		t.Fatalf("hugepage limits of the kubelet: %v", err)
 	}
-	if err := s.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(1 << 20))}}); !errors.Is(err, ErrUnenforced) {
+	if err := s.Update(context.Background(), &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(1 << 20))}}); !errors.Is(err, ErrUnenforced) {
 		t.Fatalf("update: %v", err)
 	}
 }
@@ -223,7 +223,7 @@ func TestGone(t *testing.T) {
 		_, e2 := s.Procs()
 		_, e3 := s.OOMKills()
 		_, e4 := s.Leaf("x")
-		for _, err := range []error{e1, e2, e3, e4, s.Update(nil), s.Freeze(ctx)} {
+		for _, err := range []error{e1, e2, e3, e4, s.Update(ctx, nil), s.Freeze(ctx)} {
 			if !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("%s: %v", path, err)
 			}
@@ -239,7 +239,7 @@ func TestPathsStayInside(t *testing.T) {
 	for _, p := range []string{"", "/", "..", "a/../..", "a/./b", "a//b", "a\nb", "a\x00b", "a b", "memory.max", "x/cgroup.procs",
 		"a\\b", "\xff", strings.Repeat("x", 256), strings.Repeat("xx/", 400)} {
 		s := tr.Load(p)
-		for _, err := range []error{s.Kill(), s.Remove(ctx), s.Freeze(ctx), s.Update(nil)} {
+		for _, err := range []error{s.Kill(), s.Remove(ctx), s.Freeze(ctx), s.Update(ctx, nil)} {
 			if !errors.Is(err, ErrInvalid) {
 				t.Errorf("%.40q: %v", p, err)
 			}

@@ -181,7 +181,7 @@ func TestDeviceFilterHolds(t *testing.T) {
 			t.Errorf("%s: %s", where.Path(), got)
 		}
 	}
-	if err := s.Update(&specs.LinuxResources{Devices: usualDevices()}); !errors.Is(err, ErrInvalid) {
+	if err := s.Update(context.Background(), &specs.LinuxResources{Devices: usualDevices()}); !errors.Is(err, ErrInvalid) {
 		t.Errorf("update of devices: %v", err)
 	}
 	if err := s.Remove(context.Background()); err != nil {

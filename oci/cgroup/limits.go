@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 )
 
 // setting is one write to one file of a cgroup.
@@ -53,6 +52,24 @@ func invalid(field string, value any, why string) error {
 	return fmt.Errorf("check %s %v: %s: %w", field, value, why, ErrInvalid)
 }
 
+// File is one limit as the kernel sees it.
+type File struct {
+	Name  string // in the cgroup's directory
+	Value string // as it is written
+}
+
+// Files returns what the limits in r become, in the order of writing, or
+// ErrInvalid with the name of what cannot be. Nothing is looked at and nothing is
+// written.
+func Files(r *specs.LinuxResources) ([]File, error) {
+	limits, err := plan(r)
+	out := make([]File, 0, len(limits))
+	for _, l := range limits {
+		out = append(out, File{l.file, l.value})
+	}
+	return out, err
+}
+
 func planCPU(r *specs.LinuxResources) (out []setting, err error) {
 	c := r.CPU
 	if c == nil {
@@ -68,23 +85,18 @@ func planCPU(r *specs.LinuxResources) (out []setting, err error) {
 		out = append(out, setting{file: "cpu.idle", value: num(*c.Idle)})
 	}
 	// The kernel refuses a weight for an idle group.
-	if idle := c.Idle != nil && *c.Idle == 1; c.Shares != nil && *c.Shares != 0 && !idle {
+	if idle := c.Idle != nil && *c.Idle == 1 || r.Unified["cpu.idle"] == "1"; c.Shares != nil && *c.Shares != 0 && !idle {
 		out = append(out, setting{file: "cpu.weight", value: num(cpuWeight(*c.Shares))})
 	}
 	limit, err := cpuMax(c)
 	if err != nil {
 		return nil, err
 	}
-	burst := setting{file: "cpu.max.burst", value: "0"}
-	if c.Burst != nil { // first out of the way, because it must never exceed the quota
-		out = append(out, burst)
-	}
 	if limit != "" {
 		out = append(out, setting{file: "cpu.max", value: limit})
 	}
-	if c.Burst != nil && *c.Burst != 0 {
-		burst.value = num(*c.Burst)
-		out = append(out, burst)
+	if c.Burst != nil { // it must never exceed the quota; a new cgroup has none
+		out = append(out, setting{file: "cpu.max.burst", value: num(*c.Burst)})
 	}
 	return out, nil
 }
@@ -326,50 +338,11 @@ func applyAll(dir int, all []setting) (missing []string, err error) {
 			if !s.optional && !slices.Contains(missing, s.file) {
 				missing = append(missing, s.file)
 			}
-		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE):
-			return missing, fmt.Errorf("%w: %w", err, ErrInvalid)
 		default:
-			return missing, err
+			return missing, refusal(s.file, err)
 		}
 	}
 	return missing, nil
-}
-
-// keepQuota fills in the quota where an update has only a period; the kernel
-// takes none without the other.
-func keepQuota(dir int, r *specs.LinuxResources) *specs.LinuxResources {
-	if r == nil || r.CPU == nil || r.CPU.Period == nil || r.CPU.Quota != nil && *r.CPU.Quota != 0 {
-		return r
-	}
-	now, err := fields(dir, "cpu.max")
-	if err != nil || len(now) == 0 {
-		return r
-	}
-	quota, err := strconv.ParseInt(now[0], 10, 64)
-	if err != nil {
-		return r // max
-	}
-	c, cpu := *r, *r.CPU
-	cpu.Quota, c.CPU = &quota, &cpu
-	return &c
-}
-
-// checkUsage refuses a memory limit below what is used, where that was asked for.
-func checkUsage(dir int, r *specs.LinuxResources) error {
-	if r == nil || r.Memory == nil || r.Memory.CheckBeforeUpdate == nil || !*r.Memory.CheckBeforeUpdate {
-		return nil
-	}
-	if r.Memory.Limit == nil || *r.Memory.Limit <= 0 {
-		return nil
-	}
-	now, err := fields(dir, "memory.current")
-	if err != nil || len(now) != 1 {
-		return err
-	}
-	if used, err := strconv.ParseInt(now[0], 10, 64); err == nil && used > *r.Memory.Limit {
-		return invalid("memory.limit", *r.Memory.Limit, "is below the "+now[0]+" bytes in use")
-	}
-	return nil
 }
 
 func orMax(n int64) string {

@@ -44,7 +44,7 @@ func planCases() []planCase {
 		{cpu(specs.LinuxCPU{Quota: i(999)}), "!"},
 		{cpu(specs.LinuxCPU{Period: u(999)}), "!"},
 		{cpu(specs.LinuxCPU{Period: u(1000001)}), "!"},
-		{cpu(specs.LinuxCPU{Quota: i(5000), Burst: u(1000)}), "cpu.max.burst=0 cpu.max=5000 cpu.max.burst=1000"},
+		{cpu(specs.LinuxCPU{Quota: i(5000), Burst: u(1000)}), "cpu.max=5000 cpu.max.burst=1000"},
 		{cpu(specs.LinuxCPU{Idle: i(1), Shares: u(1024)}), "cpu.idle=1"},
 		{cpu(specs.LinuxCPU{Idle: i(0), Shares: u(2)}), "cpu.idle=0 cpu.weight=1"},
 		{cpu(specs.LinuxCPU{Idle: i(2)}), "!"},
@@ -198,29 +198,5 @@ func TestApply(t *testing.T) {
 	}
 	if _, err := applyAll(int(d.Fd()), []setting{{file: "cpu.idle", value: "1"}}); !errors.Is(err, unix.ELOOP) {
 		t.Errorf("link: %v", err)
-	}
-}
-
-func TestUpdateKeepsTheQuota(t *testing.T) {
-	dir := t.TempDir()
-	d, err := os.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
-	r := &specs.LinuxResources{CPU: &specs.LinuxCPU{Period: ptr(uint64(50000))}}
-	for have, want := range map[string]string{"20000 100000\n": "20000 50000", "max 100000\n": "max 50000"} {
-		os.WriteFile(filepath.Join(dir, "cpu.max"), []byte(have), 0o644)
-		s, err := plan(keepQuota(int(d.Fd()), r))
-		if err != nil || len(s) != 1 || s[0].value != want {
-			t.Errorf("%q: %v, %v; want %q", have, s, err, want)
-		}
-	}
-	os.WriteFile(filepath.Join(dir, "memory.current"), []byte("5000\n"), 0o644)
-	for limit, bad := range map[int64]bool{4999: true, 5000: false, -1: false} {
-		err := checkUsage(int(d.Fd()), &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit, CheckBeforeUpdate: ptr(true)}})
-		if errors.Is(err, ErrInvalid) != bad {
-			t.Errorf("limit %d: %v", limit, err)
-		}
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"time"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/vitrine-runtime/vitrine/internal/sys"
@@ -357,33 +356,4 @@ func (s *Scope) OOMKills() (uint64, error) {
 		return 0, fmt.Errorf("read OOM kills of cgroup %s: %w", s.path, err)
 	}
 	return n, nil
-}
-
-// Update changes the limits that r names and leaves the others alone. If one
-// cannot be written, those before it stay changed; the error names it. Devices
-// cannot be changed.
-func (s *Scope) Update(r *specs.LinuxResources) error {
-	if r != nil && len(r.Devices) > 0 {
-		return fmt.Errorf("update cgroup %s: devices cannot be changed: %w", s.path, ErrInvalid)
-	}
-	dir, err := s.OpenDir()
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	limits, err := plan(keepQuota(dir.Int(), r))
-	if err != nil {
-		return err
-	}
-	if err := checkUsage(dir.Int(), r); err != nil {
-		return fmt.Errorf("update cgroup %s: %w", s.path, err)
-	}
-	missing, err := applyAll(dir.Int(), limits)
-	if err == nil {
-		err = s.accept(missing, nil)
-	}
-	if err != nil {
-		return fmt.Errorf("update cgroup %s: %w", s.path, err)
-	}
-	return nil
 }
