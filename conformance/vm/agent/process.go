@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -22,6 +23,7 @@ import (
 type agent struct {
 	cgroup string
 	last   atomic.Uint64
+	births sync.Mutex // held while a command is forked
 }
 
 // process is a running command. It owns its ends of the pipes or the terminal's master.
@@ -60,7 +62,7 @@ func (a *agent) start(c link.Command) (link.Process, error) {
 	theirs, err := p.open(c)
 	if err == nil {
 		p.began = time.Now()
-		err = p.cmd.Start()
+		err = a.fork(p.cmd)
 	}
 	for _, f := range theirs {
 		f.Close()
@@ -70,6 +72,18 @@ func (a *agent) start(c link.Command) (link.Process, error) {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", c.Args[0], err), os.Remove(p.cgroup))
 	}
 	return p, nil
+}
+
+// fork starts a command. What it inherits is not the agent's own place in the OOM killer's list but the ordinary one: a
+// command that nobody may kill would meet no memory limit.
+func (a *agent) fork(cmd *exec.Cmd) error {
+	const file = "/proc/self/oom_score_adj"
+	a.births.Lock()
+	defer a.births.Unlock()
+	if err := os.WriteFile(file, []byte("0"), 0); err != nil {
+		return err
+	}
+	return errors.Join(cmd.Start(), os.WriteFile(file, []byte("-1000"), 0))
 }
 
 // look finds a program by the commands' PATH, which is not the agent's.
