@@ -270,6 +270,16 @@ func TestUpdateUnitRefuses(t *testing.T) {
 	if !maps.Equal(before, d.all()) || !slices.Equal(told, []int64{8 << 20, -1}) {
 		t.Errorf("told %v; files %v", told, d.all())
 	}
+	// A group loses its weight when it becomes idle.
+	d.put("cpu.weight", "59")
+	before = d.all()
+	d.tell = func(*specs.LinuxResources) error { return unix.ECONNRESET }
+	if err := d.update(&specs.LinuxResources{Unified: map[string]string{"cpu.idle": "1"}}); !errors.Is(err, unix.ECONNRESET) {
+		t.Fatalf("update: %v", err)
+	}
+	if !maps.Equal(before, d.all()) {
+		t.Errorf("files %v", d.all())
+	}
 }
 
 // A rollback that fails goes on with the other files and is part of the error.
