@@ -28,22 +28,29 @@ var ErrInUse = errors.New("more is in use")
 // changed. The caller sees to it that there is one Update of a scope at a time;
 // between two of them the values would mix.
 func (s *Scope) Update(ctx context.Context, r *specs.LinuxResources) error {
-	u := updater{write: writeFile, tell: s.setUnit}
+	return s.UpdateThen(ctx, r, nil)
+}
+
+// UpdateThen is Update with a last step: commit is given what ReadBack returns of
+// the new limits, and the old ones come back if it fails.
+func (s *Scope) UpdateThen(ctx context.Context, r *specs.LinuxResources, commit func(took *specs.LinuxResources) error) error {
+	u := updater{write: writeFile, tell: s.setUnit, commit: commit}
 	if err := u.update(ctx, s, r); err != nil {
 		return fmt.Errorf("update cgroup %s: %w", s.path, err)
 	}
 	return nil
 }
 
-// setUnit tells the service manager about limits that are in the files already,
+// setUnit tells the service manager what the files of r's limits hold already,
 // so that it does not write its own there at the next occasion. The cgroupfs
 // driver has nobody to tell.
 func (s *Scope) setUnit(context.Context, *specs.LinuxResources) error { return nil }
 
-// updater is the way of an update, with its two hands.
+// updater is the way of an update, with its hands. commit may be nil.
 type updater struct {
-	write func(dir int, file, value string) error
-	tell  func(context.Context, *specs.LinuxResources) error
+	write  func(dir int, file, value string) error
+	tell   func(context.Context, *specs.LinuxResources) error
+	commit func(took *specs.LinuxResources) error
 }
 
 func (u *updater) update(ctx context.Context, s *Scope, r *specs.LinuxResources) error {
@@ -70,18 +77,26 @@ func (u *updater) update(ctx context.Context, s *Scope, r *specs.LinuxResources)
 	if err := errors.Join(s.accept(missing, nil), checkUsage(dir, todo)); err != nil {
 		return err
 	}
-	before, err := readBack(dir, r)
-	if err != nil {
-		return err
-	}
 	if err := u.apply(dir, todo); err != nil {
 		return err
 	}
-	if err := u.tell(ctx, r); err != nil {
-		// It may have heard half of it.
-		return errors.Join(err, u.restore(dir, todo), u.tell(context.WithoutCancel(ctx), before))
+	if err := u.finish(ctx, dir, r); err != nil {
+		// The service manager may have heard of it, so it hears of the old limits, too.
+		return errors.Join(err, u.restore(dir, todo), u.tell(context.WithoutCancel(ctx), r))
 	}
 	return nil
+}
+
+// finish does what follows when the files are written.
+func (u *updater) finish(ctx context.Context, dir int, r *specs.LinuxResources) error {
+	if err := u.tell(ctx, r); err != nil || u.commit == nil {
+		return err
+	}
+	took, err := readBack(dir, r)
+	if err != nil {
+		return err
+	}
+	return u.commit(took)
 }
 
 // change is a setting that has an effect, and what takes it back.

@@ -29,6 +29,7 @@ type desk struct {
 	log    []string
 	refuse func(n int, file, value string) error // n counts all writes from 0
 	tell   func(*specs.LinuxResources) error
+	commit func(*specs.LinuxResources) error
 	n      int
 }
 
@@ -130,7 +131,7 @@ func (d *desk) all() map[string]string {
 
 func (d *desk) update(r *specs.LinuxResources) error {
 	d.log, d.n = nil, 0
-	u := updater{write: d.write, tell: func(_ context.Context, r *specs.LinuxResources) error {
+	u := updater{write: d.write, commit: d.commit, tell: func(_ context.Context, r *specs.LinuxResources) error {
 		if d.tell != nil {
 			return d.tell(r)
 		}
@@ -257,9 +258,9 @@ func TestUpdateRollsBack(t *testing.T) {
 func TestUpdateUnitRefuses(t *testing.T) {
 	d := newDesk(t, fresh())
 	before := d.all()
-	var told []int64
-	d.tell = func(r *specs.LinuxResources) error {
-		if told = append(told, *r.Memory.Limit); len(told) == 1 {
+	var told []string // what the files held when it was told
+	d.tell = func(*specs.LinuxResources) error {
+		if told = append(told, d.file("memory.max")); len(told) == 1 {
 			return unix.ECONNRESET
 		}
 		return nil
@@ -267,9 +268,22 @@ func TestUpdateUnitRefuses(t *testing.T) {
 	if err := d.update(wish(512, 20000, 8<<20, nil)); !errors.Is(err, unix.ECONNRESET) {
 		t.Fatalf("update: %v", err)
 	}
-	if !maps.Equal(before, d.all()) || !slices.Equal(told, []int64{8 << 20, -1}) {
+	if !maps.Equal(before, d.all()) || !slices.Equal(told, []string{"8388608", "max"}) {
 		t.Errorf("told %v; files %v", told, d.all())
 	}
+	// So is what cannot be recorded, and it was told what the kernel took.
+	told, d.tell = nil, nil
+	d.commit = func(took *specs.LinuxResources) error {
+		told = append(told, fmt.Sprint(*took.Memory.Limit))
+		return unix.ENOSPC
+	}
+	if err := d.update(wish(512, 20000, 8<<20, nil)); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("update: %v", err)
+	}
+	if !maps.Equal(before, d.all()) || !slices.Equal(told, []string{"8388608"}) {
+		t.Errorf("committed %v; files %v", told, d.all())
+	}
+	d.commit = nil
 	// A group loses its weight when it becomes idle.
 	d.put("cpu.weight", "59")
 	before = d.all()
