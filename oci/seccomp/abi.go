@@ -2,6 +2,7 @@ package seccomp
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,45 +33,57 @@ type callNumbers struct {
 	numbers []int
 }
 
-// table parses tableText, which is kept as text since a thousand structs with pointers would cost the binary five times as much.
-var table = sync.OnceValue(func() []callNumbers {
-	lines := strings.Split(strings.TrimSuffix(tableText, "\n"), "\n")
-	t := make([]callNumbers, len(lines))
-	all := make([]int, len(lines)*len(hostABIs))
+// machine is what a filter is made for: the ABIs whose calls its kernel takes, the native one first, and what their arguments look like.
+type machine struct {
+	abis      []abi
+	calls     []callNumbers    // by name; the numbers are in the order of abis
+	narrow    map[string]uint8 // calls to bit sets of their 32-bit arguments
+	bigEndian bool             // the upper word of an argument comes first
+}
+
+// host is the machine that we run on. Tests make others, out of the tables of other builds.
+var host = sync.OnceValue(func() *machine { return newMachine(runtime.GOARCH, hostABIs, tableText) })
+
+// newMachine parses the text of a table, which is kept as text since a thousand structs with pointers would cost the binary five times as much.
+func newMachine(goarch string, abis []abi, text string) *machine {
+	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+	m := &machine{abis: abis, calls: make([]callNumbers, len(lines)), narrow: narrowCalls(goarch), bigEndian: goarch == "s390x"}
+	all := make([]int, len(lines)*len(abis))
 	for i, line := range lines {
-		t[i].name, line, _ = strings.Cut(line, " ")
-		t[i].numbers, all = all[:len(hostABIs)], all[len(hostABIs):]
-		for j := range t[i].numbers {
+		c := &m.calls[i]
+		c.name, line, _ = strings.Cut(line, " ")
+		c.numbers, all = all[:len(abis)], all[len(abis):]
+		for j := range c.numbers {
 			var field string
 			field, line, _ = strings.Cut(line, " ")
 			n, err := strconv.Atoi(field)
 			if err != nil {
 				n = -1
 			}
-			t[i].numbers[j] = n
+			c.numbers[j] = n
 		}
 	}
-	return t
-})
+	return m
+}
 
 // lookup finds a call by its name, or nil.
-func lookup(name string) []int {
-	t := table()
-	i, ok := slices.BinarySearchFunc(t, name, func(c callNumbers, name string) int { return strings.Compare(c.name, name) })
+func (m *machine) lookup(name string) []int {
+	i, ok := slices.BinarySearchFunc(m.calls, name, func(c callNumbers, name string) int { return strings.Compare(c.name, name) })
 	if !ok {
 		return nil
 	}
-	return t[i].numbers
+	return m.calls[i].numbers
 }
 
 // CallName says how the call with this number is named in the ABI that an audit architecture stands for, or "" if no table has it.
 // It is for people who read why a call was refused.
 func CallName(arch, number uint32) string {
-	for i, a := range hostABIs {
+	m := host()
+	for i, a := range m.abis {
 		if a.token != arch {
 			continue
 		}
-		for _, c := range table() {
+		for _, c := range m.calls {
 			if c.numbers[i] >= 0 && uint32(c.numbers[i])+a.base == number {
 				return c.name
 			}
@@ -79,12 +92,12 @@ func CallName(arch, number uint32) string {
 	return ""
 }
 
-// selectABIs says which of the host's ABIs a profile includes, by index into hostABIs.
-func selectABIs(archs []specs.Arch, w *warnings) ([]bool, error) {
-	in := make([]bool, len(hostABIs))
+// selectABIs says which of the machine's ABIs a profile includes, by index.
+func (m *machine) selectABIs(archs []specs.Arch, w *warnings) ([]bool, error) {
+	in := make([]bool, len(m.abis))
 	in[0] = true
 	for _, arch := range archs {
-		if i := slices.IndexFunc(hostABIs, func(a abi) bool { return a.name == arch }); i >= 0 {
+		if i := slices.IndexFunc(m.abis, func(a abi) bool { return a.name == arch }); i >= 0 {
 			in[i] = true
 			continue
 		}

@@ -17,6 +17,7 @@ const (
 	KillThread  Action = 0x00000000
 	Trap        Action = 0x00030000
 	Errno       Action = 0x00050000
+	Notify      Action = 0x7fc00000
 	Trace       Action = 0x7ff00000
 	Log         Action = 0x7ffc0000
 	Allow       Action = 0x7fff0000
@@ -31,8 +32,9 @@ const (
 	maxErrno = 4095 // the kernel cuts larger ones down, silently
 )
 
-// ErrNotify is returned for profiles with SCMP_ACT_NOTIFY: somebody has to hold the listener, and nobody does yet.
-var ErrNotify = errors.New("seccomp action SCMP_ACT_NOTIFY: not supported")
+// ErrNotify is returned for profiles with SCMP_ACT_NOTIFY if Options.Notify is not set: nobody would hold the listener, and without one every such
+// call is answered with ENOSYS.
+var ErrNotify = errors.New("seccomp action SCMP_ACT_NOTIFY: there is nobody to pass the listener on")
 
 var actions = map[specs.LinuxSeccompAction]Action{
 	specs.ActKill:        KillThread,
@@ -41,15 +43,13 @@ var actions = map[specs.LinuxSeccompAction]Action{
 	specs.ActTrap:        Trap,
 	specs.ActErrno:       Errno,
 	specs.ActTrace:       Trace,
+	specs.ActNotify:      Notify,
 	specs.ActLog:         Log,
 	specs.ActAllow:       Allow,
 }
 
 // resolveAction joins an action and its errno. The OCI text wants an error for an errno that the action cannot carry.
 func resolveAction(name specs.LinuxSeccompAction, errnoRet *uint) (Action, error) {
-	if name == specs.ActNotify {
-		return 0, ErrNotify
-	}
 	a, ok := actions[name]
 	if !ok {
 		return 0, fmt.Errorf("seccomp action %q: unknown", name)
@@ -95,6 +95,8 @@ func (a Action) String() string {
 		return "ERRNO(" + strconv.Itoa(int(a&dataMask)) + ")"
 	case Trace:
 		return "TRACE(" + strconv.Itoa(int(a&dataMask)) + ")"
+	case Notify:
+		return "NOTIFY"
 	case Log:
 		return "LOG"
 	case Allow:
@@ -105,17 +107,22 @@ func (a Action) String() string {
 
 // The flags of seccomp(2).
 const (
-	flagLog       = 1 << 1
-	flagSpecAllow = 1 << 2
+	flagLog         = 1 << 1
+	flagSpecAllow   = 1 << 2
+	flagNewListener = 1 << 3
+	flagWaitKill    = 1 << 5 // Linux 5.19; EINVAL without a listener
 )
 
 // resolveFlags turns the names into the argument of seccomp(2). A profile that says nothing gets SPEC_ALLOW, as under runc and crun: without it the
 // kernel turns on mitigations that cost every container speed. An empty list is a statement and gets none.
-func resolveFlags(p *specs.LinuxSeccomp, w *warnings) (uint64, error) {
-	if p.Flags == nil {
-		return flagSpecAllow, nil
-	}
+func resolveFlags(p *specs.LinuxSeccomp, listener bool, w *warnings) (uint64, error) {
 	var flags uint64
+	if listener {
+		flags = flagNewListener
+	}
+	if p.Flags == nil {
+		return flags | flagSpecAllow, nil
+	}
 	for _, f := range p.Flags {
 		switch f {
 		case specs.LinuxSeccompFlagLog:
@@ -123,10 +130,13 @@ func resolveFlags(p *specs.LinuxSeccomp, w *warnings) (uint64, error) {
 		case specs.LinuxSeccompFlagSpecAllow:
 			flags |= flagSpecAllow
 		case specs.LinuxSeccompFlagWaitKillableRecv:
-			// The kernel refuses it without a listener.
-			w.add("flag " + string(f) + " has no effect without SCMP_ACT_NOTIFY")
+			if !listener {
+				w.add("flag " + string(f) + " has no effect without SCMP_ACT_NOTIFY")
+				continue
+			}
+			flags |= flagWaitKill
 		case "SECCOMP_FILTER_FLAG_TSYNC":
-			// The filter is loaded by a process of one thread.
+			// The filter is loaded by a process of one thread: all there are have it.
 		default:
 			return 0, fmt.Errorf("seccomp flag %q: unknown", f)
 		}

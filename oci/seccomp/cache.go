@@ -28,15 +28,21 @@ type cacheEntry struct {
 // NewCache makes a cache of at most size filters; size is at least 1.
 func NewCache(size int) *Cache { return &Cache{size: max(size, 1)} }
 
-// Compile is like the function of that name, and remembers. Filters are shared between callers. Errors are not remembered.
-func (c *Cache) Compile(p *specs.LinuxSeccomp) (*Filter, error) {
-	key := encodeProfile(p)
+// Compile is CompileWith for a loader that passes on no listener.
+func (c *Cache) Compile(p *specs.LinuxSeccomp) (*Filter, error) { return c.CompileWith(p, Options{}) }
+
+// CompileWith is like the function of that name, and remembers. Filters are shared between callers. Errors are not remembered.
+func (c *Cache) CompileWith(p *specs.LinuxSeccomp, o Options) (*Filter, error) {
+	key := encodeProfile(p, o)
 	if f := c.find(key); f != nil {
 		return f, nil
 	}
-	f, err := Compile(p)
+	f, err := CompileWith(p, o)
 	if err != nil {
 		return nil, err
+	}
+	if other := c.find(key); other != nil {
+		return other, nil // somebody else was faster
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -62,7 +68,7 @@ func (c *Cache) find(key string) *Filter {
 }
 
 // encodeProfile writes down everything that Compile looks at. Lengths stand before strings and lists, so that no two profiles look the same.
-func encodeProfile(p *specs.LinuxSeccomp) string {
+func encodeProfile(p *specs.LinuxSeccomp, o Options) string {
 	b := make([]byte, 0, 16<<10)
 	str := func(s string) { b = append(binary.AppendUvarint(b, uint64(len(s))), s...) }
 	num := func(n uint64) { b = binary.AppendUvarint(b, n) }
@@ -74,6 +80,7 @@ func encodeProfile(p *specs.LinuxSeccomp) string {
 			num(uint64(*n))
 		}
 	}
+	num(map[bool]uint64{true: 1}[o.Notify])
 	str(string(p.DefaultAction))
 	opt(p.DefaultErrnoRet)
 	str(p.ListenerPath)

@@ -12,20 +12,35 @@ import (
 
 // Filter is a compiled profile. It is not changed after Compile, and may be shared.
 type Filter struct {
-	Insns    []Insn   // at most MaxLen
-	Flags    uint64   // for the second argument of seccomp(2)
-	Warnings []string // what of the profile has no effect, each once, for people
+	Insns    []Insn    // at most MaxLen
+	Flags    uint64    // for the second argument of seccomp(2)
+	Listener *Listener // who is to get what seccomp(2) returns; nil: Flags do not ask for a listener
+	Warnings []string  // what of the profile has no effect, each once, for people
 }
 
-// Compile translates a profile for the machine that it runs on. See the package comment for what a profile means. Errors name the
+// Listener says where the descriptor goes that seccomp(2) returns for a filter which notifies.
+type Listener struct {
+	Path     string // of a unix socket, as the profile has it
+	Metadata string // for the message beside it; may be empty
+}
+
+// Options say what those who load a filter are able to do beyond loading it. The zero value is the least.
+type Options struct {
+	// Notify: the descriptor of Filter.Listener will be passed on. Profiles with SCMP_ACT_NOTIFY are refused with ErrNotify otherwise.
+	Notify bool
+}
+
+// Compile is CompileWith for a loader that passes on no listener.
+func Compile(p *specs.LinuxSeccomp) (*Filter, error) { return CompileWith(p, Options{}) }
+
+// CompileWith translates a profile for the machine that it runs on. See the package comment for what a profile means. Errors name the
 // member of the profile; ErrNotify and ErrTooLong can be asked for. The profile is not changed and not kept.
-func Compile(p *specs.LinuxSeccomp) (*Filter, error) {
+func CompileWith(p *specs.LinuxSeccomp, o Options) (*Filter, error) { return host().compile(p, o) }
+
+// compile translates a profile for one machine.
+func (m *machine) compile(p *specs.LinuxSeccomp, o Options) (*Filter, error) {
 	var w warnings
-	flags, err := resolveFlags(p, &w)
-	if err != nil {
-		return nil, err
-	}
-	g, err := resolve(p, &w)
+	g, err := m.resolve(p, o, &w)
 	if err != nil {
 		return nil, err
 	}
@@ -34,11 +49,20 @@ func Compile(p *specs.LinuxSeccomp) (*Filter, error) {
 	if len(nodes.nodes) >= maxNodes {
 		return nil, ErrTooLong
 	}
-	insns, err := assemble(root)
-	if err != nil {
+	f := &Filter{}
+	if f.Insns, err = assemble(root); err != nil {
 		return nil, err
 	}
-	return &Filter{Insns: insns, Flags: flags, Warnings: w.list}, nil
+	if slices.Contains(f.Insns, Insn{Code: codeReturn, K: uint32(Notify)}) {
+		f.Listener = &Listener{Path: p.ListenerPath, Metadata: p.ListenerMetadata}
+	} else if p.ListenerPath != "" {
+		w.add("listenerPath has no effect: no call leads to SCMP_ACT_NOTIFY")
+	}
+	if f.Flags, err = resolveFlags(p, f.Listener != nil, &w); err != nil {
+		return nil, err
+	}
+	f.Warnings = w.list
+	return f, nil
 }
 
 // Bytes is the program as seccomp(2) reads it: 8 bytes for each instruction, in the machine's byte order.
@@ -65,7 +89,7 @@ const badArch = KillProcess
 func (g *program) graph(nodes *graph) *node {
 	root := nodes.ret(badArch)
 	var done []uint32
-	for i, a := range slices.Backward(hostABIs) {
+	for i, a := range slices.Backward(g.abis) {
 		if !g.in[i] || slices.Contains(done, a.token) {
 			continue
 		}
@@ -79,13 +103,13 @@ func (g *program) graph(nodes *graph) *node {
 // spans covers all numbers that can come with one audit architecture.
 func (g *program) spans(nodes *graph, token uint32) []span {
 	var spans []span
-	for i, a := range hostABIs {
+	for i, a := range g.abis {
 		if a.token != token || a.base != 0 {
 			continue
 		}
 		spans = g.fill(spans, nodes, i)
 	}
-	for i, a := range hostABIs {
+	for i, a := range g.abis {
 		if a.token != token || a.base == 0 {
 			continue
 		}
@@ -103,7 +127,7 @@ func (g *program) spans(nodes *graph, token uint32) []span {
 
 // fill appends the spans of one ABI.
 func (g *program) fill(spans []span, nodes *graph, i int) []span {
-	a := hostABIs[i]
+	a := g.abis[i]
 	deflt := nodes.ret(g.deflt)
 	unknown := deflt
 	if !g.deflt.lenient() && g.top[i] >= 0 {
@@ -133,7 +157,7 @@ func (g *program) fill(spans []span, nodes *graph, i int) []span {
 		if !set.named {
 			rest = other(n)
 		}
-		put(n, lowerer{graph: nodes, abi: i, number: n}.lower(set, rest))
+		put(n, lowerer{graph: nodes, narrow: set.narrow, bigEndian: g.bigEndian}.lower(set, rest))
 		put(n+1, other(n+1))
 	}
 	return spans

@@ -58,6 +58,7 @@ func TestRefused(t *testing.T) {
 func TestWarnings(t *testing.T) {
 	p := &specs.LinuxSeccomp{
 		DefaultAction: specs.ActErrno,
+		ListenerPath:  "/run/listener",
 		Architectures: []specs.Arch{specs.ArchSHEB},
 		Flags:         []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagWaitKillableRecv, "SECCOMP_FILTER_FLAG_TSYNC", specs.LinuxSeccompFlagLog},
 		Syscalls: []specs.LinuxSyscall{
@@ -65,23 +66,78 @@ func TestWarnings(t *testing.T) {
 			{Names: []string{"setns"}, Action: specs.ActLog},
 			{Names: []string{"read"}, Action: specs.ActAllow},
 			{Names: []string{"read"}, Action: specs.ActAllow},
+			{Names: []string{"mmap"}, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{{Op: specs.OpGreaterThan, Value: 1}, {Op: specs.OpLessThan, Value: 5}}},
+			{Names: []string{"no_such_call"}, Action: specs.ActNotify},
 		},
 	}
-	f, err := Compile(p)
+	f, err := CompileWith(p, Options{Notify: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := []string{
-		"flag SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV has no effect without SCMP_ACT_NOTIFY",
 		"architecture SCMP_ARCH_SHEB is not of this machine: ignored",
 		"system call no_such_call is not of this machine: ignored",
 		"a rule for setns never applies: another one without arguments has precedence",
+		"a rule for mmap tests one argument more than once: each of its tests counts as a rule",
+		"listenerPath has no effect: no call leads to SCMP_ACT_NOTIFY",
+		"flag SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV has no effect without SCMP_ACT_NOTIFY",
 	}
 	if !reflect.DeepEqual(f.Warnings, want) {
 		t.Errorf("%q", f.Warnings)
 	}
 	if f.Flags != flagLog {
 		t.Errorf("flags %#x", f.Flags)
+	}
+}
+
+// TestNotify: the action needs somebody who passes the listener on, a path to pass it to, and must not stop what starts a container.
+func TestNotify(t *testing.T) {
+	rule := func(name string) *specs.LinuxSeccomp {
+		p := one(specs.LinuxSyscall{Names: []string{name}, Action: specs.ActNotify})
+		p.ListenerPath = "/run/listener"
+		return p
+	}
+	with := func(p *specs.LinuxSeccomp, change func(*specs.LinuxSeccomp)) *specs.LinuxSeccomp {
+		change(p)
+		return p
+	}
+	able := Options{Notify: true}
+	for name, c := range map[string]struct {
+		p    *specs.LinuxSeccomp
+		o    Options
+		want string
+	}{
+		"unable":             {rule("mount"), Options{}, "nobody to pass the listener on"},
+		"unable, as default": {&specs.LinuxSeccomp{DefaultAction: specs.ActNotify}, Options{}, "nobody to pass the listener on"},
+		"default":            {with(rule("mount"), func(p *specs.LinuxSeccomp) { p.DefaultAction = specs.ActNotify }), able, "cannot be the default"},
+		"no path":            {with(rule("mount"), func(p *specs.LinuxSeccomp) { p.ListenerPath = "" }), able, "needs listenerPath"},
+		"write":              {rule("write"), able, "cannot be used for write"},
+		"errno":              {with(rule("mount"), func(p *specs.LinuxSeccomp) { p.Syscalls[0].ErrnoRet = ptr(uint(1)) }), able, "takes no errno"},
+	} {
+		f, err := CompileWith(c.p, c.o)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, %v, want %s", name, f, err, c.want)
+		}
+		if (c.o == Options{}) != errors.Is(err, ErrNotify) {
+			t.Errorf("%s: ErrNotify and %v", name, err)
+		}
+	}
+	p := rule("mount")
+	p.ListenerMetadata = "data"
+	p.Flags = []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagWaitKillableRecv}
+	f, err := CompileWith(p, able)
+	if err != nil || f.Flags != flagNewListener|flagWaitKill || f.Listener == nil || *f.Listener != (Listener{"/run/listener", "data"}) || f.Warnings != nil {
+		t.Errorf("%+v, %v", f, err)
+	}
+	if got, _ := f.Run(Call{Number: uint32(host().lookup("mount")[0]), Arch: host().abis[0].token}); got != Notify {
+		t.Error(got)
+	}
+	c := NewCache(2)
+	if _, err := c.CompileWith(p, able); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Compile(p); !errors.Is(err, ErrNotify) {
+		t.Errorf("the cache has no notion of who asks: %v", err)
 	}
 }
 
@@ -110,7 +166,7 @@ func TestDefaultProfileBudget(t *testing.T) {
 		}
 		longest, sum := 0, 0
 		for n := range uint32(480) {
-			_, steps := f.Run(Call{Number: n, Arch: hostABIs[0].token})
+			_, steps := f.Run(Call{Number: n, Arch: host().abis[0].token})
 			longest, sum = max(longest, steps), sum+steps
 		}
 		if longest > 24 {
@@ -159,11 +215,11 @@ func compareSome(t *testing.T, p *specs.LinuxSeccomp, f *Filter, n int) {
 	if err := Check(f.Insns); err != nil {
 		t.Fatal(err)
 	}
-	j, rnd := newJudge(p), rand.New(rand.NewPCG(3, uint64(n)))
-	number := uint32(lookup("mmap")[0])
+	j, rnd := newJudge(host(), p), rand.New(rand.NewPCG(3, uint64(n)))
+	number := uint32(host().lookup("mmap")[0])
 	for range 3000 {
 		i := rnd.IntN(n)
-		c := Call{Number: number, Arch: hostABIs[0].token, Args: [6]uint64{uint64(i)*3 + uint64(rnd.IntN(8)/7), uint64(i%200) | uint64(rnd.IntN(3))<<8}}
+		c := Call{Number: number, Arch: host().abis[0].token, Args: [6]uint64{uint64(i)*3 + uint64(rnd.IntN(8)/7), uint64(i%200) | uint64(rnd.IntN(3))<<8}}
 		if got, _ := f.Run(c); got != j.answer(c) {
 			t.Fatalf("%#x: %v, want %v", c.Args, got, j.answer(c))
 		}
@@ -172,7 +228,7 @@ func compareSome(t *testing.T, p *specs.LinuxSeccomp, f *Filter, n int) {
 
 func TestUnknownNumbersAreENOSYS(t *testing.T) {
 	names := []string{"read", "openat2"}
-	top := uint32(lookup("openat2")[0])
+	top := uint32(host().lookup("openat2")[0])
 	for deflt, want := range map[specs.LinuxSeccompAction]Action{
 		specs.ActErrno: Errno | enosys, specs.ActKillProcess: Errno | enosys, specs.ActTrap: Errno | enosys,
 		specs.ActAllow: Allow, specs.ActLog: Log, specs.ActTrace: Trace | eperm,
@@ -182,19 +238,19 @@ func TestUnknownNumbersAreENOSYS(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, n := range []uint32{top + 1, 600, 4000 + top, 0x3fffffff, 0xffffffff} {
-			if got, _ := f.Run(Call{Number: n, Arch: hostABIs[0].token}); got != want {
+			if got, _ := f.Run(Call{Number: n, Arch: host().abis[0].token}); got != want {
 				t.Errorf("default %s, number %d: %v, want %v", deflt, n, got, want)
 			}
 		}
-		if got, _ := f.Run(Call{Number: top - 1, Arch: hostABIs[0].token}); got != mustAction(deflt, nil) {
+		if got, _ := f.Run(Call{Number: top - 1, Arch: host().abis[0].token}); got != mustAction(deflt, nil) {
 			t.Errorf("default %s, number below the top: %v", deflt, got)
 		}
 	}
 }
 
 func TestActionNames(t *testing.T) {
-	got := fmt.Sprint(Allow, Errno|2, KillThread, KillProcess, Trap, Trace|3, Log, Action(0x7fc00000))
-	if got != "ALLOW ERRNO(2) KILL_THREAD KILL_PROCESS TRAP TRACE(3) LOG 0x7fc00000" {
+	got := fmt.Sprint(Allow, Errno|2, KillThread, KillProcess, Trap, Trace|3, Log, Notify, Action(0x7fb00000))
+	if got != "ALLOW ERRNO(2) KILL_THREAD KILL_PROCESS TRAP TRACE(3) LOG NOTIFY 0x7fb00000" {
 		t.Error(got)
 	}
 }
@@ -262,7 +318,7 @@ func TestEncodingIsInjective(t *testing.T) {
 	base := func() *specs.LinuxSeccomp {
 		return &specs.LinuxSeccomp{DefaultAction: "a", Syscalls: []specs.LinuxSyscall{{Names: []string{"n", "m"}, Action: "b", Args: []specs.LinuxSeccompArg{{Index: 1, Value: 2, ValueTwo: 3, Op: "o"}}}}}
 	}
-	seen := map[string]int{encodeProfile(base()): -1}
+	seen := map[string]int{encodeProfile(base(), Options{}): -1}
 	for i, change := range []func(*specs.LinuxSeccomp){
 		func(p *specs.LinuxSeccomp) { p.DefaultAction = "b" },
 		func(p *specs.LinuxSeccomp) { p.DefaultErrnoRet = ptr(uint(0)) },
@@ -286,7 +342,7 @@ func TestEncodingIsInjective(t *testing.T) {
 	} {
 		p := base()
 		change(p)
-		key := encodeProfile(p)
+		key := encodeProfile(p, Options{})
 		if other, ok := seen[key]; ok {
 			t.Errorf("changes %d and %d have one key", i, other)
 		}
@@ -303,5 +359,5 @@ func TestMultiplexerAboveTheTop(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	compare(t, p, f, rand.New(rand.NewPCG(1, 1)))
+	compare(t, host(), p, f, allNumbers(host()), rand.New(rand.NewPCG(1, 1)))
 }

@@ -18,59 +18,71 @@ type clause struct {
 	copied bool
 }
 
-// numberNames maps each ABI's numbers (with the x32 bit) to all their names.
-var numberNames = sync.OnceValue(func() []map[uint32][]string {
-	list := make([]map[uint32][]string, len(hostABIs))
-	for i := range hostABIs {
+// judge holds what is worked out once for a profile on a machine.
+type judge struct {
+	m     *machine
+	p     *specs.LinuxSeccomp
+	deflt Action
+	names []map[uint32][]string // for each ABI: numbers (with the x32 bit) to all their names
+	top   []int
+	memo  map[[2]uint32][]clause // ABI and number
+}
+
+// numberNames is what judges of one machine share.
+var numberNames sync.Map
+
+func namesOf(m *machine) []map[uint32][]string {
+	if list, ok := numberNames.Load(m); ok {
+		return list.([]map[uint32][]string)
+	}
+	list := make([]map[uint32][]string, len(m.abis))
+	for i, a := range m.abis {
 		list[i] = map[uint32][]string{}
-		for _, c := range table() {
+		for _, c := range m.calls {
 			if n := c.numbers[i]; n >= 0 {
-				key := uint32(n) + hostABIs[i].base
+				key := uint32(n) + a.base
 				list[i][key] = append(list[i][key], c.name)
 			}
 		}
 	}
+	numberNames.Store(m, list)
 	return list
-})
+}
 
-// nameOf is CallName, fast enough for millions of calls.
-func nameOf(token, number uint32) string {
-	for i, a := range hostABIs {
-		if names := numberNames()[i][number]; a.token == token && len(names) > 0 {
-			return names[0]
+func newJudge(m *machine, p *specs.LinuxSeccomp) *judge {
+	j := &judge{m: m, p: p, deflt: mustAction(p.DefaultAction, p.DefaultErrnoRet), names: namesOf(m), memo: map[[2]uint32][]clause{}}
+	mentioned := map[string]bool{}
+	for _, s := range p.Syscalls {
+		for _, name := range s.Names {
+			mentioned[name] = true
 		}
 	}
-	return ""
-}
-
-// judge holds what is worked out once for a profile.
-type judge struct {
-	p     *specs.LinuxSeccomp
-	deflt Action
-	names []map[uint32][]string
-	top   []int
-}
-
-func newJudge(p *specs.LinuxSeccomp) *judge {
-	j := &judge{p: p, deflt: mustAction(p.DefaultAction, p.DefaultErrnoRet), names: numberNames()}
-	for i, a := range hostABIs {
+	for i, a := range m.abis {
 		top := -1
 		for number, names := range j.names[i] {
 			n := number - a.base
 			if a.private != 0 && n >= a.private {
 				continue
 			}
-			for _, s := range p.Syscalls {
-				for _, name := range names {
-					if slices.Contains(s.Names, name) {
-						top = max(top, int(n))
-					}
+			for _, name := range names {
+				if mentioned[name] {
+					top = max(top, int(n))
 				}
 			}
 		}
 		j.top = append(j.top, top)
 	}
 	return j
+}
+
+// called is the name of a call, or "".
+func (j *judge) called(token, number uint32) string {
+	for i, a := range j.m.abis {
+		if names := j.names[i][number]; a.token == token && len(names) > 0 {
+			return names[0]
+		}
+	}
+	return ""
 }
 
 func mustAction(name specs.LinuxSeccompAction, errno *uint) Action {
@@ -87,6 +99,8 @@ func mustAction(name specs.LinuxSeccompAction, errno *uint) Action {
 		return 0x7ff00000 + e
 	case "SCMP_ACT_ERRNO":
 		return 0x00050000 + e
+	case "SCMP_ACT_NOTIFY":
+		return 0x7fc00000
 	case "SCMP_ACT_TRAP":
 		return 0x00030000
 	case "SCMP_ACT_KILL", "SCMP_ACT_KILL_THREAD":
@@ -103,11 +117,8 @@ func (j *judge) answer(c Call) Action {
 	if abi < 0 {
 		return KillProcess
 	}
-	var clauses []clause
 	names := j.names[abi][c.Number]
-	for i := range j.p.Syscalls {
-		clauses = append(clauses, j.clauses(abi, &j.p.Syscalls[i], names)...)
-	}
+	clauses := j.about(abi, c.Number)
 	for _, cl := range clauses {
 		if len(cl.args) == 0 {
 			return cl.action
@@ -116,7 +127,7 @@ func (j *judge) answer(c Call) Action {
 	var best *clause
 	for i := range clauses {
 		cl := &clauses[i]
-		if matches(abi, names, cl, c.Args) && (best == nil || precedes(clauses, cl, best)) {
+		if j.matches(abi, names, cl, c.Args) && (best == nil || precedes(clauses, cl, best)) {
 			best = cl
 		}
 	}
@@ -124,6 +135,19 @@ func (j *judge) answer(c Call) Action {
 		return best.action
 	}
 	return j.unnamed(abi, c.Number, names)
+}
+
+// about lists what the profile says about a number.
+func (j *judge) about(abi int, number uint32) []clause {
+	key := [2]uint32{uint32(abi), number}
+	list, ok := j.memo[key]
+	if !ok {
+		for i := range j.p.Syscalls {
+			list = append(list, j.clauses(abi, &j.p.Syscalls[i], j.names[abi][number])...)
+		}
+		j.memo[key] = list
+	}
+	return list
 }
 
 // unnamed is the answer where no rule speaks: the default, or ENOSYS for what is newer than the profile.
@@ -139,7 +163,9 @@ func (j *judge) unnamed(abi int, number uint32, names []string) Action {
 	case "SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE":
 		return j.deflt
 	}
-	if j.top[abi] >= 0 && int(number-hostABIs[abi].base) > j.top[abi] {
+	// Where the kernel shows a number that it does not know as 0, that is a new number too.
+	isNew := int(number-j.m.abis[abi].base) > j.top[abi] || number == 0 && j.m.abis[abi].zeroUnknown
+	if j.top[abi] >= 0 && isNew {
 		return 0x00050000 + 38
 	}
 	return j.deflt
@@ -147,7 +173,7 @@ func (j *judge) unnamed(abi int, number uint32, names []string) Action {
 
 // abi finds the ABI of a call, or -1 if the profile does not include it.
 func (j *judge) abi(c Call) int {
-	for i, a := range hostABIs {
+	for i, a := range j.m.abis {
 		if a.token != c.Arch {
 			continue
 		}
@@ -180,7 +206,7 @@ func (j *judge) clauses(abi int, s *specs.LinuxSyscall, names []string) []clause
 				out = append(out, clause{action: action, args: []specs.LinuxSeccompArg{a}})
 			}
 		}
-		if !hostABIs[abi].mux || len(s.Args) > 0 && restrictive(action) > restrictive(j.deflt) {
+		if !j.m.abis[abi].mux || len(s.Args) > 0 && restrictive(action) > restrictive(j.deflt) {
 			continue
 		}
 		if i := slices.Index(viaSocketcall, name); i > 0 && slices.Contains(names, "socketcall") {
@@ -216,18 +242,21 @@ func distinct(args []specs.LinuxSeccompArg) bool {
 }
 
 // matches: all tests hold.
-func matches(abi int, names []string, cl *clause, args [6]uint64) bool {
+func (j *judge) matches(abi int, names []string, cl *clause, args [6]uint64) bool {
 	for _, a := range cl.args {
-		if !holds(a, args[a.Index], narrowFor(abi, names, a.Index)) {
+		if !holds(a, args[a.Index], j.narrowFor(abi, names, a.Index)) {
 			return false
 		}
 	}
 	return true
 }
 
-func narrowFor(abi int, names []string, index uint) bool {
-	if hostABIs[abi].narrow {
+func (j *judge) narrowFor(abi int, names []string, index uint) bool {
+	if j.m.abis[abi].narrow {
 		return true
+	}
+	if slices.Contains(names, "clone") && j.m.abis[abi].name == "SCMP_ARCH_S390X" {
+		return index == 1 // the flags come second
 	}
 	for _, line := range narrowLines {
 		if slices.Contains(names, line[0]) {

@@ -78,22 +78,23 @@ func FuzzProfile(f *testing.F) {
 		add(f, p)
 	}
 	for seed := range uint64(20) {
-		add(f, randomProfile(rand.New(rand.NewPCG(seed, 5))))
+		add(f, newGenerator(host(), rand.New(rand.NewPCG(seed, 5))).profile())
 	}
 	f.Add([]byte(`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["socket"],"action":"SCMP_ACT_ERRNO","args":[{"index":0,"value":40,"op":"SCMP_CMP_EQ"}]}]}`))
 	f.Add([]byte(`{"defaultAction":"SCMP_ACT_NOTIFY"}`))
+	o := Options{Notify: true}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var p specs.LinuxSeccomp
 		if json.Unmarshal(b, &p) != nil {
 			t.Skip()
 		}
-		key := encodeProfile(&p)
+		key := encodeProfile(&p, o)
 		start := time.Now()
-		filter, err := Compile(&p)
+		filter, err := CompileWith(&p, o)
 		if took := time.Since(start); took > 5*time.Second {
 			t.Errorf("%v for %d bytes", took, len(b))
 		}
-		if key != encodeProfile(&p) {
+		if key != encodeProfile(&p, o) {
 			t.Error("the profile was changed")
 		}
 		if err != nil {
@@ -122,15 +123,15 @@ func add(f *testing.F, p *specs.LinuxSeccomp) {
 
 // spotCheck compares the calls that a profile names, at the borders of its tests, with the evaluator.
 func spotCheck(t *testing.T, p *specs.LinuxSeccomp, f *Filter) {
-	j := newJudge(p)
+	j := newJudge(host(), p)
 	budget := 2000
 	for _, s := range p.Syscalls {
 		for _, name := range append(slices.Clone(s.Names), "socketcall", "ipc", "getpid") {
-			for i, number := range lookup(name) {
+			for i, number := range host().lookup(name) {
 				if number < 0 {
 					continue
 				}
-				c := Call{Arch: hostABIs[i].token, Number: uint32(number) + hostABIs[i].base}
+				c := Call{Arch: host().abis[i].token, Number: uint32(number) + host().abis[i].base}
 				for _, a := range append([]specs.LinuxSeccompArg{{}}, s.Args...) {
 					for _, v := range argEdges(a) {
 						c.Args[a.Index] = v
@@ -138,7 +139,7 @@ func spotCheck(t *testing.T, p *specs.LinuxSeccomp, f *Filter) {
 							return
 						}
 						if got, _ := f.Run(c); got != j.answer(c) {
-							t.Fatalf("%s in %s with %#x: %v, want %v", name, hostABIs[i].name, c.Args, got, j.answer(c))
+							t.Fatalf("%s in %s with %#x: %v, want %v", name, host().abis[i].name, c.Args, got, j.answer(c))
 						}
 					}
 				}

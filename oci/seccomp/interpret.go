@@ -13,22 +13,24 @@ type Call struct {
 	Args   [6]uint64
 }
 
-// word reads the 32 bits at an offset.
-func (c *Call) word(offset uint32) uint32 {
-	var b [dataSize]byte
-	e := binary.NativeEndian
+// encode lays the call out as the kernel of a machine does.
+func (c *Call) encode(e binary.ByteOrder) (b [dataSize]byte) {
 	e.PutUint32(b[0:], c.Number)
 	e.PutUint32(b[4:], c.Arch)
 	e.PutUint64(b[8:], c.IP)
 	for i, a := range c.Args {
 		e.PutUint64(b[offArgs+8*i:], a)
 	}
-	return e.Uint32(b[offset:])
+	return b
 }
 
 // Run interprets the filter for one call and says what the kernel would be told, and how many instructions that took. It is for tests and for people who
 // ask why; the kernel has its own. Preconditions: Check(f.Insns) is nil.
-func (f *Filter) Run(c Call) (a Action, steps int) {
+func (f *Filter) Run(c Call) (a Action, steps int) { return f.run(c, binary.NativeEndian) }
+
+// run is Run for a machine of either byte order.
+func (f *Filter) run(c Call, order binary.ByteOrder) (a Action, steps int) {
+	data := c.encode(order)
 	var acc uint32
 	for pc := 0; ; pc++ {
 		steps++
@@ -37,7 +39,7 @@ func (f *Filter) Run(c Call) (a Action, steps int) {
 		case codeReturn:
 			return Action(i.K), steps
 		case codeLoad:
-			acc = c.word(i.K)
+			acc = order.Uint32(data[i.K:])
 		case codeAnd:
 			acc &= i.K
 		case codeJump:

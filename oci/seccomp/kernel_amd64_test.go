@@ -137,7 +137,7 @@ func TestKernelAgreesWithInterpreter(t *testing.T) {
 		f := defaultFilter(t, caps)
 		var calls []kernelCall
 		var want []syscall.Errno
-		for _, a := range hostABIs {
+		for _, a := range host().abis {
 			if a.narrow && !compat {
 				continue
 			}
@@ -185,10 +185,10 @@ func TestKernelCutsNarrowArguments(t *testing.T) {
 		{Number: unix.SYS_DUP3, Args: [6]uint64{4, 4, 0}},
 	}
 	for _, line := range base {
-		name := CallName(hostABIs[0].token, uint32(line.Number))
+		name := CallName(host().abis[0].token, uint32(line.Number))
 		high := []kernelCall{line}
 		for a := range 6 {
-			if narrowArgs(0, uint32(line.Number))&(1<<a) != 0 {
+			if host().narrow[name]&(1<<a) != 0 {
 				c := line
 				c.Args[a] |= 1<<32 | 1<<63
 				high = append(high, c)
@@ -231,7 +231,7 @@ func TestKernelHighBitsPassNoDenyRule(t *testing.T) {
 	}
 	everything := specs.LinuxSeccomp{DefaultAction: specs.ActAllow}
 	others := specs.LinuxSeccomp{DefaultAction: specs.ActErrno}
-	for _, c := range table() {
+	for _, c := range host().calls {
 		if c.name != "socket" {
 			others.Syscalls = append(others.Syscalls, specs.LinuxSyscall{Names: []string{c.name}, Action: specs.ActAllow})
 		}

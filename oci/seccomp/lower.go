@@ -1,7 +1,6 @@
 package seccomp
 
 import (
-	"encoding/binary"
 	"math"
 	"slices"
 )
@@ -14,28 +13,24 @@ const (
 	dataSize  = 64
 )
 
-// bigEndian machines have the upper word of an argument first.
-var bigEndian = binary.NativeEndian.Uint16([]byte{0, 1}) == 1
-
-func offLow(arg int) uint32 {
-	if bigEndian {
-		return uint32(offArgs + 8*arg + 4)
-	}
-	return uint32(offArgs + 8*arg)
-}
-
-func offHigh(arg int) uint32 { return offLow(arg) ^ 4 }
-
 // maxNodes bounds the work for profiles that can only be too long.
 const maxNodes = 1 << 16
 
 // lowerer turns the rules of one number into nodes.
 type lowerer struct {
 	*graph
-	abi    int
-	number uint32
-	narrow uint8 // the arguments of which only the low word is looked at
+	narrow    uint8 // the arguments of which only the low word is looked at
+	bigEndian bool
 }
+
+func (l lowerer) offLow(arg int) uint32 {
+	if l.bigEndian {
+		return uint32(offArgs + 8*arg + 4)
+	}
+	return uint32(offArgs + 8*arg)
+}
+
+func (l lowerer) offHigh(arg int) uint32 { return l.offLow(arg) ^ 4 }
 
 // lower gives the node that decides a call: the first rule that matches, or else deflt.
 func (l lowerer) lower(s *ruleSet, deflt *node) *node {
@@ -45,7 +40,6 @@ func (l lowerer) lower(s *ruleSet, deflt *node) *node {
 	if len(s.rules) == 0 {
 		return deflt
 	}
-	l.narrow = narrowArgs(l.abi, l.number)
 	next := deflt
 	for j := len(s.rules); j > 0 && len(l.nodes) < maxNodes; {
 		i := j - 1
@@ -131,9 +125,9 @@ func (l lowerer) span64(arg int, base *node, pieces []piece) *node {
 	}
 	edges = slices.CompactFunc(edges, func(a, b edge) bool { return a.to == b.to })
 	if narrow {
-		return l.load(offLow(arg), l.words(edges))
+		return l.load(l.offLow(arg), l.words(edges))
 	}
-	return l.load(offHigh(arg), l.high(arg, edges))
+	return l.load(l.offHigh(arg), l.high(arg, edges))
 }
 
 // words searches edges that differ in their low words only.
@@ -159,7 +153,7 @@ func (l lowerer) high(arg int, edges []edge) *node {
 		if uint32(inner[0].from) != 0 {
 			inner = slices.Insert(slices.Clone(inner), 0, edge{h << 32, edges[i-1].to})
 		}
-		spans = append(spans, span{uint32(h), l.load(offLow(arg), l.words(inner))})
+		spans = append(spans, span{uint32(h), l.load(l.offLow(arg), l.words(inner))})
 		last := edges[j-1]
 		if len(inner) > 1 && h < math.MaxUint32 && (j == len(edges) || edges[j].from>>32 > h+1) {
 			spans = append(spans, span{uint32(h) + 1, last.to})
@@ -204,8 +198,8 @@ func (l lowerer) masked(t test, yes, no *node) *node {
 		}
 		t.mask &= math.MaxUint32
 	}
-	yes = l.maskedWord(offLow(t.arg), uint32(t.mask), uint32(t.value), yes, no)
-	return l.maskedWord(offHigh(t.arg), uint32(t.mask>>32), uint32(t.value>>32), yes, no)
+	yes = l.maskedWord(l.offLow(t.arg), uint32(t.mask), uint32(t.value), yes, no)
+	return l.maskedWord(l.offHigh(t.arg), uint32(t.mask>>32), uint32(t.value>>32), yes, no)
 }
 
 func (l lowerer) maskedWord(offset, mask, value uint32, yes, no *node) *node {

@@ -24,12 +24,12 @@ func multiplexer(name string) (string, test) {
 
 // addCopy lets a rule reach its call through the multiplexer.
 func (g *program) addCopy(i int, mux string, number test, e *entry, w *warnings) error {
-	numbers := lookup(mux)
+	numbers := g.lookup(mux)
 	if numbers == nil || numbers[i] < 0 || e.action == g.deflt {
 		return nil
 	}
 	if len(e.tests[0]) > 0 && int32(e.action&actionFull) > int32(g.deflt&actionFull) {
 		return nil
 	}
-	return g.set(i, uint32(numbers[i])).add(mux, rule{action: e.action, tests: []test{number}, copied: true}, w)
+	return g.set(i, uint32(numbers[i]), mux).add(mux, rule{action: e.action, tests: []test{number}, copied: true}, w)
 }

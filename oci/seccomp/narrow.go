@@ -1,10 +1,6 @@
 package seccomp
 
-import (
-	"runtime"
-	"strings"
-	"sync"
-)
+import "strings"
 
 // narrowText lists, for calls that people filter by arguments, the indexes of those which the kernel declares as int, unsigned int or a type
 // of 32 bits or less (SYSCALL_DEFINE in the kernel's sources), so that it never sees the upper word. clone(2) declares a long and takes its
@@ -181,24 +177,18 @@ waitid 013
 `
 
 // narrowCalls maps a call's name to a bit set of its 32-bit arguments.
-var narrowCalls = sync.OnceValue(func() map[string]uint8 {
-	m := map[string]uint8{}
+func narrowCalls(goarch string) map[string]uint8 {
+	m := make(map[string]uint8, 256)
 	for line := range strings.Lines(narrowText) {
 		name, digits, _ := strings.Cut(strings.TrimSpace(line), " ")
+		var set uint8
 		for _, d := range digits {
-			m[name] |= 1 << (d - '0')
+			set |= 1 << (d - '0')
 		}
+		m[name] = set
 	}
-	if runtime.GOARCH == "s390x" {
-		delete(m, "clone") // its flags are the second argument there
+	if goarch == "s390x" {
+		m["clone"] = 1 << 1 // the new stack comes before the flags there
 	}
 	return m
-})
-
-// narrowArgs is the bit set for one number of one ABI.
-func narrowArgs(i int, number uint32) uint8 {
-	if hostABIs[i].narrow {
-		return 0x3f
-	}
-	return narrowCalls()[CallName(hostABIs[i].token, number)]
 }

@@ -49,7 +49,8 @@ const maxRules = 1024
 type ruleSet struct {
 	always  Action // the rule without tests, if settled
 	settled bool
-	named   bool // and not only reached as a multiplexer
+	named   bool  // and not only reached as a multiplexer
+	narrow  uint8 // the arguments of which only the low word is looked at
 	rules   []rule
 }
 
@@ -203,37 +204,33 @@ func (t test) class() int {
 
 // program is a profile in numbers.
 type program struct {
-	deflt Action
-	in    []bool                // which of hostABIs are included
-	rules []map[uint32]*ruleSet // for each ABI: every number (with base) that is named, also by rules that are skipped, or is reached
-	top   []int                 // for each ABI: the highest number of the common sequence that is named, or -1
+	*machine
+	listenerPath string
+	deflt        Action
+	in           []bool                // which of the machine's ABIs are included
+	rules        []map[uint32]*ruleSet // for each ABI: every number (with base) that is named, also by rules that are skipped, or is reached
+	top          []int                 // for each ABI: the highest number of the common sequence that is named, or -1
 }
 
 // resolve checks a profile whole and turns names into numbers.
-func resolve(p *specs.LinuxSeccomp, w *warnings) (*program, error) {
-	g := &program{rules: make([]map[uint32]*ruleSet, len(hostABIs)), top: make([]int, len(hostABIs))}
+func (m *machine) resolve(p *specs.LinuxSeccomp, o Options, w *warnings) (*program, error) {
+	g := &program{machine: m, listenerPath: p.ListenerPath, rules: make([]map[uint32]*ruleSet, len(m.abis)), top: make([]int, len(m.abis))}
 	var err error
 	if g.deflt, err = resolveAction(p.DefaultAction, p.DefaultErrnoRet); err != nil {
 		return nil, fmt.Errorf("default: %w", err)
 	}
-	if p.ListenerMetadata != "" && p.ListenerPath == "" {
-		return nil, errors.New("listenerMetadata: needs listenerPath")
-	}
-	if g.in, err = selectABIs(p.Architectures, w); err != nil {
+	if err := checkListener(p, o, g.deflt); err != nil {
 		return nil, err
 	}
-	for i := range hostABIs {
-		g.rules[i], g.top[i] = make(map[uint32]*ruleSet, len(table())), -1
+	if g.in, err = m.selectABIs(p.Architectures, w); err != nil {
+		return nil, err
+	}
+	for i := range m.abis {
+		g.rules[i], g.top[i] = make(map[uint32]*ruleSet, len(m.calls)), -1
 	}
 	for i := range p.Syscalls {
-		e, err := checkEntry(&p.Syscalls[i])
-		if err != nil {
+		if err := g.addEntry(&p.Syscalls[i], o, w); err != nil {
 			return nil, fmt.Errorf("seccomp syscalls[%d]: %w", i, err)
-		}
-		for _, name := range e.names {
-			if err := g.add(name, &e, w); err != nil {
-				return nil, fmt.Errorf("seccomp syscalls[%d]: %w", i, err)
-			}
 		}
 	}
 	for _, rules := range g.rules {
@@ -244,12 +241,54 @@ func resolve(p *specs.LinuxSeccomp, w *warnings) (*program, error) {
 	return g, nil
 }
 
+// checkListener refuses what cannot work before any rule is looked at. With NOTIFY as the default the container's own execve, which nobody
+// but the answerer can let pass, would wait for an answerer that may wait for the container; runc refuses it too.
+func checkListener(p *specs.LinuxSeccomp, o Options, deflt Action) error {
+	switch {
+	case p.ListenerMetadata != "" && p.ListenerPath == "":
+		return errors.New("listenerMetadata: needs listenerPath")
+	case deflt == Notify && !o.Notify:
+		return fmt.Errorf("default: %w", ErrNotify)
+	case deflt == Notify:
+		return errors.New("default: seccomp action SCMP_ACT_NOTIFY cannot be the default")
+	}
+	return nil
+}
+
+// addEntry enters a member of LinuxSeccomp.Syscalls.
+func (g *program) addEntry(s *specs.LinuxSyscall, o Options, w *warnings) error {
+	e, err := checkEntry(s)
+	if err != nil {
+		return err
+	}
+	if e.action == Notify {
+		switch {
+		case !o.Notify:
+			return ErrNotify
+		case g.listenerPath == "":
+			return errors.New("seccomp action SCMP_ACT_NOTIFY: needs listenerPath")
+		case slices.Contains(e.names, "write"):
+			// A failed execve is reported by a write, which must not wait for somebody who may wait for the report.
+			return errors.New("seccomp action SCMP_ACT_NOTIFY: cannot be used for write")
+		}
+	}
+	if len(e.tests) > 1 {
+		w.add("a rule for " + e.names[0] + " tests one argument more than once: each of its tests counts as a rule")
+	}
+	for _, name := range e.names {
+		if err := g.add(name, &e, w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // add enters a rule for one name into every ABI that has the call.
 func (g *program) add(name string, e *entry, w *warnings) error {
-	numbers := lookup(name)
+	numbers := g.lookup(name)
 	mux, number := multiplexer(name)
 	known := false
-	for i, a := range hostABIs {
+	for i, a := range g.abis {
 		if !g.in[i] {
 			known = known || numbers != nil && numbers[i] >= 0 || mux != "" && a.mux
 			continue
@@ -265,7 +304,7 @@ func (g *program) add(name string, e *entry, w *warnings) error {
 		}
 		known = true
 		n := uint32(numbers[i])
-		set := g.set(i, n)
+		set := g.set(i, n, name)
 		set.named = true
 		if a.private == 0 || n < a.private {
 			g.top[i] = max(g.top[i], int(n))
@@ -286,11 +325,14 @@ func (g *program) add(name string, e *entry, w *warnings) error {
 }
 
 // set finds or makes the rules of one number.
-func (g *program) set(i int, n uint32) *ruleSet {
-	n += hostABIs[i].base
+func (g *program) set(i int, n uint32, name string) *ruleSet {
+	n += g.abis[i].base
 	s := g.rules[i][n]
 	if s == nil {
-		s = &ruleSet{}
+		s = &ruleSet{narrow: g.narrow[name]}
+		if g.abis[i].narrow {
+			s.narrow = 1<<6 - 1
+		}
 		g.rules[i][n] = s
 	}
 	return s

@@ -31,14 +31,14 @@ func TestTableAgainstKernelHeaders(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got := lookup(m[1])
+			got := host().lookup(m[1])
 			if got == nil || got[i] != want {
 				t.Errorf("%s: %s is %v, header says %d", file, m[1], got, want)
 			}
 			seen[want] = true
 			n++
 		}
-		for _, c := range table() {
+		for _, c := range host().calls {
 			if v := c.numbers[i]; v >= 0 && v <= 440 && !seen[v] && v != 335 && v != 336 {
 				t.Errorf("%s has no %s (%d)", file, c.name, v)
 			}
@@ -48,11 +48,11 @@ func TestTableAgainstKernelHeaders(t *testing.T) {
 }
 
 func TestTableIsSorted(t *testing.T) {
-	if !slices.IsSortedFunc(table(), func(a, b callNumbers) int { return strings.Compare(a.name, b.name) }) {
+	if !slices.IsSortedFunc(host().calls, func(a, b callNumbers) int { return strings.Compare(a.name, b.name) }) {
 		t.Error("lookup searches by halves")
 	}
-	for name := range narrowCalls() {
-		if lookup(name) == nil {
+	for name := range host().narrow {
+		if host().lookup(name) == nil {
 			t.Errorf("narrow.go has %s, the table has not", name)
 		}
 	}
