@@ -7,6 +7,8 @@ CNI     := v1.9.1
 DEBIAN  ?= 13
 VM      := $(BIN)/dev/vm -debian $(DEBIAN)
 LINTER  := v2.15.0
+KUBELET := v1.37.2
+CACHE   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/vitrine
 TAGS    := osusergo netgo containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_devicemapper
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 FLAGS   := -trimpath -buildvcs=false -tags "$(TAGS)"
@@ -58,7 +60,15 @@ vm-test: vm-tools ## tests as root in the virtual machine: RUN= and PKG= select;
 vm-shell: vm-tools ## a shell in the virtual machine, which others may use meanwhile
 	@$(VM) shell
 
-.PHONY: vm vm-test vm-shell vm-tools
+vm-kubelet: vm-tools build cni-plugins $(CACHE)/kubelet-$(KUBELET) ## static pods under a real kubelet $(KUBELET) in the virtual machine; building that takes some minutes, once
+	@$(STATIC) -ldflags "-s -w" -o $(BIN)/dev/kubelet-walk ./conformance/kubelet && $(BIN)/dev/kubelet-walk -vm "$(VM)" -kubelet $(CACHE)/kubelet-$(KUBELET)
+
+# Its name has the version, so it is built once. One package at a time and nicely: that takes ten minutes of a small machine.
+K8S := k8s.io/component-base/version
+$(CACHE)/kubelet-$(KUBELET):
+	cd conformance/kubelet/tool && CGO_ENABLED=0 nice -n 10 $(GO) build -p 1 -trimpath -buildvcs=false -ldflags "-s -w -X $(K8S).gitVersion=$(KUBELET) -X $(K8S).gitMajor=1 -X $(K8S).gitMinor=37 -X $(K8S).gitTreeState=clean" -o $@ k8s.io/kubernetes/cmd/kubelet
+
+.PHONY: vm vm-test vm-shell vm-tools vm-kubelet
 vm-tools:
 	@$(STATIC) -ldflags "-s -w" -o $(BIN)/dev/ ./conformance/vm ./conformance/vm/agent ./conformance/tally
 
@@ -72,4 +82,4 @@ deps: ## install what is missing (Debian packages, as root) and say what that wa
 	@contrib/deps busybox-static
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sed 's/$$(CNI)/$(CNI)/' | while IFS="$$(printf '\t')" read -r t d; do printf '  %-12s %s\n' "$$t" "$$d"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sed 's/$$(CNI)/$(CNI)/; s/$$(KUBELET)/$(KUBELET)/' | while IFS="$$(printf '\t')" read -r t d; do printf '  %-12s %s\n' "$$t" "$$d"; done
