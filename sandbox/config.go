@@ -54,6 +54,7 @@ type ImageStore interface {
 	Mount(ctx context.Context, containerID string, readonly bool) (*sys.FD, error)
 	RemoveRootfs(ctx context.Context, containerID string) error
 	Rootfses() ([]string, error)
+	RootfsUsage(ctx context.Context, containerID string, pace func() error) (image.FsUsage, error)
 }
 
 // Network is what sandboxes need of package cni.

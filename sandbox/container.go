@@ -33,6 +33,7 @@ type Container struct {
 	facts  atomic.Pointer[facts]
 	done   chan struct{} // closed when facts.Finished is set
 	taken  atomic.Bool   // somebody was told the id
+	stats  containerStats
 
 	mu       sync.Mutex
 	spec     *specs.Spec   // guarded by mu; read from config.json when an exec wants it after a restart
@@ -90,6 +91,7 @@ func (c *Container) update(e event) error {
 	c.facts.Store(&n)
 	err = c.writeLocked()
 	if n.Finished != 0 && old.Finished == 0 {
+		c.stats.end(c.pod.m.stats.fds)
 		close(c.done)
 	}
 	return err

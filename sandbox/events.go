@@ -65,6 +65,7 @@ func (sb *Sandbox) monitorLost(why string) {
 		}
 		return f
 	})
+	sb.stats.end(sb.m.stats.fds)
 	if err != nil {
 		klog.ErrorS(err, "Record of a lost pod", "pod", sb.id)
 	}

@@ -190,7 +190,8 @@ type testImages struct {
 	config ocispec.ImageConfig
 	fail   error // of NewRootfs
 	block  chan struct{}
-	plant  func(root string) error // puts something into new root file systems
+	plant  func(root string) error                                       // puts something into new root file systems
+	walk   func(ctx context.Context, id string, pace func() error) error // guarded by mu: before a root file system is measured
 
 	mu    sync.Mutex
 	roots map[string]string
@@ -242,7 +243,7 @@ func (s *testImages) NewRootfs(ctx context.Context, id, _ string) error {
 }
 
 // helpers are the names under which testdata/inside is found in /bin.
-var helpers = []string{"exit", "print", "both", "flood", "env", "write", "cat", "ids", "sleep", "spawn", "deaf"}
+var helpers = []string{"exit", "print", "both", "flood", "env", "write", "cat", "burn", "ids", "sleep", "spawn", "deaf"}
 
 // copyFile makes a hard link where that is possible.
 func copyFile(from, to string) error {

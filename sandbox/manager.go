@@ -29,6 +29,7 @@ type Manager struct {
 	flights flights
 	stop    context.CancelFunc
 	index   atomic.Pointer[index]
+	stats   stats
 
 	mu        sync.Mutex
 	leftovers map[string]eraser // guarded by mu: what could not be taken back yet, by id
@@ -69,6 +70,7 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 	m.index.Store(&index{pods: map[string]*Sandbox{}, containers: map[string]*Container{}, names: map[string]string{}})
 	m.flights.m = map[string]*operation{}
 	m.flights.base, m.stop = context.WithCancel(context.Background())
+	m.startStats(m.flights.base)
 	if err := m.recover(ctx); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
@@ -84,6 +86,7 @@ func (m *Manager) Close() error {
 	m.stop()
 	m.flights.mu.Unlock()
 	m.flights.wg.Wait()
+	m.endStats()
 	var errs []error
 	for _, sb := range m.index.Load().pods {
 		errs = append(errs, sb.letGo())

@@ -28,7 +28,8 @@ type Sandbox struct {
 	facts   atomic.Pointer[podFacts]
 	gate    *gate       // open while containers may be made
 	taken   atomic.Bool // somebody was told the id
-	watched sync.Map    // container id -> *Container: all, also half-made ones; who is told of exits
+	stats   podStats
+	watched sync.Map // container id -> *Container: all, also half-made ones; who is told of exits
 
 	ending chan struct{} // holds a token while somebody tears the pod down or erases it
 

@@ -89,6 +89,7 @@ func (sb *Sandbox) tearDown(ctx context.Context, op *operation) error {
 		}
 		return f
 	})
+	sb.stats.end(sb.m.stats.fds) // an open file of the network namespace would keep it
 	var errs []error
 	fail := func(what string, err error) {
 		if err != nil {

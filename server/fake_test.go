@@ -22,12 +22,13 @@ import (
 // fake stands in for the manager, the images and the network. Each call is noted
 // by its name and then answered by do, where that is set.
 type fake struct {
-	mu    sync.Mutex
-	calls []string
-	do    func(ctx context.Context, call string) error
-	info  map[string]string
-	image *image.Image
-	out   []byte // of ExecSync
+	mu      sync.Mutex
+	calls   []string
+	do      func(ctx context.Context, call string) error
+	info    map[string]string
+	image   *image.Image
+	out     []byte // of ExecSync
+	entries int    // of the lists of statistics; 0 is one
 }
 
 func (f *fake) call(ctx context.Context, name string, args ...any) error {

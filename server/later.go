@@ -17,13 +17,6 @@ var later = map[string]string{
 	"Attach":      "streaming is not served yet",
 	"PortForward": "streaming is not served yet",
 
-	"ContainerStats":        "statistics are not served yet",
-	"ListContainerStats":    "statistics are not served yet",
-	"StreamContainerStats":  "statistics are not served yet",
-	"PodSandboxStats":       "statistics are not served yet",
-	"ListPodSandboxStats":   "statistics are not served yet",
-	"StreamPodSandboxStats": "statistics are not served yet",
-
 	"ListMetricDescriptors":   "metrics are not served yet",
 	"ListPodSandboxMetrics":   "metrics are not served yet",
 	"StreamPodSandboxMetrics": "metrics are not served yet",

@@ -11,7 +11,7 @@ import (
 
 // Manager is what the Server needs of sandbox.Manager, whose documentation holds
 // here: verbs are idempotent, ids may be unique prefixes, reads come from a
-// snapshot and never wait, errors are of the kinds in package sandbox.
+// snapshot and never wait, those of statistics only for a bounded time; errors are of the kinds in package sandbox.
 type Manager interface {
 	RunPodSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (id string, err error)
 	StopPodSandbox(ctx context.Context, id string) error
@@ -27,6 +27,11 @@ type Manager interface {
 	ListContainers(filter *runtimeapi.ContainerFilter) []*runtimeapi.Container
 	ExecSync(ctx context.Context, id string, cmd []string, limit time.Duration) (*runtimeapi.ExecSyncResponse, error)
 	ReopenContainerLog(ctx context.Context, id string) error
+
+	ContainerStats(ctx context.Context, id string) (*runtimeapi.ContainerStats, error)
+	ListContainerStats(ctx context.Context, filter *runtimeapi.ContainerStatsFilter) []*runtimeapi.ContainerStats
+	PodSandboxStats(ctx context.Context, id string) (*runtimeapi.PodSandboxStats, error)
+	ListPodSandboxStats(ctx context.Context, filter *runtimeapi.PodSandboxStatsFilter) []*runtimeapi.PodSandboxStats
 }
 
 // Images is what the Server needs of image.Store.

@@ -50,6 +50,14 @@ func idVerbs(c *client) map[string]func(context.Context, string) error {
 			_, err := c.ReopenContainerLog(ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: id})
 			return err
 		},
+		"ContainerStats": func(ctx context.Context, id string) error {
+			_, err := c.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: id})
+			return err
+		},
+		"PodSandboxStats": func(ctx context.Context, id string) error {
+			_, err := c.PodSandboxStats(ctx, &runtimeapi.PodSandboxStatsRequest{PodSandboxId: id})
+			return err
+		},
 		"ExecSync": func(ctx context.Context, id string) error {
 			_, err := c.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}})
 			return err

@@ -1,0 +1,124 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"sync"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/vitrine-runtime/vitrine/image"
+)
+
+// How often and how fast writable layers are measured. A walk takes its time in proportion to what the container has
+// written, and on a disk that others use as well: it may use a quarter of the time it takes, and a layer is walked again
+// only after twenty times that.
+const (
+	layerAge   = 10 * time.Second // the kubelet's interval
+	layerRest  = 3                // pauses for each time of work
+	layerPatch = 20               // the age at which a layer is measured again, in walks
+)
+
+// layerUse is what a container has written.
+type layerUse struct {
+	at   int64         // when the walk began, ns since 1970
+	took time.Duration // the walk, pauses included
+	use  image.FsUsage
+}
+
+// layers measures writable layers, one after the other, in the background and on demand: where nobody asks, nothing
+// is walked.
+type layers struct {
+	images ImageStore
+	ctx    context.Context //nolint:containedctx // the manager's: walks end with it
+
+	mu      sync.Mutex
+	queue   []*Container        // guarded by mu: to be measured, in this order
+	queued  map[*Container]bool // guarded by mu: those in queue, and the one being measured
+	running bool                // guarded by mu
+}
+
+func newLayers(ctx context.Context, images ImageStore) *layers {
+	return &layers{images: images, ctx: ctx, queued: map[*Container]bool{}}
+}
+
+// want has the layers measured whose last measuring is too old. It does not wait for that.
+func (l *layers) want(list []*Container) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range list {
+		if !l.queued[c] && c.layerIsOld() {
+			l.queued[c] = true
+			l.queue = append(l.queue, c)
+		}
+	}
+	if len(l.queue) != 0 && !l.running && l.ctx.Err() == nil {
+		l.running = true
+		// Ends when the queue is empty, with the manager, or never where the disk does not answer: nobody waits for it.
+		go l.walk()
+	}
+}
+
+// layerIsOld says whether the layer should be measured again. That of a container that has ended does not change.
+func (c *Container) layerIsOld() bool {
+	last := c.stats.layer.Load()
+	if last == nil {
+		return true
+	}
+	if end := c.facts.Load().Finished; end != 0 && last.at > end {
+		return false
+	}
+	age := time.Duration(now() - last.at)
+	return age < 0 || age >= max(layerAge, layerPatch*last.took)
+}
+
+func (l *layers) walk() {
+	for {
+		l.mu.Lock()
+		if len(l.queue) == 0 || l.ctx.Err() != nil {
+			l.running, l.queue = false, nil
+			clear(l.queued)
+			l.mu.Unlock()
+			return
+		}
+		c := l.queue[0]
+		l.queue = l.queue[1:]
+		l.mu.Unlock()
+		l.measure(c)
+		l.mu.Lock()
+		delete(l.queued, c)
+		l.mu.Unlock()
+	}
+}
+
+// measure walks one layer.
+func (l *layers) measure(c *Container) {
+	begin, p := now(), pacer{ctx: l.ctx, worked: time.Now()}
+	use, err := l.images.RootfsUsage(l.ctx, c.id, p.pause)
+	switch {
+	case err == nil:
+		c.stats.layer.Store(&layerUse{at: begin, took: time.Duration(now() - begin), use: use})
+	case !errors.Is(err, fs.ErrNotExist) && l.ctx.Err() == nil:
+		klog.ErrorS(err, "Measuring of a writable layer", "container", c.id)
+	}
+}
+
+// pacer rests in proportion to the work between two pauses.
+type pacer struct {
+	ctx    context.Context //nolint:containedctx // lives for one walk
+	worked time.Time       // since when
+}
+
+func (p *pacer) pause() error {
+	rest := time.NewTimer(min(layerRest*time.Since(p.worked), time.Second))
+	defer rest.Stop()
+	select {
+	case <-rest.C:
+	case <-p.ctx.Done():
+		return p.ctx.Err()
+	}
+	p.worked = time.Now()
+	return nil
+}
