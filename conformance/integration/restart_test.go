@@ -147,11 +147,11 @@ func cgroupKill(p *pod) string { return "/sys/fs/cgroup" + p.cfg.Linux.CgroupPar
 // TestSecondDaemon: a daemon on a root that is in use ends at once and says why; the first does not notice.
 func TestSecondDaemon(t *testing.T) {
 	s := open(t)
-	ctx, cancel := context.WithTimeout(s.ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(s.ctx, s.Scale(10*time.Second))
 	defer cancel()
 	begin := time.Now()
 	out, err := s.RunDaemon(ctx)
-	if err == nil || time.Since(begin) > 5*time.Second {
+	if err == nil || time.Since(begin) > s.Scale(5*time.Second) {
 		t.Errorf("second daemon on the same root: %v after %v\n%s", err, time.Since(begin), out)
 	}
 	if !strings.Contains(out, s.Root) && !strings.Contains(out, s.RunDir) {

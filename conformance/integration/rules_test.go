@@ -259,7 +259,7 @@ func TestStatusSaysWhatIsMissing(t *testing.T) {
 		}
 	}
 	rc, err := s.cri.RuntimeConfig(s.ctx)
-	if err != nil || rc.Linux.GetCgroupDriver() != runtimeapi.CgroupDriver_CGROUPFS {
+	if err != nil || strings.ToLower(rc.Linux.GetCgroupDriver().String()) != s.Driver {
 		t.Errorf("RuntimeConfig: %v (%v)", rc, err)
 	}
 }

@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 
 // begin starts the daemon and pulls the image, so that what these leave on disk is not counted to a test.
 func begin(s *stage.Stage) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), s.Scale(time.Minute))
 	defer cancel()
 	if _, err := s.StartDaemon(ctx); err != nil {
 		return err
@@ -79,7 +79,7 @@ func open(t *testing.T) *scene {
 	if place == nil {
 		t.Skip("needs root: starts pods in private namespaces")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), place.Scale(2*time.Minute))
 	s := &scene{Stage: place, T: t, ctx: ctx}
 	if err := place.EnsureDaemon(ctx); err != nil {
 		cancel()
@@ -196,7 +196,7 @@ func (p *pod) run(name, script string, change ...func(*runtimeapi.ContainerConfi
 // exec runs a shell script in a container and returns its standard output without the end of line.
 func (s *scene) exec(id, script string) string {
 	s.Helper()
-	out, errOut, err := s.cri.ExecSync(s.ctx, id, []string{"/bin/sh", "-c", script}, 20*time.Second)
+	out, errOut, err := s.cri.ExecSync(s.ctx, id, []string{"/bin/sh", "-c", script}, s.Scale(20*time.Second))
 	if err != nil {
 		s.Fatalf("exec %q: %v\n%s%s", script, err, out, errOut)
 	}
@@ -224,12 +224,12 @@ func (s *scene) exited(id string) *runtimeapi.ContainerStatus {
 	return st
 }
 
-// eventually fails the test if ok does not come true within 15 seconds.
+// eventually fails the test if ok does not come true within 15 seconds, or what that is here.
 func (s *scene) eventually(what string, ok func() bool) {
 	s.Helper()
-	for deadline := time.Now().Add(15 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(s.Scale(15 * time.Second)); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			s.Fatalf("not within 15 s: %s", what)
+			s.Fatalf("not in time: %s", what)
 		}
 	}
 }

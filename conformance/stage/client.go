@@ -3,9 +3,9 @@ package stage
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	internalapi "k8s.io/cri-api/pkg/apis"
@@ -25,11 +25,11 @@ type Client struct {
 // Connect dials the daemon's socket; it fails if nobody answers Version there.
 func (s *Stage) Connect(ctx context.Context) (*Client, error) {
 	endpoint := "unix://" + s.Socket
-	rs, err := criclient.NewRemoteRuntimeServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(callTimeout).Build(ctx)
+	rs, err := criclient.NewRemoteRuntimeServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(s.Scale(callTimeout)).Build(ctx)
 	if err != nil {
 		return nil, err
 	}
-	is, err := criclient.NewRemoteImageServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(callTimeout).Build(ctx)
+	is, err := criclient.NewRemoteImageServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(s.Scale(callTimeout)).Build(ctx)
 	if err != nil {
 		return nil, errors.Join(err, rs.Close(ctx))
 	}
@@ -57,7 +57,7 @@ func (s *Stage) PodConfig(name string) (*runtimeapi.PodSandboxConfig, error) {
 		DnsConfig:    &runtimeapi.DNSConfig{Servers: []string{Gateway}, Searches: []string{"vitrine.test"}},
 		Labels:       map[string]string{"io.kubernetes.pod.name": name, "io.kubernetes.pod.uid": uid},
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
-			CgroupParent: "/kubepods/pod" + uid,
+			CgroupParent: s.podCgroup(uid),
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
 				NamespaceOptions: &runtimeapi.NamespaceOption{
 					Network: runtimeapi.NamespaceMode_POD, Ipc: runtimeapi.NamespaceMode_POD, Pid: runtimeapi.NamespaceMode_CONTAINER,
@@ -66,17 +66,21 @@ func (s *Stage) PodConfig(name string) (*runtimeapi.PodSandboxConfig, error) {
 			},
 		},
 	}
-	return cfg, errors.Join(os.MkdirAll(cfg.LogDirectory, 0o755), os.MkdirAll("/sys/fs/cgroup/kubepods/pod"+uid, 0o755))
+	return cfg, errors.Join(os.MkdirAll(cfg.LogDirectory, 0o755), s.makePodCgroup(cfg.Linux.CgroupParent))
+}
+
+// podCgroup names a pod's cgroup as the kubelet does for the driver: systemd's names hold the whole path.
+func (s *Stage) podCgroup(uid string) string {
+	if s.Driver != "systemd" {
+		return s.pods + "/pod" + uid
+	}
+	return s.pods + "/" + strings.TrimSuffix(filepath.Base(s.pods), ".slice") + "-pod" + uid + ".slice"
 }
 
 // Forget removes what PodConfig made, as the kubelet does after a pod is gone. A cgroup of the pod that is not empty
 // is an error: the runtime left something in it.
 func (s *Stage) Forget(cfg *runtimeapi.PodSandboxConfig) error {
-	err := os.Remove("/sys/fs/cgroup" + cfg.Linux.CgroupParent)
-	if err != nil {
-		err = fmt.Errorf("the pod's cgroup is not empty: %w", err)
-	}
-	return errors.Join(err, os.RemoveAll(cfg.LogDirectory))
+	return errors.Join(s.removePodCgroup(cfg.Linux.CgroupParent), os.RemoveAll(cfg.LogDirectory))
 }
 
 // ContainerConfig returns a container that runs command with RuntimeDefault seccomp; it logs to <name>.log.

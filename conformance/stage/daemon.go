@@ -18,8 +18,9 @@ type Daemon struct {
 	LogPath string
 
 	stage *Stage
-	cmd   *exec.Cmd
-	done  chan struct{} // closed when the process was reaped
+	pid   int
+	unit  string        // on a whole machine: the service that it is
+	done  chan struct{} // closed when it has ended
 	err   error         // how it ended; valid after done
 }
 
@@ -37,20 +38,16 @@ func (s *Stage) StartDaemon(ctx context.Context) (*Daemon, error) {
 	if err := s.checkBin(); err != nil {
 		return nil, err
 	}
-	d := &Daemon{LogPath: base + "/vitrine.log", stage: s, cmd: s.daemonCommand(), done: make(chan struct{})}
-	log, err := os.OpenFile(d.LogPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	d := &Daemon{LogPath: base + "/vitrine.log", stage: s, done: make(chan struct{})}
+	var err error
+	if s.machine {
+		err = d.startService(ctx, s.daemonCommand())
+	} else {
+		err = d.startChild(s.daemonCommand())
+	}
 	if err != nil {
 		return nil, err
 	}
-	defer log.Close()
-	d.cmd.Stdout, d.cmd.Stderr = log, log
-	if err := d.cmd.Start(); err != nil {
-		return nil, err
-	}
-	go func() { // ends with the process
-		d.err = d.cmd.Wait()
-		close(d.done)
-	}()
 	s.daemon = d
 	for {
 		err := s.answers(ctx)
@@ -59,13 +56,32 @@ func (s *Stage) StartDaemon(ctx context.Context) (*Daemon, error) {
 		}
 		select {
 		case <-d.done:
-			return nil, fmt.Errorf("the daemon ended at its start (%s)\n%s", d.cmd.ProcessState, d.Tail(20))
+			return nil, fmt.Errorf("the daemon ended at its start (%w)\n%s", d.err, d.Tail(20))
 		case <-ctx.Done():
 			_ = d.Kill()
 			return nil, fmt.Errorf("the daemon does not answer: %w\n%s", err, d.Tail(20))
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// startChild starts the daemon as our child.
+func (d *Daemon) startChild(cmd *exec.Cmd) error {
+	log, err := os.OpenFile(d.LogPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	d.pid = cmd.Process.Pid
+	go func() { // ends with the process
+		d.err = cmd.Wait()
+		close(d.done)
+	}()
+	return nil
 }
 
 // answers reports whether a daemon answers Version. The socket is tried by hand first: the client library keeps a
@@ -97,28 +113,41 @@ func (s *Stage) RunDaemon(ctx context.Context, extra ...string) (string, error) 
 }
 
 // Pid returns the daemon's process id.
-func (d *Daemon) Pid() int { return d.cmd.Process.Pid }
+func (d *Daemon) Pid() int { return d.pid }
+
+// Unit returns the name of the daemon's service on a whole machine, and "" elsewhere.
+func (d *Daemon) Unit() string { return d.unit }
 
 // Kill ends the daemon with SIGKILL and returns when it is gone. What it was doing stays undone.
 func (d *Daemon) Kill() error {
-	if err := d.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := d.signal(syscall.SIGKILL); err != nil {
 		return err
 	}
 	<-d.done
 	return nil
 }
 
-// Stop ends the daemon with SIGTERM and fails if it does not end within ten seconds, or ends with an error.
+// Stop ends the daemon with SIGTERM, or its service, and fails if it does not end within ten seconds (scaled, see Stage.Scale), or
+// ends with an error.
 func (d *Daemon) Stop() error {
-	if err := d.cmd.Process.Signal(syscall.SIGTERM); errors.Is(err, os.ErrProcessDone) {
-		return nil
-	} else if err != nil {
+	select {
+	case <-d.done:
+		return nil // somebody has killed it
+	default:
+	}
+	var err error
+	if d.unit != "" {
+		err = exec.Command("systemctl", "stop", "--no-block", d.unit).Run()
+	} else {
+		err = d.signal(syscall.SIGTERM)
+	}
+	if err != nil {
 		return err
 	}
 	select {
 	case <-d.done:
 		return d.err
-	case <-time.After(10 * time.Second):
+	case <-time.After(d.stage.Scale(10 * time.Second)):
 		return errors.Join(errors.New("the daemon ignores SIGTERM"), d.Kill())
 	}
 }

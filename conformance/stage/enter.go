@@ -23,17 +23,23 @@ var ErrNotRoot = errors.New("not root")
 // the program is executed twice more with the same arguments: in the outer process and in init Enter does not
 // return, but exits with the status of the player; in the player it returns the Stage.
 //
-// Under systemd, where nobody may put controllers on a cgroup of their own choice, the outer process first executes
+// On a machine that is there for this alone (a guest of conformance/vm) there are no such surroundings: the stage is the machine, with
+// its systemd, its cgroups and its network, and the daemon is a service.
+//
+// Under another systemd, where nobody may put controllers on a cgroup of their own choice, the outer process first executes
 // itself once more in a delegated scope.
 func Enter() (*Stage, error) {
 	switch os.Getenv(roleEnv) {
 	case "player":
-		return newStage()
+		return newStage("cgroupfs", false)
 	case "init":
 		os.Exit(beInit())
 	}
 	if os.Geteuid() != 0 {
 		return nil, ErrNotRoot
+	}
+	if isMachine() {
+		return enterMachine()
 	}
 	code, err := beOuter()
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -27,7 +28,12 @@ func (s *Stage) Traces() Traces {
 		addTree(t, dir, 0)
 	}
 	addTree(t, s.Root, 2)
-	addTree(t, "/sys/fs/cgroup", 0)
+	if s.machine {
+		addTree(t, "/sys/fs/cgroup"+s.pods, 0)
+		addUnits(t)
+	} else {
+		addTree(t, "/sys/fs/cgroup", 0)
+	}
 	addInterfaces(t)
 	s.addDescriptors(t)
 	return t
@@ -83,6 +89,9 @@ func (s *Stage) addProcesses(t Traces) {
 		if err != nil || pid == 1 || pid == os.Getpid() || s.daemon != nil && pid == s.daemon.Pid() {
 			continue
 		}
+		if s.machine && !s.ours(e.Name()) {
+			continue
+		}
 		comm, err := os.ReadFile("/proc/" + e.Name() + "/comm")
 		if err != nil {
 			continue // ended while we looked
@@ -90,6 +99,33 @@ func (s *Stage) addProcesses(t Traces) {
 		cmdline, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline")
 		args := strings.TrimSpace(strings.ReplaceAll(string(cmdline), "\x00", " "))
 		t[fmt.Sprintf("process %d %s %q", pid, strings.TrimSpace(string(comm)), args[:min(len(args), 80)])]++
+	}
+}
+
+// ours reports whether a process of a whole machine belongs to this run: by its cgroup it is the player's child, of a service of ours, a
+// monitor or in a pod.
+func (s *Stage) ours(pid string) bool {
+	theirs, err := os.ReadFile("/proc/" + pid + "/cgroup")
+	if err != nil {
+		return false
+	}
+	own, _ := os.ReadFile("/proc/self/cgroup") // nobody is in an empty one
+	path := string(theirs)
+	return path == string(own) || strings.HasPrefix(path, "0::"+s.pods+"/") || strings.Contains(path, "/"+unitPrefix) ||
+		strings.Contains(path, "vitrine-monitors")
+}
+
+// addUnits adds what systemd knows under our names, whatever its state: a scope that failed and is still listed is a trace too. The
+// daemon's services are not; systemd collects them when it comes to it.
+func addUnits(t Traces) {
+	out, err := exec.Command("systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager", "vitrine-*", "stagepods-*").Output()
+	if err != nil {
+		t["list units: "+err.Error()]++
+	}
+	for _, line := range strings.Split(string(out), "\n") {
+		if f := strings.Fields(line); len(f) > 3 && !strings.HasPrefix(f[0], unitPrefix) && f[0] != "vitrine-agent.service" {
+			t[fmt.Sprintf("unit %s: %s %s %s", f[0], f[1], f[2], f[3])]++
+		}
 	}
 }
 
@@ -113,7 +149,7 @@ func addMounts(t Traces) {
 
 // quiet matches the paths that may come and stay: the state of host-local that is no reservation, the directory of
 // libcni's results, and what the image store keeps for images.
-var quiet = regexp.MustCompile(`^/run/stage/(ipam/[^/]+(/last_reserved_ip\.[0-9]+|/lock)?|cni-cache/results|lib/storage(/.*)?)$`)
+var quiet = regexp.MustCompile(`^(/run/stage/(ipam/[^/]+(/last_reserved_ip\.[0-9]+|/lock)?|cni-cache/results|lib/storage(/.*)?)|` + machineRoot + `/storage(/.*)?)$`)
 
 // addTree adds the paths below dir, down to depth levels (0: all).
 func addTree(t Traces, dir string, depth int) {
@@ -166,6 +202,9 @@ func (s *Stage) addDescriptors(t Traces) {
 		}
 		if s, ok := sockets[link]; ok {
 			link = s
+		}
+		if s.daemon.unit != "" {
+			link = strings.Replace(link, s.daemon.unit, "the daemon's service", 1)
 		}
 		t["descriptor of the daemon: "+digits.ReplaceAllString(link, "N")]++
 	}
