@@ -1,8 +1,8 @@
 //go:build ignore
 
 // Command gen_tables writes the tables_GOARCH.go files of package seccomp: the numbers of all system calls,
-// read out of the zsysnum files of golang.org/x/sys/unix in the module cache. Two ABIs have no file there and are derived:
-// x32 (from amd64) and arm's private calls. Run it with go generate after golang.org/x/sys was raised. An argument is the directory to write to instead of this one.
+// read out of the zsysnum files of golang.org/x/sys/unix in the module cache. What has no file there is derived:
+// x32 (from amd64), arm's private calls, n32 (from mips64le) and s390 (from s390x). Run it with go generate after golang.org/x/sys was raised. An argument is the directory to write to instead of this one.
 package main
 
 import (
@@ -46,10 +46,14 @@ var tables = map[string][]abi{
 	"mips64le": {
 		{name: "MIPSEL64", source: "mips64le", token: "0xc0000008"},
 		{name: "MIPSEL", source: "mipsle", token: "0x40000008", extra: "narrow: true, mux: true"},
+		{name: "MIPSEL64N32", source: "mips64le", token: "0xe0000008", derive: n32},
 	},
 	"ppc64le": {{name: "PPC64LE", source: "ppc64le", token: "0xc0000015", extra: "mux: true"}},
 	"riscv64": {{name: "RISCV64", source: "riscv64", token: "0xc00000f3"}},
-	"s390x":   {{name: "S390X", source: "s390x", token: "0x80000016", extra: "mux: true, zeroUnknown: true"}},
+	"s390x": {
+		{name: "S390X", source: "s390x", token: "0x80000016", extra: "mux: true, zeroUnknown: true"},
+		{name: "S390", source: "s390x", token: "0x00000016", extra: "narrow: true, mux: true, zeroUnknown: true", derive: s390},
+	},
 }
 
 func main() {
@@ -123,6 +127,70 @@ func arm(m map[string]int) map[string]int {
 	if n, ok := m["arm_sync_file_range"]; ok {
 		m["sync_file_range2"] = n
 	}
+	return m
+}
+
+// time64 are the calls that 32-bit ABIs got for times after 2038, from 403 on in all of them; "-" where the sequence has a hole.
+var time64 = strings.Fields(`clock_gettime64 clock_settime64 clock_adjtime64 clock_getres_time64 clock_nanosleep_time64 timer_gettime64
+	timer_settime64 timerfd_gettime64 timerfd_settime64 utimensat_time64 pselect6_time64 ppoll_time64 - io_pgetevents_time64 recvmmsg_time64
+	mq_timedsend_time64 mq_timedreceive_time64 semtimedop_time64 rt_sigtimedwait_time64 futex_time64 sched_rr_get_interval_time64`)
+
+// put enters names at consecutive numbers.
+func put(m map[string]int, from int, names ...string) {
+	for i, n := range names {
+		if n != "-" {
+			m[n] = from + i
+		}
+	}
+}
+
+// n32 is mips64le from 6000 on, with calls of its own between, which shift those behind them. From 403 on all ABIs have the same numbers.
+func n32(mips64 map[string]int) map[string]int {
+	m := map[string]int{}
+	for n, v := range mips64 {
+		v -= 5000
+		switch {
+		case v < 212 || v >= 403:
+		case v < 216:
+			v++
+		case v < 295 || v > 308:
+			v += 4
+		case v < 308:
+			v += 5
+		default:
+			v = 299 // getdents64
+		}
+		m[n] = 6000 + v
+	}
+	put(m, 6212, "fcntl64")
+	put(m, 6217, "statfs64", "fstatfs64", "sendfile64")
+	put(m, 6403, time64...)
+	return m
+}
+
+// s390 is s390x with the 16-bit ids, the 32-bit file sizes and the times of old. The list is closed: kernels since 6.19 do not run such programs.
+func s390(s390x map[string]int) map[string]int {
+	m := map[string]int{}
+	for n, v := range s390x {
+		if v < 470 {
+			m[n] = v
+		}
+	}
+	for _, n := range strings.Fields("newfstatat select semtimedop") {
+		delete(m, n)
+	}
+	for n, v := range map[string]int{
+		"time": 13, "lchown": 16, "setuid": 23, "getuid": 24, "stime": 25, "setgid": 46, "getgid": 47, "geteuid": 49, "getegid": 50, "setreuid": 70,
+		"setregid": 71, "getrlimit": 76, "getgroups": 80, "setgroups": 81, "fchown": 95, "ioperm": 101, "setfsuid": 138, "setfsgid": 139,
+		"_llseek": 140, "_newselect": 142, "setresuid": 164, "getresuid": 165, "setresgid": 170, "getresgid": 171, "chown": 182,
+		"ugetrlimit": 191, "mmap2": 192, "truncate64": 193, "ftruncate64": 194, "stat64": 195, "lstat64": 196, "fstat64": 197,
+		"fcntl64": 221, "sendfile64": 223, "fadvise64_64": 264, "fstatat64": 293,
+	} {
+		m[n] = v
+	}
+	put(m, 198, strings.Fields(`lchown32 getuid32 getgid32 geteuid32 getegid32 setreuid32 setregid32 getgroups32 setgroups32 fchown32
+		setresuid32 getresuid32 setresgid32 getresgid32 chown32 setuid32 setgid32 setfsuid32 setfsgid32`)...)
+	put(m, 403, time64...)
 	return m
 }
 

@@ -6,457 +6,458 @@ package seccomp
 var hostABIs = []abi{
 	{name: "SCMP_ARCH_MIPSEL64", token: 0xc0000008},
 	{name: "SCMP_ARCH_MIPSEL", token: 0x40000008, narrow: true, mux: true},
+	{name: "SCMP_ARCH_MIPSEL64N32", token: 0xe0000008},
 }
 
 // tableText has a line for each system call: its name, and its number in each ABI (- where there is none).
-const tableText = `_llseek - 4140
-_newselect 5022 4142
-_sysctl 5152 4153
-accept 5042 4168
-accept4 5293 4334
-access 5020 4033
-acct 5158 4051
-add_key 5239 4280
-adjtimex 5154 4124
-afs_syscall 5176 4137
-alarm 5037 4027
-bdflush - 4134
-bind 5048 4169
-bpf 5315 4355
-break - 4017
-brk 5012 4045
-cachectl 5198 4148
-cacheflush 5197 4147
-cachestat 5451 4451
-capget 5123 4204
-capset 5124 4205
-chdir 5078 4012
-chmod 5088 4015
-chown 5090 4202
-chroot 5156 4061
-clock_adjtime 5300 4341
-clock_adjtime64 - 4405
-clock_getres 5223 4264
-clock_getres_time64 - 4406
-clock_gettime 5222 4263
-clock_gettime64 - 4403
-clock_nanosleep 5224 4265
-clock_nanosleep_time64 - 4407
-clock_settime 5221 4262
-clock_settime64 - 4404
-clone 5055 4120
-clone3 5435 4435
-close 5003 4006
-close_range 5436 4436
-connect 5041 4170
-copy_file_range 5320 4360
-creat 5083 4008
-create_module 5167 4127
-delete_module 5169 4129
-dup 5031 4041
-dup2 5032 4063
-dup3 5286 4327
-epoll_create 5207 4248
-epoll_create1 5285 4326
-epoll_ctl 5208 4249
-epoll_pwait 5272 4313
-epoll_pwait2 5441 4441
-epoll_wait 5209 4250
-eventfd 5278 4319
-eventfd2 5284 4325
-execve 5057 4011
-execveat 5316 4356
-exit 5058 4001
-exit_group 5205 4246
-faccessat 5259 4300
-faccessat2 5439 4439
-fadvise64 5215 4254
-fallocate 5279 4320
-fanotify_init 5295 4336
-fanotify_mark 5296 4337
-fchdir 5079 4133
-fchmod 5089 4094
-fchmodat 5258 4299
-fchmodat2 5452 4452
-fchown 5091 4095
-fchownat 5250 4291
-fcntl 5070 4055
-fcntl64 - 4220
-fdatasync 5073 4152
-fgetxattr 5185 4229
-file_getattr 5468 4468
-file_setattr 5469 4469
-finit_module 5307 4348
-flistxattr 5188 4232
-flock 5071 4143
-fork 5056 4002
-fremovexattr 5191 4235
-fsconfig 5431 4431
-fsetxattr 5182 4226
-fsmount 5432 4432
-fsopen 5430 4430
-fspick 5433 4433
-fstat 5005 4108
-fstat64 - 4215
-fstatat64 - 4293
-fstatfs 5135 4100
-fstatfs64 - 4256
-fsync 5072 4118
-ftime - 4035
-ftruncate 5075 4093
-ftruncate64 - 4212
-futex 5194 4238
-futex_requeue 5456 4456
-futex_time64 - 4422
-futex_wait 5455 4455
-futex_waitv 5449 4449
-futex_wake 5454 4454
-futimesat 5251 4292
-get_kernel_syms 5170 4130
-get_mempolicy 5228 4269
-get_robust_list 5269 4310
-getcpu 5271 4312
-getcwd 5077 4203
-getdents 5076 4141
-getdents64 5308 4219
-getegid 5106 4050
-geteuid 5105 4049
-getgid 5102 4047
-getgroups 5113 4080
-getitimer 5035 4105
-getpeername 5051 4171
-getpgid 5119 4132
-getpgrp 5109 4065
-getpid 5038 4020
-getpmsg 5174 4208
-getppid 5108 4064
-getpriority 5137 4096
-getrandom 5313 4353
-getresgid 5118 4191
-getresuid 5116 4186
-getrlimit 5095 4076
-getrusage 5096 4077
-getsid 5122 4151
-getsockname 5050 4172
-getsockopt 5054 4173
-gettid 5178 4222
-gettimeofday 5094 4078
-getuid 5100 4024
-getxattr 5183 4227
-getxattrat 5464 4464
-gtty - 4032
-idle - 4112
-init_module 5168 4128
-inotify_add_watch 5244 4285
-inotify_init 5243 4284
-inotify_init1 5288 4329
-inotify_rm_watch 5245 4286
-io_cancel 5204 4245
-io_destroy 5201 4242
-io_getevents 5202 4243
-io_pgetevents 5328 4368
-io_pgetevents_time64 - 4416
-io_setup 5200 4241
-io_submit 5203 4244
-io_uring_enter 5426 4426
-io_uring_register 5427 4427
-io_uring_setup 5425 4425
-ioctl 5015 4054
-ioperm - 4101
-iopl - 4110
-ioprio_get 5274 4315
-ioprio_set 5273 4314
-ipc - 4117
-kcmp 5306 4347
-kexec_load 5270 4311
-keyctl 5241 4282
-kill 5060 4037
-landlock_add_rule 5445 4445
-landlock_create_ruleset 5444 4444
-landlock_restrict_self 5446 4446
-lchown 5092 4016
-lgetxattr 5184 4228
-link 5084 4009
-linkat 5255 4296
-listen 5049 4174
-listmount 5458 4458
-listns 5470 4470
-listxattr 5186 4230
-listxattrat 5465 4465
-llistxattr 5187 4231
-lock - 4053
-lookup_dcookie 5206 4247
-lremovexattr 5190 4234
-lseek 5008 4019
-lsetxattr 5181 4225
-lsm_get_self_attr 5459 4459
-lsm_list_modules 5461 4461
-lsm_set_self_attr 5460 4460
-lstat 5006 4107
-lstat64 - 4214
-madvise 5027 4218
-map_shadow_stack 5453 4453
-mbind 5227 4268
-membarrier 5318 4358
-memfd_create 5314 4354
-migrate_pages 5246 4287
-mincore 5026 4217
-mkdir 5081 4039
-mkdirat 5248 4289
-mknod 5131 4014
-mknodat 5249 4290
-mlock 5146 4154
-mlock2 5319 4359
-mlockall 5148 4156
-mmap 5009 4090
-mmap2 - 4210
-modify_ldt - 4123
-mount 5160 4021
-mount_setattr 5442 4442
-move_mount 5429 4429
-move_pages 5267 4308
-mprotect 5010 4125
-mpx - 4056
-mq_getsetattr 5235 4276
-mq_notify 5234 4275
-mq_open 5230 4271
-mq_timedreceive 5233 4274
-mq_timedreceive_time64 - 4419
-mq_timedsend 5232 4273
-mq_timedsend_time64 - 4418
-mq_unlink 5231 4272
-mremap 5024 4167
-mseal 5462 4462
-msgctl 5069 4402
-msgget 5066 4399
-msgrcv 5068 4401
-msgsnd 5067 4400
-msync 5025 4144
-munlock 5147 4155
-munlockall 5149 4157
-munmap 5011 4091
-name_to_handle_at 5298 4339
-nanosleep 5034 4166
-newfstatat 5252 -
-nfsservctl 5173 4189
-nice - 4034
-open 5002 4005
-open_by_handle_at 5299 4340
-open_tree 5428 4428
-open_tree_attr 5467 4467
-openat 5247 4288
-openat2 5437 4437
-pause 5033 4029
-perf_event_open 5292 4333
-personality 5132 4136
-pidfd_getfd 5438 4438
-pidfd_open 5434 4434
-pidfd_send_signal 5424 4424
-pipe 5021 4042
-pipe2 5287 4328
-pivot_root 5151 4216
-pkey_alloc 5324 4364
-pkey_free 5325 4365
-pkey_mprotect 5323 4363
-poll 5007 4188
-ppoll 5261 4302
-ppoll_time64 - 4414
-prctl 5153 4192
-pread64 5016 4200
-preadv 5289 4330
-preadv2 5321 4361
-prlimit64 5297 4338
-process_madvise 5440 4440
-process_mrelease 5448 4448
-process_vm_readv 5304 4345
-process_vm_writev 5305 4346
-prof - 4044
-profil - 4098
-pselect6 5260 4301
-pselect6_time64 - 4413
-ptrace 5099 4026
-putpmsg 5175 4209
-pwrite64 5017 4201
-pwritev 5290 4331
-pwritev2 5322 4362
-query_module 5171 4187
-quotactl 5172 4131
-quotactl_fd 5443 4443
-read 5000 4003
-readahead 5179 4223
-readdir - 4089
-readlink 5087 4085
-readlinkat 5257 4298
-readv 5018 4145
-reboot 5164 4088
-recv - 4175
-recvfrom 5044 4176
-recvmmsg 5294 4335
-recvmmsg_time64 - 4417
-recvmsg 5046 4177
-remap_file_pages 5210 4251
-removexattr 5189 4233
-removexattrat 5466 4466
-rename 5080 4038
-renameat 5254 4295
-renameat2 5311 4351
-request_key 5240 4281
-reserved177 5177 -
-reserved193 5193 -
-reserved221 - 4221
-reserved82 - 4082
-restart_syscall 5213 4253
-rmdir 5082 4040
-rseq 5327 4367
-rseq_slice_yield 5471 4471
-rt_sigaction 5013 4194
-rt_sigpending 5125 4196
-rt_sigprocmask 5014 4195
-rt_sigqueueinfo 5127 4198
-rt_sigreturn 5211 4193
-rt_sigsuspend 5128 4199
-rt_sigtimedwait 5126 4197
-rt_sigtimedwait_time64 - 4421
-rt_tgsigqueueinfo 5291 4332
-sched_get_priority_max 5143 4163
-sched_get_priority_min 5144 4164
-sched_getaffinity 5196 4240
-sched_getattr 5310 4350
-sched_getparam 5140 4159
-sched_getscheduler 5142 4161
-sched_rr_get_interval 5145 4165
-sched_rr_get_interval_time64 - 4423
-sched_setaffinity 5195 4239
-sched_setattr 5309 4349
-sched_setparam 5139 4158
-sched_setscheduler 5141 4160
-sched_yield 5023 4162
-seccomp 5312 4352
-semctl 5064 4394
-semget 5062 4393
-semop 5063 -
-semtimedop 5214 -
-semtimedop_time64 - 4420
-send - 4178
-sendfile 5039 4207
-sendfile64 - 4237
-sendmmsg 5302 4343
-sendmsg 5045 4179
-sendto 5043 4180
-set_mempolicy 5229 4270
-set_mempolicy_home_node 5450 4450
-set_robust_list 5268 4309
-set_thread_area 5242 4283
-set_tid_address 5212 4252
-setdomainname 5166 4121
-setfsgid 5121 4139
-setfsuid 5120 4138
-setgid 5104 4046
-setgroups 5114 4081
-sethostname 5165 4074
-setitimer 5036 4104
-setns 5303 4344
-setpgid 5107 4057
-setpriority 5138 4097
-setregid 5112 4071
-setresgid 5117 4190
-setresuid 5115 4185
-setreuid 5111 4070
-setrlimit 5155 4075
-setsid 5110 4066
-setsockopt 5053 4181
-settimeofday 5159 4079
-setuid 5103 4023
-setxattr 5180 4224
-setxattrat 5463 4463
-sgetmask - 4068
-shmat 5029 4397
-shmctl 5030 4396
-shmdt 5065 4398
-shmget 5028 4395
-shutdown 5047 4182
-sigaction - 4067
-sigaltstack 5129 4206
-signal - 4048
-signalfd 5276 4317
-signalfd4 5283 4324
-sigpending - 4073
-sigprocmask - 4126
-sigreturn - 4119
-sigsuspend - 4072
-socket 5040 4183
-socketcall - 4102
-socketpair 5052 4184
-splice 5263 4304
-ssetmask - 4069
-stat 5004 4106
-stat64 - 4213
-statfs 5134 4099
-statfs64 - 4255
-statmount 5457 4457
-statx 5326 4366
-stime - 4025
-stty - 4031
-swapoff 5163 4115
-swapon 5162 4087
-symlink 5086 4083
-symlinkat 5256 4297
-sync 5157 4036
-sync_file_range 5264 4305
-syncfs 5301 4342
-syscall - 4000
-sysfs 5136 4135
-sysinfo 5097 4116
-syslog 5101 4103
-sysmips 5199 4149
-tee 5265 4306
-tgkill 5225 4266
-time - 4013
-timer_create 5216 4257
-timer_delete 5220 4261
-timer_getoverrun 5219 4260
-timer_gettime 5218 4259
-timer_gettime64 - 4408
-timer_settime 5217 4258
-timer_settime64 - 4409
-timerfd 5277 4318
-timerfd_create 5280 4321
-timerfd_gettime 5281 4322
-timerfd_gettime64 - 4410
-timerfd_settime 5282 4323
-timerfd_settime64 - 4411
-times 5098 4043
-tkill 5192 4236
-truncate 5074 4092
-truncate64 - 4211
-ulimit - 4058
-umask 5093 4060
-umount - 4022
-umount2 5161 4052
-uname 5061 4122
-unlink 5085 4010
-unlinkat 5253 4294
-unshare 5262 4303
-unused109 - 4109
-unused150 - 4150
-unused18 - 4018
-unused28 - 4028
-unused59 - 4059
-unused84 - 4084
-uselib - 4086
-userfaultfd 5317 4357
-ustat 5133 4062
-utime 5130 4030
-utimensat 5275 4316
-utimensat_time64 - 4412
-utimes 5226 4267
-vhangup 5150 4111
-vm86 - 4113
-vmsplice 5266 4307
-vserver 5236 4277
-wait4 5059 4114
-waitid 5237 4278
-waitpid - 4007
-write 5001 4004
-writev 5019 4146
+const tableText = `_llseek - 4140 -
+_newselect 5022 4142 6022
+_sysctl 5152 4153 6152
+accept 5042 4168 6042
+accept4 5293 4334 6297
+access 5020 4033 6020
+acct 5158 4051 6158
+add_key 5239 4280 6243
+adjtimex 5154 4124 6154
+afs_syscall 5176 4137 6176
+alarm 5037 4027 6037
+bdflush - 4134 -
+bind 5048 4169 6048
+bpf 5315 4355 6319
+break - 4017 -
+brk 5012 4045 6012
+cachectl 5198 4148 6198
+cacheflush 5197 4147 6197
+cachestat 5451 4451 6451
+capget 5123 4204 6123
+capset 5124 4205 6124
+chdir 5078 4012 6078
+chmod 5088 4015 6088
+chown 5090 4202 6090
+chroot 5156 4061 6156
+clock_adjtime 5300 4341 6305
+clock_adjtime64 - 4405 6405
+clock_getres 5223 4264 6227
+clock_getres_time64 - 4406 6406
+clock_gettime 5222 4263 6226
+clock_gettime64 - 4403 6403
+clock_nanosleep 5224 4265 6228
+clock_nanosleep_time64 - 4407 6407
+clock_settime 5221 4262 6225
+clock_settime64 - 4404 6404
+clone 5055 4120 6055
+clone3 5435 4435 6435
+close 5003 4006 6003
+close_range 5436 4436 6436
+connect 5041 4170 6041
+copy_file_range 5320 4360 6324
+creat 5083 4008 6083
+create_module 5167 4127 6167
+delete_module 5169 4129 6169
+dup 5031 4041 6031
+dup2 5032 4063 6032
+dup3 5286 4327 6290
+epoll_create 5207 4248 6207
+epoll_create1 5285 4326 6289
+epoll_ctl 5208 4249 6208
+epoll_pwait 5272 4313 6276
+epoll_pwait2 5441 4441 6441
+epoll_wait 5209 4250 6209
+eventfd 5278 4319 6282
+eventfd2 5284 4325 6288
+execve 5057 4011 6057
+execveat 5316 4356 6320
+exit 5058 4001 6058
+exit_group 5205 4246 6205
+faccessat 5259 4300 6263
+faccessat2 5439 4439 6439
+fadvise64 5215 4254 6216
+fallocate 5279 4320 6283
+fanotify_init 5295 4336 6300
+fanotify_mark 5296 4337 6301
+fchdir 5079 4133 6079
+fchmod 5089 4094 6089
+fchmodat 5258 4299 6262
+fchmodat2 5452 4452 6452
+fchown 5091 4095 6091
+fchownat 5250 4291 6254
+fcntl 5070 4055 6070
+fcntl64 - 4220 6212
+fdatasync 5073 4152 6073
+fgetxattr 5185 4229 6185
+file_getattr 5468 4468 6468
+file_setattr 5469 4469 6469
+finit_module 5307 4348 6312
+flistxattr 5188 4232 6188
+flock 5071 4143 6071
+fork 5056 4002 6056
+fremovexattr 5191 4235 6191
+fsconfig 5431 4431 6431
+fsetxattr 5182 4226 6182
+fsmount 5432 4432 6432
+fsopen 5430 4430 6430
+fspick 5433 4433 6433
+fstat 5005 4108 6005
+fstat64 - 4215 -
+fstatat64 - 4293 -
+fstatfs 5135 4100 6135
+fstatfs64 - 4256 6218
+fsync 5072 4118 6072
+ftime - 4035 -
+ftruncate 5075 4093 6075
+ftruncate64 - 4212 -
+futex 5194 4238 6194
+futex_requeue 5456 4456 6456
+futex_time64 - 4422 6422
+futex_wait 5455 4455 6455
+futex_waitv 5449 4449 6449
+futex_wake 5454 4454 6454
+futimesat 5251 4292 6255
+get_kernel_syms 5170 4130 6170
+get_mempolicy 5228 4269 6232
+get_robust_list 5269 4310 6273
+getcpu 5271 4312 6275
+getcwd 5077 4203 6077
+getdents 5076 4141 6076
+getdents64 5308 4219 6299
+getegid 5106 4050 6106
+geteuid 5105 4049 6105
+getgid 5102 4047 6102
+getgroups 5113 4080 6113
+getitimer 5035 4105 6035
+getpeername 5051 4171 6051
+getpgid 5119 4132 6119
+getpgrp 5109 4065 6109
+getpid 5038 4020 6038
+getpmsg 5174 4208 6174
+getppid 5108 4064 6108
+getpriority 5137 4096 6137
+getrandom 5313 4353 6317
+getresgid 5118 4191 6118
+getresuid 5116 4186 6116
+getrlimit 5095 4076 6095
+getrusage 5096 4077 6096
+getsid 5122 4151 6122
+getsockname 5050 4172 6050
+getsockopt 5054 4173 6054
+gettid 5178 4222 6178
+gettimeofday 5094 4078 6094
+getuid 5100 4024 6100
+getxattr 5183 4227 6183
+getxattrat 5464 4464 6464
+gtty - 4032 -
+idle - 4112 -
+init_module 5168 4128 6168
+inotify_add_watch 5244 4285 6248
+inotify_init 5243 4284 6247
+inotify_init1 5288 4329 6292
+inotify_rm_watch 5245 4286 6249
+io_cancel 5204 4245 6204
+io_destroy 5201 4242 6201
+io_getevents 5202 4243 6202
+io_pgetevents 5328 4368 6332
+io_pgetevents_time64 - 4416 6416
+io_setup 5200 4241 6200
+io_submit 5203 4244 6203
+io_uring_enter 5426 4426 6426
+io_uring_register 5427 4427 6427
+io_uring_setup 5425 4425 6425
+ioctl 5015 4054 6015
+ioperm - 4101 -
+iopl - 4110 -
+ioprio_get 5274 4315 6278
+ioprio_set 5273 4314 6277
+ipc - 4117 -
+kcmp 5306 4347 6311
+kexec_load 5270 4311 6274
+keyctl 5241 4282 6245
+kill 5060 4037 6060
+landlock_add_rule 5445 4445 6445
+landlock_create_ruleset 5444 4444 6444
+landlock_restrict_self 5446 4446 6446
+lchown 5092 4016 6092
+lgetxattr 5184 4228 6184
+link 5084 4009 6084
+linkat 5255 4296 6259
+listen 5049 4174 6049
+listmount 5458 4458 6458
+listns 5470 4470 6470
+listxattr 5186 4230 6186
+listxattrat 5465 4465 6465
+llistxattr 5187 4231 6187
+lock - 4053 -
+lookup_dcookie 5206 4247 6206
+lremovexattr 5190 4234 6190
+lseek 5008 4019 6008
+lsetxattr 5181 4225 6181
+lsm_get_self_attr 5459 4459 6459
+lsm_list_modules 5461 4461 6461
+lsm_set_self_attr 5460 4460 6460
+lstat 5006 4107 6006
+lstat64 - 4214 -
+madvise 5027 4218 6027
+map_shadow_stack 5453 4453 6453
+mbind 5227 4268 6231
+membarrier 5318 4358 6322
+memfd_create 5314 4354 6318
+migrate_pages 5246 4287 6250
+mincore 5026 4217 6026
+mkdir 5081 4039 6081
+mkdirat 5248 4289 6252
+mknod 5131 4014 6131
+mknodat 5249 4290 6253
+mlock 5146 4154 6146
+mlock2 5319 4359 6323
+mlockall 5148 4156 6148
+mmap 5009 4090 6009
+mmap2 - 4210 -
+modify_ldt - 4123 -
+mount 5160 4021 6160
+mount_setattr 5442 4442 6442
+move_mount 5429 4429 6429
+move_pages 5267 4308 6271
+mprotect 5010 4125 6010
+mpx - 4056 -
+mq_getsetattr 5235 4276 6239
+mq_notify 5234 4275 6238
+mq_open 5230 4271 6234
+mq_timedreceive 5233 4274 6237
+mq_timedreceive_time64 - 4419 6419
+mq_timedsend 5232 4273 6236
+mq_timedsend_time64 - 4418 6418
+mq_unlink 5231 4272 6235
+mremap 5024 4167 6024
+mseal 5462 4462 6462
+msgctl 5069 4402 6069
+msgget 5066 4399 6066
+msgrcv 5068 4401 6068
+msgsnd 5067 4400 6067
+msync 5025 4144 6025
+munlock 5147 4155 6147
+munlockall 5149 4157 6149
+munmap 5011 4091 6011
+name_to_handle_at 5298 4339 6303
+nanosleep 5034 4166 6034
+newfstatat 5252 - 6256
+nfsservctl 5173 4189 6173
+nice - 4034 -
+open 5002 4005 6002
+open_by_handle_at 5299 4340 6304
+open_tree 5428 4428 6428
+open_tree_attr 5467 4467 6467
+openat 5247 4288 6251
+openat2 5437 4437 6437
+pause 5033 4029 6033
+perf_event_open 5292 4333 6296
+personality 5132 4136 6132
+pidfd_getfd 5438 4438 6438
+pidfd_open 5434 4434 6434
+pidfd_send_signal 5424 4424 6424
+pipe 5021 4042 6021
+pipe2 5287 4328 6291
+pivot_root 5151 4216 6151
+pkey_alloc 5324 4364 6328
+pkey_free 5325 4365 6329
+pkey_mprotect 5323 4363 6327
+poll 5007 4188 6007
+ppoll 5261 4302 6265
+ppoll_time64 - 4414 6414
+prctl 5153 4192 6153
+pread64 5016 4200 6016
+preadv 5289 4330 6293
+preadv2 5321 4361 6325
+prlimit64 5297 4338 6302
+process_madvise 5440 4440 6440
+process_mrelease 5448 4448 6448
+process_vm_readv 5304 4345 6309
+process_vm_writev 5305 4346 6310
+prof - 4044 -
+profil - 4098 -
+pselect6 5260 4301 6264
+pselect6_time64 - 4413 6413
+ptrace 5099 4026 6099
+putpmsg 5175 4209 6175
+pwrite64 5017 4201 6017
+pwritev 5290 4331 6294
+pwritev2 5322 4362 6326
+query_module 5171 4187 6171
+quotactl 5172 4131 6172
+quotactl_fd 5443 4443 6443
+read 5000 4003 6000
+readahead 5179 4223 6179
+readdir - 4089 -
+readlink 5087 4085 6087
+readlinkat 5257 4298 6261
+readv 5018 4145 6018
+reboot 5164 4088 6164
+recv - 4175 -
+recvfrom 5044 4176 6044
+recvmmsg 5294 4335 6298
+recvmmsg_time64 - 4417 6417
+recvmsg 5046 4177 6046
+remap_file_pages 5210 4251 6210
+removexattr 5189 4233 6189
+removexattrat 5466 4466 6466
+rename 5080 4038 6080
+renameat 5254 4295 6258
+renameat2 5311 4351 6315
+request_key 5240 4281 6244
+reserved177 5177 - 6177
+reserved193 5193 - 6193
+reserved221 - 4221 -
+reserved82 - 4082 -
+restart_syscall 5213 4253 6214
+rmdir 5082 4040 6082
+rseq 5327 4367 6331
+rseq_slice_yield 5471 4471 6471
+rt_sigaction 5013 4194 6013
+rt_sigpending 5125 4196 6125
+rt_sigprocmask 5014 4195 6014
+rt_sigqueueinfo 5127 4198 6127
+rt_sigreturn 5211 4193 6211
+rt_sigsuspend 5128 4199 6128
+rt_sigtimedwait 5126 4197 6126
+rt_sigtimedwait_time64 - 4421 6421
+rt_tgsigqueueinfo 5291 4332 6295
+sched_get_priority_max 5143 4163 6143
+sched_get_priority_min 5144 4164 6144
+sched_getaffinity 5196 4240 6196
+sched_getattr 5310 4350 6314
+sched_getparam 5140 4159 6140
+sched_getscheduler 5142 4161 6142
+sched_rr_get_interval 5145 4165 6145
+sched_rr_get_interval_time64 - 4423 6423
+sched_setaffinity 5195 4239 6195
+sched_setattr 5309 4349 6313
+sched_setparam 5139 4158 6139
+sched_setscheduler 5141 4160 6141
+sched_yield 5023 4162 6023
+seccomp 5312 4352 6316
+semctl 5064 4394 6064
+semget 5062 4393 6062
+semop 5063 - 6063
+semtimedop 5214 - 6215
+semtimedop_time64 - 4420 6420
+send - 4178 -
+sendfile 5039 4207 6039
+sendfile64 - 4237 6219
+sendmmsg 5302 4343 6307
+sendmsg 5045 4179 6045
+sendto 5043 4180 6043
+set_mempolicy 5229 4270 6233
+set_mempolicy_home_node 5450 4450 6450
+set_robust_list 5268 4309 6272
+set_thread_area 5242 4283 6246
+set_tid_address 5212 4252 6213
+setdomainname 5166 4121 6166
+setfsgid 5121 4139 6121
+setfsuid 5120 4138 6120
+setgid 5104 4046 6104
+setgroups 5114 4081 6114
+sethostname 5165 4074 6165
+setitimer 5036 4104 6036
+setns 5303 4344 6308
+setpgid 5107 4057 6107
+setpriority 5138 4097 6138
+setregid 5112 4071 6112
+setresgid 5117 4190 6117
+setresuid 5115 4185 6115
+setreuid 5111 4070 6111
+setrlimit 5155 4075 6155
+setsid 5110 4066 6110
+setsockopt 5053 4181 6053
+settimeofday 5159 4079 6159
+setuid 5103 4023 6103
+setxattr 5180 4224 6180
+setxattrat 5463 4463 6463
+sgetmask - 4068 -
+shmat 5029 4397 6029
+shmctl 5030 4396 6030
+shmdt 5065 4398 6065
+shmget 5028 4395 6028
+shutdown 5047 4182 6047
+sigaction - 4067 -
+sigaltstack 5129 4206 6129
+signal - 4048 -
+signalfd 5276 4317 6280
+signalfd4 5283 4324 6287
+sigpending - 4073 -
+sigprocmask - 4126 -
+sigreturn - 4119 -
+sigsuspend - 4072 -
+socket 5040 4183 6040
+socketcall - 4102 -
+socketpair 5052 4184 6052
+splice 5263 4304 6267
+ssetmask - 4069 -
+stat 5004 4106 6004
+stat64 - 4213 -
+statfs 5134 4099 6134
+statfs64 - 4255 6217
+statmount 5457 4457 6457
+statx 5326 4366 6330
+stime - 4025 -
+stty - 4031 -
+swapoff 5163 4115 6163
+swapon 5162 4087 6162
+symlink 5086 4083 6086
+symlinkat 5256 4297 6260
+sync 5157 4036 6157
+sync_file_range 5264 4305 6268
+syncfs 5301 4342 6306
+syscall - 4000 -
+sysfs 5136 4135 6136
+sysinfo 5097 4116 6097
+syslog 5101 4103 6101
+sysmips 5199 4149 6199
+tee 5265 4306 6269
+tgkill 5225 4266 6229
+time - 4013 -
+timer_create 5216 4257 6220
+timer_delete 5220 4261 6224
+timer_getoverrun 5219 4260 6223
+timer_gettime 5218 4259 6222
+timer_gettime64 - 4408 6408
+timer_settime 5217 4258 6221
+timer_settime64 - 4409 6409
+timerfd 5277 4318 6281
+timerfd_create 5280 4321 6284
+timerfd_gettime 5281 4322 6285
+timerfd_gettime64 - 4410 6410
+timerfd_settime 5282 4323 6286
+timerfd_settime64 - 4411 6411
+times 5098 4043 6098
+tkill 5192 4236 6192
+truncate 5074 4092 6074
+truncate64 - 4211 -
+ulimit - 4058 -
+umask 5093 4060 6093
+umount - 4022 -
+umount2 5161 4052 6161
+uname 5061 4122 6061
+unlink 5085 4010 6085
+unlinkat 5253 4294 6257
+unshare 5262 4303 6266
+unused109 - 4109 -
+unused150 - 4150 -
+unused18 - 4018 -
+unused28 - 4028 -
+unused59 - 4059 -
+unused84 - 4084 -
+uselib - 4086 -
+userfaultfd 5317 4357 6321
+ustat 5133 4062 6133
+utime 5130 4030 6130
+utimensat 5275 4316 6279
+utimensat_time64 - 4412 6412
+utimes 5226 4267 6230
+vhangup 5150 4111 6150
+vm86 - 4113 -
+vmsplice 5266 4307 6270
+vserver 5236 4277 6240
+wait4 5059 4114 6059
+waitid 5237 4278 6241
+waitpid - 4007 -
+write 5001 4004 6001
+writev 5019 4146 6019
 `
