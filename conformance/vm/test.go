@@ -101,6 +101,9 @@ func (o *options) exec(ctx context.Context, args []string) error {
 	if err := testdata(files, top, here); err != nil {
 		return err
 	}
+	if err := binaries(files, top, rel); err != nil {
+		return err
+	}
 	if err := send(ctx, g.client, guestTree, files); err != nil {
 		return err
 	}
@@ -131,6 +134,30 @@ func treeTop(dir string) (string, error) {
 		}
 		dir = filepath.Dir(dir)
 	}
+}
+
+// binaries adds what is tried as a whole to files: the packages below conformance start it.
+func binaries(files map[string]string, top, rel string) error {
+	if !strings.HasPrefix(rel, "conformance/") {
+		return nil
+	}
+	for _, pattern := range []string{"bin/vitrine*", "bin/cni/*"} {
+		found, err := filepath.Glob(filepath.Join(top, pattern))
+		if err == nil && len(found) == 0 {
+			err = fmt.Errorf("find %s: none (run make first)", pattern)
+		}
+		if err != nil {
+			return err
+		}
+		for _, path := range found {
+			name, err := filepath.Rel(top, path)
+			if err != nil {
+				return err
+			}
+			files[name] = path
+		}
+	}
+	return nil
 }
 
 // testdata adds a package's testdata to files, by their names below top.
