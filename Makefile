@@ -15,7 +15,7 @@ FLAGS   := -trimpath -buildvcs=false -tags "$(TAGS)"
 STATIC  := CGO_ENABLED=0 $(GO) build $(FLAGS)
 
 .DEFAULT_GOAL := all
-.PHONY: all build cni-plugins try test race fuzz lint bench conformance install clean deps help
+.PHONY: all build cni-plugins try test race fuzz lint bench bench-stats conformance install clean deps help
 
 all: build cni-plugins ## build all that is shipped and all that is needed to try it
 
@@ -47,6 +47,9 @@ $(BIN)/dev/golangci-lint:
 
 bench: deps build cni-plugins ## start of a container beside crun, interleaved (root)
 	@contrib/deps crun && $(STATIC) -o $(BIN)/dev/ ./conformance/bench && $(BIN)/dev/bench
+
+bench-stats: deps build cni-plugins ## statistics of 100 containers (root); CONTAINERD=DIR of containerd 2 and its shim measures it beside, with CRUN=
+	@$(STATIC) -o $(BIN)/dev/ ./conformance/bench && $(BIN)/dev/bench $(if $(CONTAINERD),-containerd $(CONTAINERD)) $(if $(CRUN),-crun $(CRUN)) stats
 
 conformance: deps build cni-plugins ## the integration tests alone, against the real daemon (root)
 	CGO_ENABLED=0 $(GO) test -tags "$(TAGS)" -count=1 -v ./conformance/integration/

@@ -8,6 +8,9 @@
 //	          once with a cgroup of its own, and once without any, which spares it the kernel's move of a process
 //
 // All join the pod's network, ipc and uts namespaces.
+//
+// As "bench stats" it measures instead what the statistics of many containers cost, beside containerd where that is
+// given, also interleaved.
 package main
 
 import (
@@ -16,6 +19,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -25,7 +29,14 @@ import (
 )
 
 func main() {
+	if filepath.Base(os.Args[0]) == ociName {
+		fmt.Fprintln(os.Stderr, ociName+":", beOCI())
+		os.Exit(1)
+	}
 	rounds := flag.Int("rounds", 60, "how often each is measured")
+	count := flag.Int("containers", 100, "stats: how many containers")
+	peer := flag.String("containerd", "", "stats: directory of a containerd 2 and its shim, to be measured beside")
+	crun := flag.String("crun", "crun", "stats: the OCI runtime of that containerd")
 	flag.Parse()
 	place, err := stage.Enter()
 	if err != nil {
@@ -34,8 +45,15 @@ func main() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	b := &bench{Stage: place}
-	err = errors.Join(b.run(ctx, *rounds), place.Close())
+	switch flag.Arg(0) {
+	case "":
+		err = (&bench{Stage: place}).run(ctx, *rounds)
+	case "stats":
+		err = runStats(ctx, place, *count, *rounds, *peer, *crun)
+	default:
+		err = fmt.Errorf("unknown mode %q", flag.Arg(0))
+	}
+	err = errors.Join(err, place.Close())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
