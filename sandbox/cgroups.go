@@ -15,7 +15,7 @@ func cgroupError(err error) error {
 	switch {
 	case errors.Is(err, cgroup.ErrInvalid):
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
-	case errors.Is(err, cgroup.ErrUnenforced), errors.Is(err, cgroup.ErrDelegation):
+	case errors.Is(err, cgroup.ErrUnenforced), errors.Is(err, cgroup.ErrInUse), errors.Is(err, cgroup.ErrDelegation):
 		return fmt.Errorf("%w: %w", ErrState, err)
 	}
 	return err

@@ -35,6 +35,9 @@ type Container struct {
 	taken  atomic.Bool   // somebody was told the id
 	stats  containerStats
 
+	limits   atomic.Pointer[limits]
+	changing chan struct{} // holds a token while somebody changes the limits
+
 	mu       sync.Mutex
 	spec     *specs.Spec   // guarded by mu; read from config.json when an exec wants it after a restart
 	deadline time.Time     // guarded by mu; when a stop turns to force; zero while nobody stops it
@@ -49,13 +52,14 @@ func (sb *Sandbox) newContainer(id string, cfg *runtimeapi.ContainerConfig) (*Co
 	if err != nil {
 		return nil, err
 	}
-	c := &Container{pod: sb, id: id, dir: filepath.Join(sb.dir, id), config: cfg, done: make(chan struct{}), sooner: make(chan struct{})}
+	c := &Container{pod: sb, id: id, dir: filepath.Join(sb.dir, id), config: cfg, done: make(chan struct{}), sooner: make(chan struct{}), changing: make(chan struct{}, 1)}
 	c.record = containerRecord{
 		Version: recordVersion, ID: id, Pod: sb.id, Config: raw,
 		// The name that cgroupfs gives it; the tree tells afterwards whether it chose another.
 		Cgroup: path.Join(sb.record.Cgroup, "vitrine-"+id),
 	}
 	c.facts.Store(&facts{})
+	c.limits.Store(&limits{asked: cfg.GetLinux().GetResources()})
 	return c, nil
 }
 
@@ -104,6 +108,10 @@ func (c *Container) writeLocked() error {
 	}
 	r := c.record
 	r.Facts = *c.facts.Load()
+	var err error
+	if r.Limits, err = c.limits.Load().record(); err != nil {
+		return err
+	}
 	return c.pod.m.disk.write(c.dir, "container.json", &r)
 }
 

@@ -248,7 +248,7 @@ func (c *Container) makeCgroup(s *specs.Spec) (*sys.FD, error) {
 		return nil, fmt.Errorf("make cgroup: %w", cgroupError(err))
 	}
 	for _, u := range scope.Unenforced() {
-		c.record.Notes = append(c.record.Notes, "not enforced: "+u)
+		c.record.Notes = append(c.record.Notes, notEnforced+u)
 	}
 	if scope.Path() != c.record.Cgroup {
 		c.record.Cgroup, s.Linux.CgroupsPath = scope.Path(), scope.Path()
@@ -292,6 +292,9 @@ func (c *Container) fork(ctx context.Context, s *specs.Spec, p *parts) error {
 	c.mu.Unlock()
 	if n := pr.note(); n != "" {
 		c.record.Notes = append(c.record.Notes, n)
+	}
+	if err := c.firstLimits(s.Linux.Resources); err != nil {
+		return err
 	}
 	return c.update(event{what: created, at: now(), pid: pr.pid()})
 }

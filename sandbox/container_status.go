@@ -23,7 +23,7 @@ func (m *Manager) ContainerStatus(id string, verbose bool) (*runtimeapi.Containe
 		Image: c.imageSpec(), ImageRef: c.record.Image.Ref, ImageId: c.record.Image.ID,
 		Reason: f.Reason, Message: f.Message, Labels: c.config.GetLabels(), Annotations: c.config.GetAnnotations(),
 		Mounts: c.config.GetMounts(), LogPath: c.record.LogPath,
-		Resources:  &runtimeapi.ContainerResources{Linux: c.config.GetLinux().GetResources()},
+		Resources:  &runtimeapi.ContainerResources{Linux: c.limits.Load().took},
 		StopSignal: runtimeapi.Signal(c.record.CRISig),
 		User: &runtimeapi.ContainerUser{Linux: &runtimeapi.LinuxContainerUser{
 			Uid: c.record.User.UID, Gid: c.record.User.GID, SupplementalGroups: c.record.User.Groups}},
@@ -38,8 +38,19 @@ func (m *Manager) ContainerStatus(id string, verbose bool) (*runtimeapi.Containe
 		Cgroup   string   `json:"cgroup"`
 		Notes    []string `json:"notes,omitempty"`
 		OOMKills int      `json:"oomKills"`
-	}{c.pod.id, f.Pid, c.dir, c.record.Cgroup, c.record.Notes, c.oomKills(f)})
+	}{c.pod.id, f.Pid, c.dir, c.record.Cgroup, c.notes(), c.oomKills(f)})
 	return st, map[string]string{"info": string(b)}, err
+}
+
+// notes are what could not be done as asked.
+func (c *Container) notes() []string {
+	out := slices.Clone(c.record.Notes)
+	for _, file := range c.limits.Load().gaps {
+		if n := notEnforced + file; !slices.Contains(out, n) {
+			out = append(out, n)
+		}
+	}
+	return out
 }
 
 // oomKills is how many processes of the container the OOM killer took so far.

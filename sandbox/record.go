@@ -28,6 +28,7 @@ type podRecord struct {
 	Config  json.RawMessage `json:"config"` // PodSandboxConfig
 	Cgroup  string          `json:"cgroup"` // the pod's, relative to the root of the hierarchy
 	OwnCG   bool            `json:"ownCgroup"`
+	Limits  *podLimits      `json:"limits,omitempty"` // of the pod as a whole
 	Facts   podFacts        `json:"facts"`
 }
 
@@ -44,6 +45,7 @@ type containerRecord struct {
 	LogPath string          `json:"logPath,omitempty"`
 	Cgroup  string          `json:"cgroup"`
 	Notes   []string        `json:"notes,omitempty"` // what could not be done as asked, and was not fatal
+	Limits  *limitsRecord   `json:"limits,omitempty"`
 	Facts   facts           `json:"facts"`
 }
 

@@ -93,6 +93,7 @@ func (m *Manager) recoverPod(ctx context.Context, id string) error {
 		}
 		return cerr
 	}
+	sb.reread()
 	m.publish(sb)
 	switch f := sb.facts.Load(); {
 	case !sameBoot:
@@ -146,6 +147,7 @@ func (m *Manager) loadPod(id string) (*Sandbox, error) {
 	f := sb.record.Facts
 	sb.plan = plan
 	sb.facts.Store(&f)
+	sb.limits.Store(sb.record.Limits.orNone())
 	return sb, nil
 }
 
@@ -190,6 +192,11 @@ func (c *Container) load() error {
 	c.record = *r
 	f := r.Facts
 	c.facts.Store(&f)
+	l, err := r.Limits.limits(c.config.GetLinux().GetResources())
+	if err != nil {
+		return err
+	}
+	c.limits.Store(l)
 	if f.Finished != 0 {
 		close(c.done)
 	}

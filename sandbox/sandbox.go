@@ -33,6 +33,9 @@ type Sandbox struct {
 
 	ending chan struct{} // holds a token while somebody tears the pod down or erases it
 
+	limits   atomic.Pointer[podLimits]
+	changing chan struct{} // holds a token while somebody changes the limits
+
 	mu     sync.Mutex
 	erased bool // guarded by mu: the directory is on its way out, no record is written any more
 
@@ -58,9 +61,10 @@ func (m *Manager) newSandbox(id string, cfg *runtimeapi.PodSandboxConfig, plan *
 }
 
 func (m *Manager) emptySandbox(id string) *Sandbox {
-	sb := &Sandbox{m: m, id: id, dir: m.podDir(id), gate: newGate(), ending: make(chan struct{}, 1)}
+	sb := &Sandbox{m: m, id: id, dir: m.podDir(id), gate: newGate(), ending: make(chan struct{}, 1), changing: make(chan struct{}, 1)}
 	sb.config = &runtimeapi.PodSandboxConfig{}
 	sb.facts.Store(&podFacts{})
+	sb.limits.Store(&podLimits{})
 	return sb
 }
 
@@ -90,7 +94,10 @@ func (sb *Sandbox) writeLocked() error {
 		return nil
 	}
 	r := sb.record
-	r.Facts = *sb.facts.Load()
+	r.Facts, r.Limits = *sb.facts.Load(), nil
+	if l := sb.limits.Load(); l.given() {
+		r.Limits = l
+	}
 	return sb.m.disk.write(sb.dir, "pod.json", &r)
 }
 

@@ -90,6 +90,10 @@ func (sb *Sandbox) bringUp(ctx context.Context, op *operation) error {
 	if err := sb.makeDir(); err != nil {
 		return err
 	}
+	op.at("limit pod")
+	if err := sb.firstLimits(ctx); err != nil {
+		return err
+	}
 	op.at("start monitor")
 	if err := sb.startMonitor(ctx); err != nil {
 		return err

@@ -61,7 +61,12 @@ func (sb *Sandbox) info(f *podFacts) map[string]string {
 		Cgroup   string `json:"cgroup"`
 		Hostname string `json:"hostname,omitempty"`
 		Reason   string `json:"reason,omitempty"`
-	}{Dir: sb.dir, Cgroup: sb.record.Cgroup, Hostname: sb.plan.Hostname, Reason: f.Reason}
+		*podLimits
+		LimitsOf string `json:"limitsOf,omitempty"` // whose the pod's cgroup is
+	}{Dir: sb.dir, Cgroup: sb.record.Cgroup, Hostname: sb.plan.Hostname, Reason: f.Reason, podLimits: sb.limits.Load()}
+	if v.given() {
+		v.LimitsOf = sb.limitsOf()
+	}
 	if !sb.plan.HostNetwork && f.Stopped == 0 {
 		v.NetNS = sb.netns()
 	}

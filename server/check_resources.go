@@ -27,6 +27,24 @@ func checkResources(r *runtimeapi.LinuxContainerResources) error {
 	if r == nil {
 		return nil
 	}
+	return first(checkValues(r), checkPairs(r))
+}
+
+// checkUpdate checks a change of limits. What a limit needs besides it may be what
+// the container has already, so pairs are the sandbox's question.
+func checkUpdate(r *runtimeapi.LinuxContainerResources) error {
+	if r == nil {
+		return wrong("", "must be set")
+	}
+	err := checkValues(r)
+	if r.GetMemoryLimitInBytes() != 0 {
+		err = first(err, checkSwap(r))
+	}
+	return err
+}
+
+// checkValues checks each limit alone.
+func checkValues(r *runtimeapi.LinuxContainerResources) error {
 	return first(
 		checkCPU(r),
 		checkMemory(r),
@@ -54,8 +72,6 @@ func checkCPU(r *runtimeapi.LinuxContainerResources) error {
 		return badInt("cpu_quota", quota, "must be -1, 0 or at least "+strconv.Itoa(minQuota))
 	case quota > maxQuota:
 		return badInt("cpu_quota", quota, "must be at most "+strconv.FormatInt(maxQuota, 10))
-	case quota > 0 && period == 0:
-		return badInt("cpu_quota", quota, "must not be set without cpu_period")
 	case r.GetCpuShares() < 0:
 		return badInt("cpu_shares", r.GetCpuShares(), "must not be negative")
 	}
@@ -69,6 +85,22 @@ func checkMemory(r *runtimeapi.LinuxContainerResources) error {
 		return badInt("memory_limit_in_bytes", limit, "must be -1, 0 or at least "+strconv.Itoa(minMemory))
 	case swap < unlimited:
 		return badInt("memory_swap_limit_in_bytes", swap, "must not be below -1")
+	}
+	return nil
+}
+
+// checkPairs checks limits that mean nothing without another.
+func checkPairs(r *runtimeapi.LinuxContainerResources) error {
+	if r.GetCpuQuota() > 0 && r.GetCpuPeriod() == 0 {
+		return badInt("cpu_quota", r.GetCpuQuota(), "must not be set without cpu_period")
+	}
+	return checkSwap(r)
+}
+
+// checkSwap: the limit of swap is one of memory and swap together.
+func checkSwap(r *runtimeapi.LinuxContainerResources) error {
+	limit, swap := r.GetMemoryLimitInBytes(), r.GetMemorySwapLimitInBytes()
+	switch {
 	case swap > 0 && limit <= 0:
 		return badInt("memory_swap_limit_in_bytes", swap, "must not be set without memory_limit_in_bytes")
 	case swap > 0 && swap < limit:

@@ -69,6 +69,12 @@ func (f *fake) RemovePodSandbox(ctx context.Context, id string) error {
 func (f *fake) PodSandboxStatus(id string) (*runtimeapi.PodSandboxStatus, map[string]string, error) {
 	return &runtimeapi.PodSandboxStatus{Id: podID}, f.info, f.call(context.Background(), "PodSandboxStatus", id)
 }
+func (f *fake) UpdateContainerResources(ctx context.Context, id string, change *runtimeapi.LinuxContainerResources) error {
+	return f.call(ctx, "UpdateContainerResources", id, change.GetCpuShares(), change.GetMemoryLimitInBytes())
+}
+func (f *fake) UpdatePodSandboxResources(ctx context.Context, id string, overhead, resources *runtimeapi.LinuxContainerResources) error {
+	return f.call(ctx, "UpdatePodSandboxResources", id, overhead.GetMemoryLimitInBytes(), resources.GetMemoryLimitInBytes())
+}
 func (f *fake) ListPodSandbox(*runtimeapi.PodSandboxFilter) []*runtimeapi.PodSandbox {
 	_ = f.call(context.Background(), "ListPodSandbox")
 	return []*runtimeapi.PodSandbox{{Id: podID}}

@@ -26,9 +26,7 @@ var later = map[string]string{
 	"StreamImages":       "use ListImages",
 	"GetContainerEvents": "events are not served yet; list instead",
 
-	"UpdateContainerResources":  "resources cannot be changed yet",
-	"UpdatePodSandboxResources": "resources cannot be changed yet",
-	"UpdateRuntimeConfig":       "pod CIDRs belong into the CNI configuration",
+	"UpdateRuntimeConfig": "pod CIDRs belong into the CNI configuration",
 
 	"CheckpointContainer": "checkpoints are not served yet",
 	"CheckpointPod":       "checkpoints are not served yet",

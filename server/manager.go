@@ -28,6 +28,9 @@ type Manager interface {
 	ExecSync(ctx context.Context, id string, cmd []string, limit time.Duration) (*runtimeapi.ExecSyncResponse, error)
 	ReopenContainerLog(ctx context.Context, id string) error
 
+	UpdateContainerResources(ctx context.Context, id string, change *runtimeapi.LinuxContainerResources) error
+	UpdatePodSandboxResources(ctx context.Context, id string, overhead, resources *runtimeapi.LinuxContainerResources) error
+
 	ContainerStats(ctx context.Context, id string) (*runtimeapi.ContainerStats, error)
 	ListContainerStats(ctx context.Context, filter *runtimeapi.ContainerStatsFilter) []*runtimeapi.ContainerStats
 	PodSandboxStats(ctx context.Context, id string) (*runtimeapi.PodSandboxStats, error)

@@ -50,6 +50,14 @@ func idVerbs(c *client) map[string]func(context.Context, string) error {
 			_, err := c.ReopenContainerLog(ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: id})
 			return err
 		},
+		"UpdateContainerResources": func(ctx context.Context, id string) error {
+			_, err := c.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: &runtimeapi.LinuxContainerResources{}})
+			return err
+		},
+		"UpdatePodSandboxResources": func(ctx context.Context, id string) error {
+			_, err := c.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: id, Resources: &runtimeapi.LinuxContainerResources{}})
+			return err
+		},
 		"ContainerStats": func(ctx context.Context, id string) error {
 			_, err := c.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: id})
 			return err
