@@ -52,8 +52,8 @@ type Features struct {
 	ImageVolumes bool
 }
 
-// Server serves both CRI services. It keeps nothing but its gRPC server: every
-// answer comes from the Manager, the images or the network.
+// Server serves both CRI services. It keeps nothing but its gRPC server and the
+// network's last word: every answer comes from the Manager, the images or the network.
 //
 // New, then Serve, then Shutdown, each once. A Server does not own the Manager
 // and the stores that it was given.
@@ -61,13 +61,14 @@ type Server struct {
 	runtimeapi.UnimplementedRuntimeServiceServer
 	runtimeapi.UnimplementedImageServiceServer
 
-	cfg  Config
-	grpc *grpc.Server
+	cfg     Config
+	grpc    *grpc.Server
+	network *networkProbe
 }
 
 // New makes a Server. Nothing is listened on before Serve.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg}
+	s := &Server{cfg: cfg, network: newNetworkProbe(cfg.Network)}
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxRecv),
 		grpc.MaxSendMsgSize(maxSend),
@@ -95,6 +96,7 @@ func (s *Server) Serve(l net.Listener) error {
 // ends; those that are left have their contexts cancelled, and Shutdown returns
 // without waiting for them. Containers do not notice any of it.
 func (s *Server) Shutdown(ctx context.Context) {
+	defer s.network.cancel()
 	drained := make(chan struct{})
 	// Ends when the last handler does. One that hangs in the kernel outlives
 	// Shutdown, and ends with the process.

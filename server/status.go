@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -12,10 +11,9 @@ import (
 // What Version answers. apiVersion is the kubelet's own of this message and has
 // been 0.1.0 in every release; a kubelet compares nothing but runtime_api_version.
 const (
-	runtimeName    = "vitrine"
-	apiVersion     = "0.1.0"
-	criVersion     = "v1"
-	networkTimeout = 2 * time.Second
+	runtimeName = "vitrine"
+	apiVersion  = "0.1.0"
+	criVersion  = "v1"
 )
 
 // Version says who answers. The version that the client sends is not looked at:
@@ -67,13 +65,10 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 	return resp, err
 }
 
-// networkCondition asks the network, and not for long: the kubelet waits for this
-// answer in its main loop.
+// networkCondition asks the network, and not for long.
 func (s *Server) networkCondition(ctx context.Context) *runtimeapi.RuntimeCondition {
-	ctx, cancel := context.WithTimeout(ctx, networkTimeout)
-	defer cancel()
 	c := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
-	if err := s.cfg.Network.Status(ctx); err != nil {
+	if err := s.network.status(ctx); err != nil {
 		c.Status, c.Reason, c.Message = false, "NetworkPluginNotReady", message(err)
 	}
 	return c
