@@ -119,11 +119,10 @@ func (u *diskUsage) add(o diskUsage) {
 
 // measure returns what the directory name below dir occupies, itself included.
 // Files with several links count once per call. What vanishes meanwhile is not
-// counted, nor is anything below maxDepth: measuring must not be a way to keep
-// the daemon busy.
+// counted.
 func measure(ctx context.Context, dir int, name string) (diskUsage, error) {
-	m := measurer{ctx: ctx, seen: map[[2]uint64]bool{}}
-	err := m.measure(dir, name, 0)
+	m := measurer{ctx: ctx}
+	err := m.all(dir, name)
 	return m.sum, err
 }
 
@@ -131,12 +130,45 @@ func measure(ctx context.Context, dir int, name string) (diskUsage, error) {
 // with a disk that answers from memory.
 const paceEntries = 1024
 
+// maxDeep bounds the directories that wait to be looked into because they are too
+// deep, in memory some megabytes. Those beyond are not counted.
+const maxDeep = 1 << 16
+
 type measurer struct {
 	ctx    context.Context //nolint:containedctx // lives for one call
 	sum    diskUsage
 	seen   map[[2]uint64]bool
 	pace   func() error // see RootfsUsage; nil: as fast as it goes
 	looked int          // entries since pace was called
+
+	// Directories below maxDepth, by handles, which need no descriptor: a container
+	// must not hide what it wrote from the kubelet by writing it far down.
+	deep  []unix.FileHandle
+	mount *sys.FD // something on their filesystem; nil as long as there are none
+}
+
+// all measures name below dir, and then what was too deep on the way.
+func (m *measurer) all(dir int, name string) error {
+	m.seen = map[[2]uint64]bool{}
+	defer func() { m.mount.Close() }()
+	if err := m.measure(dir, name, 0); err != nil {
+		return err
+	}
+	for len(m.deep) > 0 {
+		h := m.deep[len(m.deep)-1]
+		m.deep = m.deep[:len(m.deep)-1]
+		n, err := unix.OpenByHandleAt(m.mount.Int(), h, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)
+		if errors.Is(err, unix.ESTALE) {
+			continue // removed meanwhile
+		}
+		if err == nil {
+			err = m.list(n, 0)
+		}
+		if err != nil {
+			return ignoreGone(err, "a deep directory")
+		}
+	}
+	return nil
 }
 
 func (m *measurer) measure(dir int, name string, depth int) error {
@@ -150,7 +182,7 @@ func (m *measurer) measure(dir int, name string, depth int) error {
 			return nil
 		}
 		m.seen[key] = true
-	} else if isDir && depth < maxDepth {
+	} else if isDir {
 		if err := m.children(dir, name, depth); err != nil {
 			return err
 		}
@@ -167,11 +199,19 @@ func (m *measurer) children(dir int, name string, depth int) error {
 	if err := m.ctx.Err(); err != nil {
 		return err
 	}
+	if depth == maxDepth {
+		return m.later(dir, name)
+	}
 	n, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return ignoreGone(err, name)
 	}
-	f := os.NewFile(uintptr(n), name)
+	return m.list(n, depth)
+}
+
+// list measures what is in the directory behind the descriptor n, and closes it.
+func (m *measurer) list(n, depth int) error {
+	f := os.NewFile(uintptr(n), "directory")
 	defer f.Close()
 	names, err := f.Readdirnames(-1)
 	if err != nil {
@@ -181,6 +221,29 @@ func (m *measurer) children(dir int, name string, depth int) error {
 		if err := m.measure(n, child, depth+1); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// later keeps a directory that is too deep for after the rest. A filesystem without
+// handles has none that is counted.
+func (m *measurer) later(dir int, name string) error {
+	h, _, err := unix.NameToHandleAt(dir, name, 0)
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return nil
+	case err != nil:
+		return ignoreGone(err, name)
+	}
+	if m.mount == nil {
+		n, err := unix.FcntlInt(uintptr(dir), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			return os.NewSyscallError("fcntl", err)
+		}
+		m.mount = sys.NewFD(n)
+	}
+	if len(m.deep) < maxDeep {
+		m.deep = append(m.deep, h)
 	}
 	return nil
 }

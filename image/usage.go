@@ -45,8 +45,7 @@ func (s *Store) FsInfo(ctx context.Context) (images, containers FsUsage, err err
 }
 
 // RootfsUsage measures what a container wrote: its own directory, without the
-// image's layers. Files with several links count once; directories deeper than 64
-// levels are not looked into.
+// image's layers. Files with several links count once.
 //
 // The directory is the container's, and may hold millions of files: pace is called
 // after about every thousandth entry, and may sleep; its error, or the end of ctx,
@@ -60,8 +59,8 @@ func (s *Store) RootfsUsage(ctx context.Context, containerID string, pace func()
 	if err := unix.Lstat(upper, &st); err != nil {
 		return FsUsage{}, fmt.Errorf("measure root filesystem of container %s: %w", containerID, err)
 	}
-	m := measurer{ctx: ctx, seen: map[[2]uint64]bool{}, pace: pace}
-	if err := m.measure(unix.AT_FDCWD, upper, 0); err != nil {
+	m := measurer{ctx: ctx, pace: pace}
+	if err := m.all(unix.AT_FDCWD, upper); err != nil {
 		return FsUsage{}, fmt.Errorf("measure root filesystem of container %s: %w", containerID, err)
 	}
 	return FsUsage{s.config.Containers, m.sum.bytes, m.sum.inodes}, nil

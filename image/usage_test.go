@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -66,6 +67,33 @@ func TestRootfsUsageIsPaced(t *testing.T) {
 	_, err = e.RootfsUsage(soon(t), "c", func() error { calls++; return enough })
 	if !errors.Is(err, enough) || calls != 1 {
 		t.Fatalf("pace refused: %v after %d calls", err, calls)
+	}
+	e.removeRootfs("c")
+}
+
+// What is far down is counted as well, without a descriptor for each level.
+func TestRootfsUsageIsDeep(t *testing.T) {
+	e := newEnv(t)
+	e.reg.push(t, "x", image(t, "x", nil, layer(t, file("f", ""))))
+	id := e.pull("registry.example/x")
+	must(t, e.NewRootfs(soon(t), "c", id))
+	upper := e.conf.Containers + "/c/" + upperDir
+	const levels = 3*maxDepth + 7
+	deepDir(t, upper, levels)
+	bottom := upper + strings.Repeat("/deep", levels)
+	must(t, os.WriteFile(bottom+"/hidden", bytes.Repeat([]byte("x"), 1<<20), 0o600))
+	must(t, os.Symlink("/", upper+strings.Repeat("/deep", maxDepth)+"/deep-link"))
+	var before unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &before))
+	low := before
+	low.Cur = 256
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &low))
+	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &before) //nolint:errcheck // raises a soft limit
+	got, err := e.RootfsUsage(soon(t), "c", nil)
+	must(t, err)
+	equal(t, "inodes", got.Inodes, 1+levels+1+1)
+	if got.UsedBytes < 1<<20 {
+		t.Fatalf("%d bytes: the file is not counted", got.UsedBytes)
 	}
 	e.removeRootfs("c")
 }
