@@ -181,6 +181,13 @@ func targets(c *client) []target {
 		unary(&runtimeapi.ReopenContainerLogRequest{ContainerId: containerID}, func(x context.Context, q *runtimeapi.ReopenContainerLogRequest) (any, error) {
 			return c.ReopenContainerLog(x, q)
 		}),
+		unary(&runtimeapi.UpdateContainerResourcesRequest{ContainerId: containerID, Linux: validResources()}, func(x context.Context, q *runtimeapi.UpdateContainerResourcesRequest) (any, error) {
+			return c.UpdateContainerResources(x, q)
+		}),
+		unary(&runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: podID, Overhead: validResources(), Resources: validResources()},
+			func(x context.Context, q *runtimeapi.UpdatePodSandboxResourcesRequest) (any, error) {
+				return c.UpdatePodSandboxResources(x, q)
+			}),
 		unary(&runtimeapi.VersionRequest{}, func(x context.Context, q *runtimeapi.VersionRequest) (any, error) { return c.Version(x, q) }),
 		unary(&runtimeapi.StatusRequest{}, func(x context.Context, q *runtimeapi.StatusRequest) (any, error) {
 			return c.RuntimeServiceClient.Status(x, q)
