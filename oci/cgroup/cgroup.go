@@ -36,8 +36,7 @@ var (
 	// ErrHierarchy: Root is not a pure cgroup v2. The text names the kernel
 	// argument to set.
 	ErrHierarchy = errors.New("cgroup v2 is required")
-	// ErrDriver: the driver that was asked for, or that fits this machine, does
-	// not exist.
+	// ErrDriver: the driver that was asked for does not exist, or not here.
 	ErrDriver = errors.New("no such cgroup driver")
 	// ErrUnenforced: the kernel or the hierarchy cannot enforce a limit, and
 	// Config.AllowUnenforced is not set.
@@ -76,8 +75,8 @@ type Config struct {
 }
 
 // Tree is a cgroup hierarchy. It is safe for concurrent use and holds a few
-// descriptors, for as long as the process lives. Everything else is in the kernel
-// and survives the daemon.
+// descriptors until Close. Everything else is in the kernel, or in systemd, and
+// survives the daemon.
 type Tree struct {
 	root        *sys.FD
 	path        string
@@ -85,11 +84,13 @@ type Tree struct {
 	controllers []string
 	allow       bool
 	filters     deviceFilters
+	units       units // nil for cgroupfs
+	kept        *kept // as well
 }
 
 // Open checks the hierarchy at c.Root: it must be cgroup v2 (ErrHierarchy), a
 // driver must exist for it (ErrDriver), and it must have the controllers that
-// limits need (ErrUnenforced). It changes nothing.
+// limits need (ErrUnenforced). It changes nothing, and asks systemd nothing.
 func Open(c Config) (*Tree, error) { return open(c, "/run/systemd/system") }
 
 // open is Open with the directory that exists where systemd runs.
@@ -97,7 +98,8 @@ func open(c Config, systemdDir string) (*Tree, error) {
 	if err := checkHierarchy(c.Root); err != nil {
 		return nil, err
 	}
-	if err := checkDriver(c.Driver, systemdDir); err != nil {
+	driver, err := chooseDriver(c.Driver, systemdDir)
+	if err != nil {
 		return nil, err
 	}
 	if err := checkComponent(c.Prefix + "x"); err != nil {
@@ -117,11 +119,42 @@ func open(c Config, systemdDir string) (*Tree, error) {
 		return nil, fmt.Errorf("open cgroups at %s: controllers %v are missing: %w; "+
 			"enable them, or accept containers without limits by --allow-unenforced-limits", c.Root, missing, ErrUnenforced)
 	}
+	if driver == DriverSystemd {
+		if err := t.useUnits(newSystemd()); err != nil {
+			root.Close()
+			return nil, err
+		}
+	}
 	return t, nil
 }
 
+// useUnits makes t a tree that is managed by u.
+func (t *Tree) useUnits(u units) (err error) {
+	if t.kept, err = newKept(t); err != nil {
+		return err
+	}
+	t.units = u
+	return nil
+}
+
+// Close gives back the tree's descriptors and ends its goroutines. Cgroups stay as
+// they are; those of a Tree that was opened after it can be resumed.
+func (t *Tree) Close() error {
+	var err error
+	if t.units != nil {
+		t.units.close()
+		err = t.kept.close()
+	}
+	return errors.Join(err, t.filters.close(), t.root.Close())
+}
+
 // Driver returns who makes cgroups in this tree.
-func (t *Tree) Driver() Driver { return DriverCgroupfs }
+func (t *Tree) Driver() Driver {
+	if t.units == nil {
+		return DriverCgroupfs
+	}
+	return DriverSystemd
+}
 
 // Controllers returns the controllers that this hierarchy has.
 func (t *Tree) Controllers() []string { return slices.Clone(t.controllers) }

@@ -49,20 +49,23 @@ func TestDrivers(t *testing.T) {
 	for _, tt := range []struct {
 		driver, systemd string
 		want            error
+		is              Driver
 	}{
-		{"auto", plain, nil}, {"", plain, nil}, {"cgroupfs", plain, nil}, {"cgroupfs", booted, nil},
-		{"auto", booted, ErrDriver}, {"", booted, ErrDriver}, {"systemd", booted, ErrDriver},
-		{"systemd", plain, ErrDriver}, {"runc", plain, ErrDriver},
+		{"auto", plain, nil, DriverCgroupfs}, {"", plain, nil, DriverCgroupfs}, {"cgroupfs", plain, nil, DriverCgroupfs},
+		{"cgroupfs", booted, nil, DriverCgroupfs}, {"auto", booted, nil, DriverSystemd}, {"", booted, nil, DriverSystemd},
+		{"systemd", booted, nil, DriverSystemd}, {"systemd", plain, ErrDriver, ""}, {"runc", plain, ErrDriver, ""},
 	} {
 		tr, err := open(Config{Root: root, Driver: tt.driver, AllowUnenforced: true, Prefix: "v-"}, tt.systemd)
 		if !errors.Is(err, tt.want) {
 			t.Errorf("%+v: %v", tt, err)
 		}
 		if err == nil {
-			if tr.Driver() != DriverCgroupfs {
+			if tr.Driver() != tt.is {
 				t.Errorf("%+v: driver %s", tt, tr.Driver())
 			}
-			tr.root.Close()
+			if err := tr.Close(); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 }

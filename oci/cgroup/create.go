@@ -15,17 +15,18 @@ import (
 
 // Create makes the cgroup <Prefix><id> below parent, and parent where it is
 // missing, with r's limits and device filter. Controllers are enabled on the way
-// down. It holds no process yet; OpenDir gives the descriptor to clone into.
+// down. It holds no process yet; OpenDir gives the descriptor to clone into, and
+// Place comes next. Under systemd its name ends in .scope and parent is a slice.
 //
 // A limit that cannot be enforced is an error (ErrUnenforced), or with
 // Config.AllowUnenforced an entry of Scope.Unenforced. After an error nothing is
 // left that was not there before. A cgroup of that name is fs.ErrExist.
 func (t *Tree) Create(parent, id string, r *specs.LinuxResources) (*Scope, error) {
-	parts, err := splitPath(parent)
+	parts, err := t.parentOf(parent)
 	if err != nil {
 		return nil, err
 	}
-	name := t.prefix + id
+	name := t.scopeName(id)
 	if err := checkComponent(name); err != nil {
 		return nil, err
 	}
@@ -40,6 +41,9 @@ func (t *Tree) Create(parent, id string, r *specs.LinuxResources) (*Scope, error
 	made, dir, err := t.mkdirAll(parts)
 	defer dir.Close()
 	s := t.Load(path.Join(path.Join(parts...), name))
+	if t.units != nil {
+		s.limits, s.devices = limits, deviceProperties(r)
+	}
 	if err == nil {
 		err = t.makeScope(s, dir, name, limits, filter)
 	}

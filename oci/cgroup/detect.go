@@ -46,19 +46,24 @@ func hasV1(root string) bool {
 	return false
 }
 
-// checkDriver resolves auto. systemdDir exists where systemd is the service
+// chooseDriver resolves auto. systemdDir exists where systemd is the service
 // manager: that is its own documented test (sd_booted).
-func checkDriver(driver, systemdDir string) error {
+func chooseDriver(driver, systemdDir string) (Driver, error) {
 	info, err := os.Lstat(systemdDir)
 	systemd := err == nil && info.IsDir()
-	switch {
-	case driver == string(DriverCgroupfs):
-		return nil
-	case driver == string(DriverSystemd), (driver == "auto" || driver == "") && systemd:
-		return fmt.Errorf("choose cgroup driver: the systemd driver comes with the next stage: %w; "+
-			"cgroupfs works in a cgroup that is delegated to us (cgroup.driver, --cgroup-driver)", ErrDriver)
-	case driver == "auto" || driver == "":
-		return nil
+	switch driver {
+	case string(DriverCgroupfs):
+		return DriverCgroupfs, nil
+	case string(DriverSystemd):
+		if !systemd {
+			return "", fmt.Errorf("choose cgroup driver: systemd is not PID 1 here: %w; cgroupfs works everywhere (cgroup.driver, --cgroup-driver)", ErrDriver)
+		}
+		return DriverSystemd, nil
+	case "auto", "":
+		if systemd {
+			return DriverSystemd, nil
+		}
+		return DriverCgroupfs, nil
 	}
-	return fmt.Errorf("choose cgroup driver %q: %w: one of auto, cgroupfs, systemd", driver, ErrDriver)
+	return "", fmt.Errorf("choose cgroup driver %q: %w: one of auto, cgroupfs, systemd", driver, ErrDriver)
 }

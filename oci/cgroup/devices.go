@@ -195,6 +195,17 @@ func (f *deviceFilters) attach(dir int, prog []bpfInsn) error {
 	return nil
 }
 
+// close forgets the programs. Where they are attached they stay.
+func (f *deviceFilters) close() (err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, fd := range f.loaded {
+		err = errors.Join(err, fd.Close())
+	}
+	f.loaded = nil
+	return err
+}
+
 // keep remembers a program, in the place of any other one if there are too many.
 // Preconditions: f.mu is held.
 func (f *deviceFilters) keep(key string, fd *sys.FD) {

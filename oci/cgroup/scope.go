@@ -25,6 +25,8 @@ type Scope struct {
 	tree       *Tree
 	path       string
 	unenforced []string
+	limits     []setting  // from Create to Place, for systemd
+	devices    []property // as well
 }
 
 // Load returns the handle on the cgroup at path, which is relative to
@@ -57,12 +59,9 @@ func (s *Scope) OpenDir() (*sys.FD, error) {
 	return fd, nil
 }
 
-// Place moves pid into the scope where the driver wants that. For cgroupfs there
-// is nothing to do: clone3 put it there.
-func (s *Scope) Place(context.Context, int) error { return nil }
-
 // Leaf makes the cgroup name in the scope, for one exec. Its processes are bound
-// by the scope's limits. Taken names are fs.ErrExist.
+// by the scope's limits. Taken names are fs.ErrExist, and a frozen scope is
+// ErrFrozen. systemd is not asked: the scope was delegated to us.
 func (s *Scope) Leaf(name string) (*Scope, error) {
 	if err := checkComponent(name); err != nil {
 		return nil, err
@@ -72,17 +71,35 @@ func (s *Scope) Leaf(name string) (*Scope, error) {
 		return nil, err
 	}
 	defer dir.Close()
+	if frozen(dir.Int()) {
+		return nil, fmt.Errorf("make leaf of cgroup %s: %w", s.path, ErrFrozen)
+	}
 	if err := mkdir(dir.Int(), name); err != nil {
 		return nil, fmt.Errorf("make leaf of cgroup %s: %w", s.path, err)
 	}
 	return s.tree.Load(path.Join(s.path, name)), nil
 }
 
+// frozen says whether a cgroup is, by itself or by one above it.
+func frozen(dir int) bool {
+	own, err := fields(dir, "cgroup.freeze")
+	if err == nil && len(own) == 1 && own[0] == "1" {
+		return true
+	}
+	n, err := keyed(dir, "cgroup.events", "frozen")
+	return err == nil && n != 0
+}
+
 // Kill sends SIGKILL to every process in the scope and its leaves, also to those
-// that are frozen or are being forked at this moment. It does not wait. A scope
-// that is gone has nobody to kill: nil.
+// that are frozen or are being forked at this moment. It does not wait. The scope is
+// thawed: the dead do not mind, but whoever was cloned into it at that moment, or
+// would be later, stops in the kernel where no signal reaches, and its parent with
+// it. A scope that is gone has nobody to kill: nil.
 func (s *Scope) Kill() error {
-	return s.write("kill", "cgroup.kill", "1", true)
+	if err := s.write("kill", "cgroup.kill", "1", true); err != nil {
+		return err
+	}
+	return s.Thaw()
 }
 
 // Freeze stops every process in the scope and returns when all have stopped. If
@@ -272,14 +289,25 @@ func retry(ctx context.Context, f func() (done bool, err error)) error {
 // Remove removes the scope and its leaves, which must hold no live process. The
 // kernel may need a moment to forget the dead ones; Remove waits for that until
 // ctx ends and is then EBUSY. A scope that is gone is removed: nil.
+//
+// Under systemd a scope that was placed is left to systemd, which removes it when
+// it notices that it is empty, and then the unit. It must not find the directory
+// gone: a notice that finds no file is lost, and the unit stays for ever. Only where
+// systemd takes too long is it told. A slice it keeps until it is told to stop it.
 func (s *Scope) Remove(ctx context.Context) error {
-	err := retry(ctx, func() (bool, error) {
-		err := s.remove()
-		if errors.Is(err, unix.EBUSY) {
-			return false, nil
-		}
-		return true, err
-	})
+	var err error
+	if s.tree.units != nil {
+		err = s.leaveToUnit(ctx)
+	}
+	if err == nil {
+		err = retry(ctx, func() (bool, error) {
+			err := s.remove()
+			if errors.Is(err, unix.EBUSY) {
+				return false, nil
+			}
+			return true, err
+		})
+	}
 	if errors.Is(err, ctx.Err()) && err != nil {
 		err = fmt.Errorf("%w: %w", unix.EBUSY, err)
 	}

@@ -34,6 +34,7 @@ func (s *Scope) Update(ctx context.Context, r *specs.LinuxResources) error {
 // UpdateThen is Update with a last step: commit is given what ReadBack returns of
 // the new limits, and the old ones come back if it fails.
 func (s *Scope) UpdateThen(ctx context.Context, r *specs.LinuxResources, commit func(took *specs.LinuxResources) error) error {
+	defer s.changing()()
 	u := updater{write: writeFile, tell: s.setUnit, commit: commit}
 	if err := u.update(ctx, s, r); err != nil {
 		return fmt.Errorf("update cgroup %s: %w", s.path, err)
@@ -44,7 +45,13 @@ func (s *Scope) UpdateThen(ctx context.Context, r *specs.LinuxResources, commit 
 // setUnit tells the service manager what the files of r's limits hold already,
 // so that it does not write its own there at the next occasion. The cgroupfs
 // driver has nobody to tell.
-func (s *Scope) setUnit(context.Context, *specs.LinuxResources) error { return nil }
+func (s *Scope) setUnit(ctx context.Context, r *specs.LinuxResources) error {
+	limits, err := plan(r)
+	if err != nil {
+		return err
+	}
+	return s.publish(ctx, limits)
+}
 
 // updater is the way of an update, with its hands. commit may be nil.
 type updater struct {

@@ -1,0 +1,653 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// row is one driver in a test that both must pass.
+type row struct {
+	tree   *Tree
+	root   string
+	parent string // a cgroup for the test's own
+}
+
+var rows atomic.Int64
+
+// drivers runs a test with each driver that this machine can have.
+func drivers(t *testing.T, f func(t *testing.T, r row)) {
+	t.Run("cgroupfs", func(t *testing.T) {
+		tr, root := tree(t)
+		f(t, row{tr, root, "p"})
+	})
+	t.Run("systemd", func(t *testing.T) { f(t, managed(t)) })
+}
+
+// managed opens the node's own hierarchy with the systemd driver. The test has a slice
+// there, whose units and cgroups must be gone at the end.
+func managed(t testing.TB) row {
+	t.Helper()
+	if info, err := os.Lstat("/run/systemd/system"); err != nil || !info.IsDir() {
+		t.Skip("needs systemd as PID 1: make vm-test RUN=... runs this in a machine that has it")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes cgroups")
+	}
+	tr, err := Open(Config{Root: "/sys/fs/cgroup", Driver: "systemd", Prefix: "vitrine-"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := row{tr, "/sys/fs/cgroup", fmt.Sprintf("vittest-%d-%d.slice", os.Getpid(), rows.Add(1))}
+	t.Cleanup(func() {
+		path, err := tr.Parent(r.parent)
+		if err != nil {
+			t.Error(err)
+		}
+		s := tr.Load(path)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := errors.Join(s.Kill(), s.WaitEmpty(ctx), s.Remove(ctx), tr.Close()); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(filepath.Join(r.root, path)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is left: %v", path, err)
+		}
+	})
+	return r
+}
+
+// file reads a file of a scope; "" if it is not there.
+func (r row) file(s *Scope, name string) string {
+	b, _ := os.ReadFile(filepath.Join(r.root, s.Path(), name))
+	return strings.TrimSpace(string(b))
+}
+
+func systemctl(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := exec.Command("systemctl", args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("systemctl %v: %v\n%s", args, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// show returns a property of a scope's unit.
+func show(t testing.TB, s *Scope, name string) string {
+	t.Helper()
+	return systemctl(t, "show", "--value", "-p", name, unitOf(filepath.Base(s.Path())))
+}
+
+// waitNoUnit waits until systemd has forgotten a scope, cgroup and all.
+func (r row) waitNoUnit(t testing.TB, s *Scope) {
+	t.Helper()
+	name := unitOf(filepath.Base(s.Path()))
+	var units string
+	for range 100 {
+		units = systemctl(t, "list-units", "--all", "--no-legend", "--plain", name)
+		if _, err := os.Stat(filepath.Join(r.root, s.Path())); units == "" && errors.Is(err, fs.ErrNotExist) {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Errorf("left of %s: units %q, cgroup.procs %q", s.Path(), units, r.file(s, "cgroup.procs"))
+}
+
+// calls is how many messages systemd was sent.
+func (r row) calls() uint64 { return r.tree.units.(*systemd).calls.Load() }
+
+// place makes a scope with a sleeping process in it.
+func (r row) place(t testing.TB, id string, res *specs.LinuxResources) (*Scope, *exec.Cmd) {
+	t.Helper()
+	s, err := r.tree.Create(r.parent, id, res)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := run(t, s, "sleep", "1000")
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := s.Place(ctx, cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	return s, cmd
+}
+
+// kubelet are limits as the kubelet asks for them.
+func kubelet() *specs.LinuxResources {
+	return &specs.LinuxResources{
+		CPU:     &specs.LinuxCPU{Shares: ptr(uint64(256)), Quota: ptr(int64(25000)), Period: ptr(uint64(100000)), Cpus: "0"},
+		Memory:  &specs.LinuxMemory{Limit: ptr(int64(64 << 20)), Swap: ptr(int64(64 << 20))},
+		Pids:    &specs.LinuxPids{Limit: ptr(int64(77))},
+		Unified: map[string]string{"memory.oom.group": "1", "memory.high": "33554432", "memory.min": "8388608"},
+		Devices: usualDevices(),
+	}
+}
+
+// limited are the files that kubelet() is about, and what they then hold.
+var limited = map[string]string{
+	"cpu.weight": "35", "cpu.max": "25000 100000", "cpuset.cpus": "0", "memory.max": "67108864", "memory.swap.max": "0",
+	"pids.max": "77", "memory.oom.group": "1", "memory.high": "33554432", "memory.min": "8388608",
+}
+
+func (r row) checkFiles(t *testing.T, when string, s *Scope, want map[string]string) {
+	t.Helper()
+	before := t.Failed()
+	defer func() {
+		if t.Failed() && !before && r.tree.Driver() == DriverSystemd {
+			name := unitOf(filepath.Base(s.Path()))
+			out, _ := exec.Command("systemctl", "cat", name).CombinedOutput()
+			dir, err := s.OpenDir()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer dir.Close()
+			kept, err := readKept(dir)
+			t.Logf("%s: kept %v, %v; procs %s\n%s", name, kept, err, r.file(s, "cgroup.procs"), out)
+		}
+	}()
+	for file, v := range want {
+		if _, err := os.Stat(filepath.Join(r.root, s.Path(), file)); errors.Is(err, fs.ErrNotExist) && len(r.tree.Unenforced()) > 0 {
+			continue // said so
+		}
+		got := ""
+		for range 40 { // what systemd wrote over is put back a moment later
+			if got = r.file(s, file); got == v {
+				break
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		if got != v {
+			t.Errorf("%s: %s is %q, want %q", when, file, got, v)
+		}
+	}
+}
+
+// The life of a scope is the same with both drivers: limits before the first
+// process, a leaf, kill, removal, and nothing left.
+func TestLifeOfAScope(t *testing.T) {
+	drivers(t, func(t *testing.T, r row) {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		defer cancel()
+		want, err := r.tree.ScopePath(r.parent, "life")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := r.tree.Create(r.parent, "life", kubelet())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Path() != want {
+			t.Errorf("path %s, ScopePath says %s", s.Path(), want)
+		}
+		r.checkFiles(t, "before the first process", s, limited)
+		cmd := run(t, s, "sleep", "1000")
+		if err := s.Place(ctx, cmd.Process.Pid); err != nil {
+			t.Fatal(err)
+		}
+		r.checkFiles(t, "placed", s, limited)
+		if got := r.file(s, "cgroup.procs"); got != fmt.Sprint(cmd.Process.Pid) {
+			t.Errorf("procs %q, want %d", got, cmd.Process.Pid)
+		}
+		leaf, err := s.Leaf("exec-1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		run(t, leaf, "sleep", "1000")
+		if err := leaf.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(leaf.WaitEmpty(ctx), leaf.Remove(ctx)); err != nil {
+			t.Fatal(err)
+		}
+		if busy, err := s.Populated(); !busy || err != nil {
+			t.Errorf("the scope is populated: %v, %v", busy, err)
+		}
+		if err := errors.Join(s.Kill(), s.WaitEmpty(ctx), s.Remove(ctx)); err != nil {
+			t.Fatal(err)
+		}
+		if r.tree.Driver() == DriverSystemd {
+			r.waitNoUnit(t, s)
+		}
+	})
+}
+
+// One message for a start, none for the end, none for an exec. It cannot be less
+// than one: only systemd makes units.
+func TestCallsPerContainer(t *testing.T) {
+	r := managed(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	s, _ := r.place(t, "calls", kubelet())
+	if n := r.calls(); n != 1 {
+		t.Errorf("%d messages for a start, want 1", n)
+	}
+	if _, err := s.Leaf("exec-1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.Kill(), s.WaitEmpty(ctx), s.Remove(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	if n := r.calls(); n != 1 {
+		t.Errorf("%d messages for start, exec, kill and removal, want 1", n)
+	}
+	r.waitNoUnit(t, s)
+}
+
+// Nobody removes it: with the last process the unit ends, and its cgroup.
+func TestScopeEndsWithItsProcess(t *testing.T) {
+	r := managed(t)
+	s, cmd := r.place(t, "ends", kubelet())
+	if got := show(t, s, "ActiveState"); got != "active" {
+		t.Errorf("state %s", got)
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	r.waitNoUnit(t, s)
+	if err := s.Remove(context.Background()); err != nil {
+		t.Error(err)
+	}
+}
+
+// reload has systemd read its files again, and then realize the slice anew, by a
+// unit beside ours that wants another controller: each is a moment at which it
+// writes its idea of our limits.
+func (r row) reload(t testing.TB, n int) {
+	t.Helper()
+	systemctl(t, "daemon-reload")
+	out, err := exec.Command("systemd-run", "--quiet", "--wait", "--slice="+r.parent, fmt.Sprintf("--unit=vittest-%d-%d-%d", os.Getpid(), rows.Load(), n),
+		"-p", "CPUWeight=77", "-p", "IOWeight=55", "-p", "AllowedCPUs=0", "-p", "MemoryMax=1G", "true").CombinedOutput()
+	if err != nil {
+		t.Fatalf("systemd-run: %v\n%s", err, out)
+	}
+}
+
+// Properties and files say the same, at the start and when systemd has read its
+// files again. A quota in steps that it does not know is shown rounded up.
+func TestPropertiesAreTheFiles(t *testing.T) {
+	r := managed(t)
+	odd := kubelet()
+	odd.CPU.Quota = ptr(int64(12345))
+	files := map[string]string{}
+	for k, v := range limited {
+		files[k] = v
+	}
+	files["cpu.max"] = "12345 100000"
+	for _, tt := range []struct {
+		id    string
+		res   *specs.LinuxResources
+		files map[string]string
+		quota string
+	}{
+		{"even", kubelet(), limited, "250ms"},
+		{"odd", odd, files, map[uint64]string{100: "123.500ms", 10000: "130ms"}[r.tree.units.quotaStep(context.Background())]},
+		{"none", nil, map[string]string{"cpu.max": "max 100000", "memory.max": "max", "pids.max": "max", "cpu.weight": "100"}, "infinity"},
+	} {
+		t.Run(tt.id, func(t *testing.T) {
+			s, _ := r.place(t, tt.id, tt.res)
+			check := func(when string) {
+				t.Helper()
+				r.checkFiles(t, when, s, tt.files)
+				want := map[string]string{
+					"CPUQuotaPerSecUSec": tt.quota, "Delegate": "yes", "CollectMode": "inactive-or-failed", "ControlGroup": "/" + s.Path(),
+				}
+				for p, f := range map[string]string{"CPUWeight": "cpu.weight", "MemoryMax": "memory.max", "MemoryHigh": "memory.high",
+					"MemoryMin": "memory.min", "MemorySwapMax": "memory.swap.max", "TasksMax": "pids.max", "AllowedCPUs": "cpuset.cpus"} {
+					if v, ok := tt.files[f]; ok {
+						want[p] = strings.Replace(v, "max", "infinity", 1)
+					}
+				}
+				if tt.res == nil {
+					want["CPUWeight"] = "[not set]"
+				}
+				for p, v := range want {
+					if got := show(t, s, p); got != v {
+						t.Errorf("%s: %s=%s, want %s", when, p, got, v)
+					}
+				}
+			}
+			check("placed")
+			r.reload(t, 0)
+			check("after daemon-reload")
+			// And for a daemon that starts then.
+			r.tree.kept.drop(s.Path())
+			os.WriteFile(filepath.Join(r.root, s.Path(), "memory.oom.group"), []byte("0"), 0)
+			if err := s.Resume(); err != nil {
+				t.Fatal(err)
+			}
+			check("resumed")
+		})
+	}
+}
+
+// An update reaches unit and files, and lasts.
+func TestUpdateUnderSystemd(t *testing.T) {
+	r := managed(t)
+	ctx := context.Background()
+	s, _ := r.place(t, "update", kubelet())
+	before := r.calls()
+	if err := s.Update(ctx, &specs.LinuxResources{
+		CPU:    &specs.LinuxCPU{Shares: ptr(uint64(1024)), Quota: ptr(int64(33333)), Period: ptr(uint64(100000))},
+		Memory: &specs.LinuxMemory{Limit: ptr(int64(128 << 20)), Swap: ptr(int64(128 << 20))},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if n := r.calls() - before; n > 2 { // the first odd quota asks for the version
+		t.Errorf("%d messages for an update, want 1", n)
+	}
+	files := map[string]string{}
+	for k, v := range limited {
+		files[k] = v
+	}
+	files["cpu.weight"], files["cpu.max"], files["memory.max"] = "100", "33333 100000", "134217728"
+	for i := range 2 {
+		r.checkFiles(t, "updated", s, files)
+		if got := show(t, s, "MemoryMax"); got != "134217728" {
+			t.Errorf("MemoryMax=%s", got)
+		}
+		if got := show(t, s, "CPUWeight"); got != "100" {
+			t.Errorf("CPUWeight=%s", got)
+		}
+		r.reload(t, i)
+	}
+	if err := s.Update(ctx, &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: ptr(int64(50000))}}); err != nil {
+		t.Fatal(err)
+	}
+	files["cpu.max"] = "50000 100000"
+	r.reload(t, 2)
+	r.checkFiles(t, "updated to what systemd can keep", s, files)
+}
+
+// A device that was granted stays usable after a daemon-reload, and one that was
+// not stays denied; a device of a driver without a name, which systemd cannot
+// express, is ours alone.
+func TestDevicesAcrossReload(t *testing.T) {
+	r := managed(t)
+	for _, tt := range []struct {
+		id     string
+		rule   specs.LinuxDeviceCgroup
+		policy string
+	}{
+		{"named", specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: ptr(int64(10)), Minor: ptr(int64(183)), Access: "rw"}, "strict"},
+		{"other", specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: ptr(int64(10)), Access: "r"}, "strict"},
+		{"odd", specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: ptr(int64(3999)), Access: "rw"}, "auto"},
+	} {
+		t.Run(tt.id, func(t *testing.T) {
+			res := kubelet()
+			res.Devices = append(res.Devices, tt.rule)
+			s, _ := r.place(t, "dev-"+tt.id, res)
+			if got := show(t, s, "DevicePolicy"); got != tt.policy {
+				t.Errorf("DevicePolicy=%s, want %s", got, tt.policy)
+			}
+			for i := range 2 {
+				r.tryDevices(t, s, tt.rule.Major != nil && *tt.rule.Major == 10)
+				r.reload(t, i)
+			}
+		})
+	}
+}
+
+// tryDevices opens devices in a leaf of the scope: null, which is granted to
+// everybody; hwrng (10:183), if it is there to be granted; kmsg, which nobody has.
+func (r row) tryDevices(t testing.TB, s *Scope, hwrng bool) {
+	t.Helper()
+	leaf, err := s.Leaf("exec-dev")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	cmd := exec.Command("sh", "-c", fmt.Sprintf("cd %s; rm -f r k; mknod r c 10 183; mknod k c 1 11; "+
+		"(: </dev/null) && echo null; (: <r) 2>&1 | grep -o 'Operation not permitted\\|No such device' || echo open; (: <k) 2>&1 | grep -o 'Operation not permitted' || echo kmsg", dir))
+	fd, err := leaf.OpenDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fd.Close()
+	cmd.SysProcAttr = inCgroup(fd.Int())
+	out, err := cmd.CombinedOutput()
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	if err != nil || len(lines) != 3 {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if denied := lines[1] == "Operation not permitted"; lines[0] != "null" || lines[2] != "Operation not permitted" || denied == hwrng {
+		t.Errorf("10:183 granted: %v; got %q", hwrng, lines)
+	}
+	if err := errors.Join(leaf.WaitEmpty(context.Background()), leaf.Remove(context.Background())); err != nil {
+		t.Error(err)
+	}
+}
+
+// What is left of a unit of the same name, which failed, is no obstacle. One that
+// lives elsewhere is, and stays as it is.
+func TestUnitOfThatName(t *testing.T) {
+	r := managed(t)
+	ctx := context.Background()
+	left := exec.Command("systemd-run", "--quiet", "--scope", "--slice="+r.parent, "--unit=vitrine-left.scope", "-p", "RuntimeMaxSec=1", "sleep", "100")
+	left.Run() // killed at its time-out, so that the scope has failed
+	for range 100 {
+		if strings.Contains(systemctl(t, "list-units", "--all", "--no-legend", "vitrine-left.scope"), "failed") {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if got := systemctl(t, "list-units", "--all", "--no-legend", "vitrine-left.scope"); !strings.Contains(got, "failed") {
+		t.Fatalf("no failed unit: %q", got)
+	}
+	s, _ := r.place(t, "left", kubelet())
+	if got := show(t, s, "ActiveState"); got != "active" {
+		t.Errorf("state %s", got)
+	}
+	other := exec.Command("systemd-run", "--quiet", "--scope", "--slice=vittest.slice", "--unit=vitrine-taken.scope", "sleep", "1000")
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { systemctl(t, "stop", "vitrine-taken.scope"); other.Wait() }()
+	for range 100 {
+		if strings.Contains(systemctl(t, "list-units", "--no-legend", "vitrine-taken.scope"), "running") {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	s, err := r.tree.Create(r.parent, "taken", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := run(t, s, "sleep", "1000")
+	if err := s.Place(ctx, cmd.Process.Pid); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("place with a name that is taken: %v", err)
+	}
+	if err := errors.Join(s.Kill(), s.WaitEmpty(ctx), s.Remove(ctx)); err != nil {
+		t.Error(err)
+	}
+	if got := systemctl(t, "show", "--value", "-p", "ActiveState", "vitrine-taken.scope"); got != "active" {
+		t.Errorf("the other unit is %s", got)
+	}
+}
+
+// A process that has died meanwhile, and a caller that goes away: nothing is left.
+func TestPlaceOfTheDead(t *testing.T) {
+	r := managed(t)
+	ctx := context.Background()
+	s, err := r.tree.Create(r.parent, "dead", kubelet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := run(t, s, "true")
+	cmd.Wait()
+	if err := s.Place(ctx, cmd.Process.Pid); err == nil {
+		t.Error("a dead process was placed")
+	}
+	if err := s.Remove(ctx); err != nil {
+		t.Error(err)
+	}
+	r.waitNoUnit(t, s)
+	if s, err = r.tree.Create(r.parent, "left-alone", kubelet()); err != nil {
+		t.Fatal(err)
+	}
+	cmd = run(t, s, "sleep", "1000")
+	ended, cancel := context.WithCancel(ctx)
+	cancel()
+	if err := s.Place(ended, cmd.Process.Pid); !errors.Is(err, context.Canceled) {
+		t.Errorf("place: %v", err)
+	}
+	if err := errors.Join(s.Kill(), s.WaitEmpty(ctx), s.Remove(ctx)); err != nil {
+		t.Error(err)
+	}
+	r.waitNoUnit(t, s)
+}
+
+// Many at once share a connection, and the slice is realized under their feet.
+func TestManyScopesAtOnce(t *testing.T) {
+	r := managed(t)
+	var all sync.WaitGroup
+	for i := range 12 {
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			s, cmd := r.place(t, fmt.Sprintf("many%d", i), kubelet())
+			r.checkFiles(t, "placed", s, limited)
+			if i%2 == 0 {
+				cmd.Process.Kill()
+			} else if err := s.Kill(); err != nil {
+				t.Error(err)
+			}
+			if err := errors.Join(s.WaitEmpty(context.Background()), s.Remove(context.Background())); err != nil {
+				t.Error(err)
+			}
+			r.waitNoUnit(t, s)
+		}()
+	}
+	all.Wait()
+	if n := r.calls(); n != 12 {
+		t.Errorf("%d messages for 12 containers", n)
+	}
+}
+
+// A systemd that takes no questions, and one that answers none: the deadline holds,
+// and the caller gets its cgroup removed.
+func TestSystemdDoesNotAnswer(t *testing.T) {
+	tr, root := tree(t)
+	silent := filepath.Join(t.TempDir(), "silent")
+	l, err := net.Listen("unix", silent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for _, socket := range []string{silent, filepath.Join(t.TempDir(), "nobody")} {
+		sd := newSystemd()
+		sd.limit, sd.bus.private, sd.bus.public = 300*time.Millisecond, socket, "/nonexistent"
+		if err := tr.useUnits(sd); err != nil {
+			t.Fatal(err)
+		}
+		s, err := tr.Create("a-b.slice", "x", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := run(t, s, "sleep", "1000")
+		if err := s.Place(context.Background(), cmd.Process.Pid); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s: %v, want ErrUnavailable", socket, err)
+		}
+		ctx := context.Background()
+		if err := errors.Join(s.Kill(), s.WaitEmpty(ctx), s.Remove(ctx)); err != nil {
+			t.Error(err)
+		}
+		if n := sd.calls.Load(); n != 0 {
+			t.Errorf("%d messages to nobody", n)
+		}
+		sd.close()
+		if err := tr.kept.close(); err != nil {
+			t.Error(err)
+		}
+	}
+	tr.units = nil
+	if got := dirsBelow(t, root); got != "a.slice a.slice/a-b.slice" {
+		t.Errorf("left: %s", got)
+	}
+}
+
+// A pod without a parent has a slice of ours, which goes with it.
+func TestPodSlice(t *testing.T) {
+	r := managed(t)
+	ctx := context.Background()
+	path, err := r.tree.PodParent(r.parent, "abc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := r.tree.Create(path, "inpod", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := run(t, s, "sleep", "1000")
+	if err := s.Place(ctx, cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Base(path)
+	if got := systemctl(t, "show", "--value", "-p", "ActiveState", name); got != "active" || !strings.HasSuffix(name, "-podabc.slice") {
+		t.Errorf("%s is %s", name, got)
+	}
+	pod := r.tree.Load(path)
+	for range 2 { // again is fine
+		if err := errors.Join(pod.Kill(), pod.WaitEmpty(ctx), pod.Remove(ctx)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := systemctl(t, "list-units", "--all", "--no-legend", name); got != "" {
+		t.Errorf("left: %s", got)
+	}
+	r.waitNoUnit(t, s)
+}
+
+// PID 1 executes itself anew, and the bus is restarted, between the questions of one
+// daemon and under them. This is for a guest that nobody else uses.
+func TestManagerComesAndGoes(t *testing.T) {
+	if os.Getenv("VITRINE_OWN_GUEST") == "" {
+		t.Skip("needs a machine of its own: restarts PID 1 and the bus; set VITRINE_OWN_GUEST=1 there")
+	}
+	r := managed(t)
+	for _, by := range []string{"private socket", "bus"} {
+		if by == "bus" {
+			r.tree.units.(*systemd).bus.private = "/nonexistent"
+		}
+		s, _ := r.place(t, "before", kubelet())
+		var all sync.WaitGroup
+		for i := range 6 {
+			all.Add(1)
+			go func() {
+				defer all.Done()
+				time.Sleep(time.Duration(i) * 100 * time.Millisecond)
+				s, _ := r.place(t, fmt.Sprintf("under%d", i), kubelet())
+				r.checkFiles(t, "placed under a restart", s, limited)
+				if err := errors.Join(s.Kill(), s.WaitEmpty(context.Background()), s.Remove(context.Background())); err != nil {
+					t.Error(err)
+				}
+				r.waitNoUnit(t, s)
+			}()
+		}
+		systemctl(t, "daemon-reexec")
+		all.Wait()
+		r.checkFiles(t, by+": after daemon-reexec", s, limited)
+		if out, err := exec.Command("systemctl", "restart", "dbus.service").CombinedOutput(); err != nil {
+			t.Fatalf("restart of the bus: %v\n%s", err, out)
+		}
+		after, _ := r.place(t, "after", kubelet())
+		for _, s := range []*Scope{s, after} {
+			r.checkFiles(t, by+": after the bus", s, limited)
+			if err := errors.Join(s.Kill(), s.WaitEmpty(context.Background()), s.Remove(context.Background())); err != nil {
+				t.Error(err)
+			}
+			r.waitNoUnit(t, s)
+		}
+	}
+}
