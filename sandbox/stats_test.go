@@ -691,3 +691,50 @@ func TestNetworkOfAnother(t *testing.T) {
 		t.Error("there is no such process")
 	}
 }
+
+// countedSource is read when it is told to, and counts its closings.
+type countedSource struct{ begun, proceed, closed chan struct{} }
+
+func (s countedSource) Read(*uint64, int64, int64) error {
+	close(s.begun)
+	<-s.proceed
+	return nil
+}
+func (s countedSource) files() int   { return 3 }
+func (s countedSource) Close() error { close(s.closed); return nil }
+
+// A gauge that is ended while somebody reads it is closed by the reader, and not under its hands.
+func TestGaugeEndedWhileRead(t *testing.T) {
+	src := countedSource{make(chan struct{}), make(chan struct{}), make(chan struct{})}
+	b := &fdBudget{most: 100}
+	var g gauge[uint64]
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		g.refresh(b, time.Minute, func() (source[uint64], error) { return src, nil })
+	}()
+	<-src.begun
+	g.end(b)
+	select {
+	case <-src.closed:
+		t.Error("closed while it was read")
+	default:
+	}
+	if b.used.Load() != 3 {
+		t.Errorf("%d descriptors are counted", b.used.Load())
+	}
+	close(src.proceed)
+	<-done
+	select {
+	case <-src.closed:
+	default:
+		t.Error("not closed")
+	}
+	g.refresh(b, time.Minute, func() (source[uint64], error) {
+		t.Error("opened after its end")
+		return nil, errors.ErrUnsupported
+	})
+	if b.used.Load() != 0 {
+		t.Errorf("%d descriptors are counted", b.used.Load())
+	}
+}
