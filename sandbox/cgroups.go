@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"syscall"
+
+	"k8s.io/klog/v2"
 
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/cgroup"
@@ -13,9 +16,14 @@ import (
 // cgroupError gives the errors of package cgroup our kinds.
 func cgroupError(err error) error {
 	switch {
+	case errors.Is(err, cgroup.ErrUnavailable):
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	case errors.Is(err, syscall.EAGAIN): // the number of cgroups, or their depth
+		return fmt.Errorf("%w: %w", ErrExhausted, err)
 	case errors.Is(err, cgroup.ErrInvalid):
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
-	case errors.Is(err, cgroup.ErrUnenforced), errors.Is(err, cgroup.ErrInUse), errors.Is(err, cgroup.ErrDelegation):
+	case errors.Is(err, cgroup.ErrUnenforced), errors.Is(err, cgroup.ErrInUse), errors.Is(err, cgroup.ErrDelegation),
+		errors.Is(err, cgroup.ErrFrozen):
 		return fmt.Errorf("%w: %w", ErrState, err)
 	}
 	return err
@@ -55,9 +63,44 @@ func (c *Container) podCgroup() (*sys.FD, error) {
 			return nil, nil
 		}
 	}
-	fd, err := c.pod.m.cfg.Cgroups.Load(path.Dir(c.record.Cgroup)).OpenDir()
+	above := path.Dir(c.record.Cgroup)
+	if above == "." {
+		return nil, nil // the root, which counts everybody's
+	}
+	fd, err := c.pod.m.cfg.Cgroups.Load(above).OpenDir()
 	if err != nil {
 		return nil, fmt.Errorf("open cgroup of pod: %w", err)
 	}
 	return fd, nil
+}
+
+// pauseName names the cgroup of the pause, which lives beside the containers and not above them.
+func (sb *Sandbox) pauseName() string { return "pause-" + sb.id }
+
+func (sb *Sandbox) makePauseCgroup() (*cgroup.Scope, *sys.FD, error) {
+	scope, err := sb.m.cfg.Cgroups.Create(sb.record.Cgroup, sb.pauseName(), nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	fd, err := scope.OpenDir()
+	return scope, fd, err
+}
+
+// placePause places the one process that is in the pause's cgroup.
+func placePause(ctx context.Context, scope *cgroup.Scope) error {
+	pids, err := scope.Procs()
+	if err != nil {
+		return err
+	}
+	if len(pids) != 1 {
+		return fmt.Errorf("the pause's cgroup holds %d processes", len(pids))
+	}
+	return scope.Place(ctx, pids[0])
+}
+
+// resumeCgroup goes on with what the daemon before us did for the container's cgroup.
+func (c *Container) resumeCgroup() {
+	if err := c.pod.m.cfg.Cgroups.Load(c.record.Cgroup).Resume(); err != nil {
+		klog.ErrorS(err, "Limits of a container may not outlive the next daemon-reload", "pod", c.pod.id, "container", c.id)
+	}
 }

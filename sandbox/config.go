@@ -23,7 +23,7 @@ type Config struct {
 	// that network plugins which live in a mount namespace of their own see the pins.
 	NetNSDir string
 	// CgroupParent is the cgroup, relative to the root of the hierarchy, for pods whose request names none;
-	// "" means vitrine.
+	// "" means vitrine. With the systemd driver it is the name of a slice, and such a pod has one below it.
 	CgroupParent string
 	// AllowWritableCgroup lets pods ask for cgroups of their own by the annotation spec.WritableCgroup.
 	AllowWritableCgroup bool
@@ -69,6 +69,9 @@ type CgroupTree interface {
 	Create(parent, id string, r *specs.LinuxResources) (*cgroup.Scope, error)
 	Load(path string) *cgroup.Scope
 	Slice(path string) (*sys.FD, error)
+	Parent(parent string) (string, error)
+	PodParent(base, id string) (string, error)
+	ScopePath(parent, id string) (string, error)
 }
 
 func (c *Config) setDefaults() error {

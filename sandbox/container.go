@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -53,10 +52,9 @@ func (sb *Sandbox) newContainer(id string, cfg *runtimeapi.ContainerConfig) (*Co
 		return nil, err
 	}
 	c := &Container{pod: sb, id: id, dir: filepath.Join(sb.dir, id), config: cfg, done: make(chan struct{}), sooner: make(chan struct{}), changing: make(chan struct{}, 1)}
-	c.record = containerRecord{
-		Version: recordVersion, ID: id, Pod: sb.id, Config: raw,
-		// The name that cgroupfs gives it; the tree tells afterwards whether it chose another.
-		Cgroup: path.Join(sb.record.Cgroup, "vitrine-"+id),
+	c.record = containerRecord{Version: recordVersion, ID: id, Pod: sb.id, Config: raw}
+	if c.record.Cgroup, err = sb.m.cfg.Cgroups.ScopePath(sb.record.Cgroup, id); err != nil {
+		return nil, cgroupError(err)
 	}
 	c.facts.Store(&facts{})
 	c.limits.Store(&limits{asked: cfg.GetLinux().GetResources()})

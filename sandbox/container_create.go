@@ -15,6 +15,7 @@ import (
 	"github.com/vitrine-runtime/vitrine/image"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci"
+	"github.com/vitrine-runtime/vitrine/oci/cgroup"
 	"github.com/vitrine-runtime/vitrine/sandbox/spec"
 )
 
@@ -102,7 +103,8 @@ func (sb *Sandbox) createContainer(ctx context.Context, op *operation, name stri
 type parts struct {
 	root   *sys.FD
 	mounts map[int]*sys.FD
-	cgroup *sys.FD
+	scope  *cgroup.Scope
+	cgroup *sys.FD // of scope
 }
 
 func (p *parts) close() {
@@ -155,8 +157,8 @@ func (c *Container) bringUp(ctx context.Context, op *operation) (err error) {
 func (c *Container) gather(ctx context.Context, op *operation, s *specs.Spec, p *parts) error {
 	made := make(chan error, 1)
 	go func() { // ends before gather returns
-		fd, err := c.makeCgroup(s)
-		p.cgroup = fd
+		var err error
+		p.scope, p.cgroup, err = c.makeCgroup(s)
 		made <- err
 	}()
 	op.at("open volumes")
@@ -242,21 +244,16 @@ func (c *Container) buildSpec(root *sys.FD, img *image.Image) (*specs.Spec, erro
 }
 
 // makeCgroup makes the container's cgroup with its limits, before there is a process.
-func (c *Container) makeCgroup(s *specs.Spec) (*sys.FD, error) {
+func (c *Container) makeCgroup(s *specs.Spec) (*cgroup.Scope, *sys.FD, error) {
 	scope, err := c.pod.m.cfg.Cgroups.Create(c.pod.record.Cgroup, c.id, s.Linux.Resources)
 	if err != nil {
-		return nil, fmt.Errorf("make cgroup: %w", cgroupError(err))
+		return nil, nil, fmt.Errorf("make cgroup: %w", cgroupError(err))
 	}
 	for _, u := range scope.Unenforced() {
 		c.record.Notes = append(c.record.Notes, notEnforced+u)
 	}
-	if scope.Path() != c.record.Cgroup {
-		c.record.Cgroup, s.Linux.CgroupsPath = scope.Path(), scope.Path()
-		if err := c.writeLocked(); err != nil { // before there is a process in it
-			return nil, errors.Join(err, scope.Remove(context.Background()))
-		}
-	}
-	return scope.OpenDir()
+	fd, err := scope.OpenDir()
+	return scope, fd, err
 }
 
 // fork hands everything to the monitor. When it returns, init is blocked before its execve, and the spec is
@@ -274,6 +271,7 @@ func (c *Container) fork(ctx context.Context, s *specs.Spec, p *parts) error {
 		ID: c.id, Spec: s, Dir: c.dir, Rootfs: p.root, Mounts: p.mounts, Cgroup: p.cgroup, PodCgroup: above, LogPath: c.record.LogPath,
 		Stdin: c.config.GetStdin(), StdinOnce: c.config.GetStdinOnce(), TTY: c.config.GetTty(), OOMScoreAdj: s.Process.OOMScoreAdj,
 	}
+	scope := p.scope
 	*p = parts{} // theirs from here on
 	written := make(chan error, 1)
 	go func() { written <- c.pod.m.disk.write(c.dir, "config.json", s) }() // ends before fork returns
@@ -283,6 +281,10 @@ func (c *Container) fork(ctx context.Context, s *specs.Spec, p *parts) error {
 	}
 	if err != nil {
 		return fmt.Errorf("create process: %w", err)
+	}
+	// The caller's undo kills and removes the scope, placed or not.
+	if err := scope.Place(ctx, pr.pid()); err != nil {
+		return cgroupError(err)
 	}
 	if err := c.delegateCgroup(pr.pid()); err != nil {
 		return err

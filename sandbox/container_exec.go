@@ -86,7 +86,7 @@ func (c *Container) exec(ctx context.Context, cmd []string) (*runtimeapi.ExecSyn
 	}
 	leaf, err := c.pod.m.cfg.Cgroups.Load(c.record.Cgroup).Leaf("exec-" + newID()[:16])
 	if err != nil {
-		return nil, fmt.Errorf("make cgroup: %w", err)
+		return nil, fmt.Errorf("make cgroup: %w", cgroupError(err))
 	}
 	var stdout, stderr collector
 	defer stdout.close()

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -51,11 +50,14 @@ func (m *Manager) newSandbox(id string, cfg *runtimeapi.PodSandboxConfig, plan *
 	}
 	sb := m.emptySandbox(id)
 	sb.config, sb.plan = cfg, plan
-	sb.record = podRecord{
-		Version: recordVersion, ID: id, BootID: m.cfg.bootID, Handler: handler, Config: raw, Cgroup: plan.CgroupParent,
+	sb.record = podRecord{Version: recordVersion, ID: id, BootID: m.cfg.bootID, Handler: handler, Config: raw, OwnCG: plan.CgroupParent == ""}
+	if sb.record.OwnCG {
+		sb.record.Cgroup, err = m.cfg.Cgroups.PodParent(m.cfg.CgroupParent, id)
+	} else {
+		sb.record.Cgroup, err = m.cfg.Cgroups.Parent(plan.CgroupParent)
 	}
-	if sb.record.Cgroup == "" {
-		sb.record.Cgroup, sb.record.OwnCG = path.Join(m.cfg.CgroupParent, id), true
+	if err != nil {
+		return nil, fmt.Errorf("linux.cgroup_parent: %w", cgroupError(err))
 	}
 	return sb, nil
 }

@@ -10,7 +10,9 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/vitrine-runtime/vitrine/cni"
+	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci"
+	"github.com/vitrine-runtime/vitrine/oci/cgroup"
 	"github.com/vitrine-runtime/vitrine/sandbox/spec"
 )
 
@@ -134,9 +136,11 @@ func (sb *Sandbox) startMonitor(ctx context.Context) error {
 		HostNetwork: sb.plan.HostNetwork, HostIPC: sb.plan.HostIPC, HostPID: sb.plan.HostPID, SharedPID: sb.plan.SharedPID,
 		Sysctls: sb.plan.Sysctls, PauseCgroup: -1,
 	}
+	var pause *cgroup.Scope
 	if sb.plan.SharedPID {
-		fd, err := sb.m.cfg.Cgroups.Slice(sb.pauseCgroup())
-		if err != nil {
+		var fd *sys.FD
+		var err error
+		if pause, fd, err = sb.makePauseCgroup(); err != nil {
 			return fmt.Errorf("make cgroup of the pause: %w", cgroupError(err))
 		}
 		defer fd.Close()
@@ -147,7 +151,10 @@ func (sb *Sandbox) startMonitor(ctx context.Context) error {
 		return fmt.Errorf("start monitor: %w", err)
 	}
 	sb.setMonitor(mon)
-	return nil
+	if pause == nil {
+		return nil
+	}
+	return cgroupError(placePause(ctx, pause))
 }
 
 // connect pins the network namespace and has the plugins connect it. In the host's network there is

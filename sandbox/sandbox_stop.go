@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 
 	"k8s.io/klog/v2"
 )
@@ -162,11 +161,12 @@ func (sb *Sandbox) stopMonitor(ctx context.Context) error {
 		return nil
 	}
 	// A pause whose monitor is lost is still there.
-	return removeCgroup(ctx, sb.m.cfg.Cgroups, sb.pauseCgroup())
+	p, err := sb.m.cfg.Cgroups.ScopePath(sb.record.Cgroup, sb.pauseName())
+	if err != nil {
+		return err
+	}
+	return removeCgroup(ctx, sb.m.cfg.Cgroups, p)
 }
-
-// pauseCgroup is where the pause lives: beside the containers, not above them.
-func (sb *Sandbox) pauseCgroup() string { return path.Join(sb.record.Cgroup, "vitrine-pause-"+sb.id) }
 
 // erase takes away everything that this pod is or was about to be, from any point of its life, and the
 // record last.

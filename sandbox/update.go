@@ -151,6 +151,7 @@ func (sb *Sandbox) reread() {
 		if f := c.facts.Load(); f.Created == 0 || f.Finished != 0 {
 			continue
 		}
+		c.resumeCgroup()
 		r, err := spec.Resources(c.limits.Load().asked, sb.m.host)
 		if err == nil {
 			err = c.firstLimits(r)

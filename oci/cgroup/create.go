@@ -6,6 +6,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -54,6 +55,9 @@ func (t *Tree) Create(parent, id string, r *specs.LinuxResources) (*Scope, error
 	return s, nil
 }
 
+// enableAgain is how often controllers are enabled anew for a scope that lost them.
+const enableAgain = 20
+
 // makeScope makes the last directory of a scope's path and fills it.
 func (t *Tree) makeScope(s *Scope, parent *sys.FD, name string, limits []setting, filter []bpfInsn) (err error) {
 	blocked := t.enable(parent.Int())
@@ -71,6 +75,13 @@ func (t *Tree) makeScope(s *Scope, parent *sys.FD, name string, limits []setting
 	}
 	defer dir.Close()
 	missing, err := applyAll(dir.Int(), limits)
+	for try := 0; try < enableAgain && t.turnedOff(missing, err); try++ {
+		// systemd, which does not know this scope yet, turns off what nobody in the
+		// slice wants, such as when another scope there ends.
+		time.Sleep(5 * time.Millisecond)
+		blocked = t.enable(parent.Int())
+		missing, err = applyAll(dir.Int(), limits)
+	}
 	if err != nil {
 		return err
 	}
@@ -83,6 +94,18 @@ func (t *Tree) makeScope(s *Scope, parent *sys.FD, name string, limits []setting
 		}
 	}
 	return s.accept(missing, blocked)
+}
+
+// turnedOff says whether a limit could not be written because systemd turned a
+// controller off that there is.
+func (t *Tree) turnedOff(missing []string, err error) bool {
+	if t.units == nil || err != nil {
+		return t.units != nil && errors.Is(err, unix.ENODEV)
+	}
+	return slices.ContainsFunc(missing, func(file string) bool {
+		controller, _, _ := strings.Cut(file, ".")
+		return slices.Contains(t.controllers, controller)
+	})
 }
 
 // accept decides about limits that do not hold. Huge page limits are the one

@@ -193,7 +193,7 @@ func (s *Scope) changing() func() {
 // publish tells systemd about limits that the files hold already. What it cannot
 // keep is kept.
 func (s *Scope) publish(ctx context.Context, limits []setting) error {
-	if s.tree.units == nil || !strings.HasSuffix(s.path, scopeSuffix) {
+	if s.tree.units == nil {
 		return nil
 	}
 	dir, err := s.OpenDir()
@@ -215,9 +215,20 @@ func (s *Scope) publish(ctx context.Context, limits []setting) error {
 		}
 	}
 	if len(props) > 0 {
-		if err := s.tree.units.set(ctx, unitOf(path.Base(s.path)), props); err != nil {
+		if err := s.setProperties(ctx, props); err != nil {
 			return err
 		}
 	}
 	return s.tree.kept.set(s.path, dir, keep)
+}
+
+// setProperties sets those of a scope, or of a slice, which it makes if there is
+// none yet.
+func (s *Scope) setProperties(ctx context.Context, props []property) error {
+	name := unitOf(path.Base(s.path))
+	err := s.tree.units.set(ctx, name, props)
+	if errors.Is(err, fs.ErrNotExist) && strings.HasSuffix(name, sliceSuffix) {
+		return s.tree.units.start(ctx, unit{name: name, path: s.path, props: append([]property{prop("DefaultDependencies", false)}, props...)})
+	}
+	return err
 }

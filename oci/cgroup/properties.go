@@ -2,8 +2,6 @@ package cgroup
 
 import (
 	"context"
-	"errors"
-	"io/fs"
 	"math"
 	"math/big"
 	"slices"
@@ -56,8 +54,8 @@ func translate(file, content string, step func() uint64) (props []property, exac
 		if set, ok := setOf(content); ok {
 			return []property{prop(name, bitmap(set))}, true
 		}
-	case file == "io.weight" && len(f) == 2 && f[0] == "default":
-		if n, err := strconv.ParseUint(f[1], 10, 64); err == nil {
+	case file == "io.weight" && (len(f) == 1 || len(f) == 2 && f[0] == "default"):
+		if n, err := strconv.ParseUint(f[len(f)-1], 10, 64); err == nil {
 			return []property{prop("IOWeight", n)}, true
 		}
 	}
@@ -123,11 +121,11 @@ func (t *Tree) describe(ctx context.Context, dir int, limits []setting) (props [
 			continue
 		}
 		content, err := readFile(dir, l.file)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
+		if err != nil && !gone(err) {
 			return nil, nil, err
+		}
+		if now, ok := valueIn(content, keyOf(l.file, l.value)); err != nil || !ok || !same(l.file, l.value, now) {
+			content = l.value // systemd has turned the controller off meanwhile; it will not once it knows
 		}
 		p, exact := translate(l.file, content, step)
 		props = append(props, p...)

@@ -169,6 +169,8 @@ func (b *reader) memory(m *specs.LinuxMemory) *specs.LinuxMemory {
 	// Where the file is missing there is no swap, or it was refused.
 	have, ok := b.value("memory.swap.max", "")
 	switch n := number(have); {
+	case !ok && m.Limit != nil && out.Limit == nil:
+		out.Swap = nil // it is the controller that is missing
 	case !ok || same("memory.swap.max", asked, have):
 	case n < 0 || out.Limit == nil || *out.Limit < 0:
 		out.Swap = pointer(int64(-1))

@@ -112,6 +112,8 @@ type change struct {
 	key  string
 	rank int
 	undo []setting
+	// all is what the cpuset had from above, if it had no members of its own.
+	all string
 }
 
 // changes compares limits with what the files hold and returns what is to be
@@ -135,6 +137,13 @@ func changes(dir int, limits []setting) (todo []change, missing []string, err er
 		}
 		if !found {
 			have = unset(l.file, c.key)
+		}
+		if have == "" && strings.HasPrefix(l.file, "cpuset.") {
+			all, err := fields(dir, l.file+".effective")
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return nil, nil, err
+			}
+			c.all = strings.Join(all, "")
 		}
 		c.rank = rank(l.file, l.value, have)
 		if c.undo, err = undo(dir, l, have); err != nil {
@@ -173,13 +182,15 @@ func merge(limits []setting) (out []setting) {
 //
 // and so has every state between, for that matter on the way back as well. What
 // makes room comes first, and memory.max shrinks while there is still all the swap
-// that there was or will be.
+// that there was or will be. Sets come last, because they cannot be undone: where there
+// are processes the kernel does not let them become empty again.
 var steps = []string{
 	"cpu.idle-", "memory.min-", "memory.low-", "cpu.max.burst-",
 	"memory.max+", "memory.high+", "memory.swap.max+", "memory.swap.high+",
 	"", // all others
 	"memory.high-", "memory.max-", "memory.swap.high-", "memory.swap.max-",
 	"memory.low+", "memory.min+", "cpu.max.burst+", "cpu.idle+",
+	"cpuset.cpus", "cpuset.mems",
 }
 
 func rank(file, want, have string) int {
@@ -188,6 +199,9 @@ func rank(file, want, have string) int {
 	sign := "+"
 	if wok && hok && w < h {
 		sign = "-"
+	}
+	if strings.HasPrefix(file, "cpuset.") {
+		sign = ""
 	}
 	if i := slices.Index(steps, file+sign); i >= 0 {
 		return i
@@ -251,6 +265,9 @@ func (u *updater) restore(dir int, done []change) error {
 			}
 			if err == nil {
 				err = u.write(dir, old.file, old.value)
+			}
+			if errors.Is(err, unix.ENOSPC) && c.all != "" {
+				err = u.write(dir, old.file, c.all) // does the same, until there are more above
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("restore the old limit: %w", err))

@@ -171,6 +171,44 @@ func TestKernelTakesEveryOrder(t *testing.T) {
 	}
 }
 
+// A cpuset with processes in it cannot become empty again. After a rollback it has at
+// least the same effect.
+func TestKernelCpusetOfProcesses(t *testing.T) {
+	s, dir := limitedScope(t)
+	bare, err := s.tree.Create("p", "bare", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir = filepath.Join(filepath.Dir(dir), filepath.Base(bare.Path()))
+	run(t, bare, "/bin/sleep", "600")
+	effective := func() string {
+		cpus, cerr := os.ReadFile(filepath.Join(dir, "cpuset.cpus.effective"))
+		mems, merr := os.ReadFile(filepath.Join(dir, "cpuset.mems.effective"))
+		if err := errors.Join(cerr, merr); err != nil {
+			t.Fatal(err)
+		}
+		return string(cpus) + string(mems)
+	}
+	before := effective()
+	err = bare.UpdateThen(context.Background(), wish(512, 20000, 64<<20, nil), func(*specs.LinuxResources) error {
+		if effective() == before {
+			t.Log("one CPU and one node: nothing can be seen here")
+		}
+		return context.DeadlineExceeded
+	})
+	if !errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "restore") {
+		t.Errorf("update: %v", err)
+	}
+	if after := effective(); after != before {
+		t.Errorf("CPUs and nodes were %q and are %q", before, after)
+	}
+	for f, v := range limitsIn(t, dir) {
+		if !strings.HasPrefix(f, "cpuset.") && v != limitsIn(t, filepath.Join(dir, ".."))[f] && strings.HasPrefix(f, "memory.") {
+			t.Errorf("%s holds %q", f, v)
+		}
+	}
+}
+
 // A memory limit below what is used is refused and changes nothing; one above is
 // taken.
 func TestKernelBelowUsage(t *testing.T) {

@@ -31,6 +31,7 @@ type desk struct {
 	tell   func(*specs.LinuxResources) error
 	commit func(*specs.LinuxResources) error
 	n      int
+	busy   bool // there are processes
 }
 
 func newDesk(t *testing.T, files map[string]string) *desk {
@@ -64,6 +65,8 @@ func (d *desk) write(_ int, file, value string) error {
 	switch {
 	case file == "cpu.max" && len(f) == 1:
 		value += " " + old[1]
+	case strings.HasPrefix(file, "cpuset.") && len(f) == 0 && d.busy:
+		return &os.PathError{Op: "write", Path: file, Err: unix.ENOSPC}
 	case file == "cpu.idle" && value == "1":
 		d.put("cpu.weight", "1")
 	case file == "cpu.idle":
@@ -174,9 +177,9 @@ func TestUpdateOrder(t *testing.T) {
 		want string
 	}{
 		{"first limits", wish(512, 20000, 8<<20, small),
-			"cpu.weight=59 cpu.max=20000 50000 cpuset.cpus=0 cpuset.mems=0 pids.max=100 hugetlb.2MB.max=4194304 hugetlb.2MB.rsvd.max=4194304" +
+			"cpu.weight=59 cpu.max=20000 50000 pids.max=100 hugetlb.2MB.max=4194304 hugetlb.2MB.rsvd.max=4194304" +
 				" io.max=8:0 rbps=1000 memory.oom.group=1 memory.high=4M memory.max=8388608 memory.swap.high=1M memory.swap.max=8388608" +
-				" memory.low=2M memory.min=1M cpu.max.burst=1000"},
+				" memory.low=2M memory.min=1M cpu.max.burst=1000 cpuset.cpus=0 cpuset.mems=0"},
 		{"the same again", wish(512, 20000, 8<<20, small), ""},
 		{"up", wish(1024, 90000, 80<<20, large),
 			"memory.max=83886080 memory.high=40M memory.swap.max=83886080 memory.swap.high=10M" +
@@ -283,7 +286,19 @@ func TestUpdateUnitRefuses(t *testing.T) {
 	if !maps.Equal(before, d.all()) || !slices.Equal(told, []string{"8388608"}) {
 		t.Errorf("committed %v; files %v", told, d.all())
 	}
-	d.commit = nil
+	// A cpuset with processes in it cannot become empty again; all that there are do as well.
+	d.busy = true
+	d.put("cpuset.cpus.effective", "0-1")
+	d.put("cpuset.mems.effective", "0")
+	want := d.all()
+	want["cpuset.cpus"], want["cpuset.mems"] = "0-1", "0"
+	if err := d.update(wish(512, 20000, 8<<20, nil)); !errors.Is(err, unix.ENOSPC) || strings.Contains(err.Error(), "restore") {
+		t.Fatalf("update: %v", err)
+	}
+	if got := d.all(); !maps.Equal(want, got) {
+		t.Errorf("files %v", got)
+	}
+	before, d.commit, d.busy = want, nil, false
 	// A group loses its weight when it becomes idle.
 	d.put("cpu.weight", "59")
 	before = d.all()
@@ -498,6 +513,15 @@ func TestReadBack(t *testing.T) {
 		}
 		if back := cpuWeight(*got.CPU.Shares); back < w || w > minWeight && cpuWeight(*got.CPU.Shares-1) >= w {
 			t.Fatalf("weight %d: shares %d, weight %d", w, *got.CPU.Shares, back)
+		}
+	}
+	for _, f := range []string{"memory.swap.max", "memory.max"} { // a kernel without swap, and one without the controller
+		if err := os.Remove(filepath.Join(d.dir, f)); err != nil {
+			t.Fatal(err)
+		}
+		got, err := d.scope.ReadBack(asked)
+		if want := f == "memory.swap.max"; err != nil || (got.Memory.Swap != nil) != want || (got.Memory.Limit != nil) != want {
+			t.Errorf("without %s: %+v, %v", f, got.Memory, err)
 		}
 	}
 	if got, err := d.scope.ReadBack(nil); err != nil || got == nil {
