@@ -27,6 +27,9 @@ type abi struct {
 	zeroUnknown bool   // calls with large, unknown numbers arrive as number 0 (s390)
 }
 
+// wide says whether the words of the ABI have 64 bits. Those of x32 and n32 do not, though their registers do.
+func (a abi) wide() bool { return !a.narrow && a.base == 0 && a.name != specs.ArchMIPSEL64N32 }
+
 // callNumbers is one line of the table; -1 means absent.
 type callNumbers struct {
 	name    string

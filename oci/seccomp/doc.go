@@ -19,7 +19,8 @@
 // # What a profile means
 //
 // The OCI text leaves the meaning of several rules for one call open. Profiles are written against libseccomp, so its order holds here
-// (it was measured, and testdata/libseccomp.jsonl keeps the measurements):
+// (testdata/libseccomp.jsonl keeps measurements of it, and where libseccomp-dev is installed, the tests ask the library itself, about random profiles;
+// differences_test.go has the list of all differences):
 //
 //   - A rule whose action equals the default action, errno included, is skipped. It neither wins nor loses against another.
 //   - A rule without arguments beats all rules with arguments for that call, in either order. Of two without, the first wins.
@@ -28,19 +29,23 @@
 //   - Of several rules with arguments that match, the one wins that comes first in this order, which looks at the first test of each
 //     rule, by argument index, then at the second and so on: a higher argument index first; then EQ, NE and MASKED_EQ before LT and LE before GE
 //     and GT; then the larger value (LT, LE: the smaller); then the profile's order. A rule whose tests are the beginning of another's comes before it.
-//   - Two tests of one argument index in one rule split the rule: each test is a rule of its own (OR, as runc and crun do).
+//     Where words have 64 bits, EQ, NE and MASKED_EQ are ordered by their upper words first; if these are equal, then those with the same upper half of the
+//     mask (EQ and NE: no mask) stay together, in the place of the first of them, ordered by their lower words.
+//   - The tests of a rule all have to hold (AND); rules for one call are alternatives (OR).
+//   - Two tests of one argument index in one rule split the rule: each test is a rule of its own (OR, as runc and crun do), and there is a warning.
 //   - MASKED_EQ is arg & value == valueTwo & value.
 //   - The native architecture is always included. A call of an ABI that is not included kills the process, and so does an x32 number where
 //     x32 is not included. Architectures of other machines are ignored with a warning, since no call can come from them.
 //   - Names that this machine has in none of its ABIs are ignored with a warning; an unknown architecture, action, operator
 //     or flag is an error.
+//   - SCMP_ACT_NOTIFY is for those who can pass a listener on (Options.Notify), needs listenerPath, and is neither the default nor for write.
 //
 // # Numbers that are newer than the profile
 //
 // A C library probes for a new call and falls back when it gets ENOSYS, and gives up when it gets EPERM. So, if the default action is
 // neither ALLOW, LOG nor TRACE, a number that no rule names and that is higher than the highest number which any rule names in that ABI is
 // answered with ENOSYS. Private ranges (x32 from 512, arm from 0xf0000) do not count as highest. This is what runc does, and it includes
-// number -1, by which a tracer skips a call.
+// number -1, by which a tracer skips a call. s390's kernel shows filters a number that it does not know as 0.
 //
 // # 32-bit arguments
 //

@@ -22,6 +22,7 @@ type clause struct {
 type judge struct {
 	m     *machine
 	p     *specs.LinuxSeccomp
+	scmp  bool // take the profile as libseccomp does where we mean to differ from it (differences_test.go has the list)
 	deflt Action
 	names []map[uint32][]string // for each ABI: numbers (with the x32 bit) to all their names
 	top   []int
@@ -127,7 +128,7 @@ func (j *judge) answer(c Call) Action {
 	var best *clause
 	for i := range clauses {
 		cl := &clauses[i]
-		if j.matches(abi, names, cl, c.Args) && (best == nil || precedes(clauses, cl, best)) {
+		if j.matches(abi, names, cl, c.Args) && (best == nil || precedes(clauses, cl, best, j.words(abi))) {
 			best = cl
 		}
 	}
@@ -145,6 +146,9 @@ func (j *judge) about(abi int, number uint32) []clause {
 		for i := range j.p.Syscalls {
 			list = append(list, j.clauses(abi, &j.p.Syscalls[i], j.names[abi][number])...)
 		}
+		if j.scmp {
+			list = j.scmpArgs(abi, list)
+		}
 		j.memo[key] = list
 	}
 	return list
@@ -161,6 +165,9 @@ func (j *judge) unnamed(abi int, number uint32, names []string) Action {
 	}
 	switch j.p.DefaultAction {
 	case "SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE":
+		return j.deflt
+	}
+	if j.scmp {
 		return j.deflt
 	}
 	// Where the kernel shows a number that it does not know as 0, that is a new number too.
@@ -189,6 +196,23 @@ func (j *judge) abi(c Call) int {
 	return -1
 }
 
+// scmpArgs takes from clauses what libseccomp does not look at: upper words where an ABI's words have 32 bits, and masks without a bit.
+func (j *judge) scmpArgs(abi int, list []clause) []clause {
+	for i, c := range list {
+		args := []specs.LinuxSeccompArg{}
+		for _, a := range c.args {
+			if !j.words(abi) {
+				a.Value, a.ValueTwo = a.Value&0xffffffff, a.ValueTwo&0xffffffff
+			}
+			if a.Op != "SCMP_CMP_MASKED_EQ" || a.Value != 0 {
+				args = append(args, a)
+			}
+		}
+		list[i].args = args
+	}
+	return list
+}
+
 // clauses lists what one entry of the profile says about a call, directly and through a multiplexer.
 func (j *judge) clauses(abi int, s *specs.LinuxSyscall, names []string) []clause {
 	action := mustAction(s.Action, s.ErrnoRet)
@@ -206,18 +230,36 @@ func (j *judge) clauses(abi int, s *specs.LinuxSyscall, names []string) []clause
 				out = append(out, clause{action: action, args: []specs.LinuxSeccompArg{a}})
 			}
 		}
-		if !j.m.abis[abi].mux || len(s.Args) > 0 && restrictive(action) > restrictive(j.deflt) {
+		if !j.m.abis[abi].mux || len(s.Args) > 0 && !j.scmp && restrictive(action) > restrictive(j.deflt) {
 			continue
 		}
 		if i := slices.Index(viaSocketcall, name); i > 0 && slices.Contains(names, "socketcall") {
-			out = append(out, clause{action: action, copied: true, args: []specs.LinuxSeccompArg{{Value: uint64(i), Op: "SCMP_CMP_EQ"}}})
+			out = append(out, j.copy(action, specs.LinuxSeccompArg{Value: uint64(i), Op: "SCMP_CMP_EQ"}, s.Args)...)
 		}
-		if i := slices.Index(viaIPC, name); i > 0 &&
-			slices.Contains(names, "ipc") {
-			out = append(out, clause{action: action, copied: true, args: []specs.LinuxSeccompArg{{Value: 0xffff, ValueTwo: uint64(i), Op: "SCMP_CMP_MASKED_EQ"}}})
+		if i := slices.Index(viaIPC, name); i > 0 && slices.Contains(names, "ipc") {
+			out = append(out, j.copy(action, specs.LinuxSeccompArg{Value: 0xffff, ValueTwo: uint64(i), Op: "SCMP_CMP_MASKED_EQ"}, s.Args)...)
 		}
 	}
 	return out
+}
+
+// copy is what a rule says about the multiplexer.
+func (j *judge) copy(action Action, number specs.LinuxSeccompArg, args []specs.LinuxSeccompArg) []clause {
+	if !j.scmp {
+		return []clause{{action: action, copied: true, args: []specs.LinuxSeccompArg{number}}}
+	}
+	if number.Op == "SCMP_CMP_MASKED_EQ" {
+		number = specs.LinuxSeccompArg{Value: number.ValueTwo, Op: "SCMP_CMP_EQ"}
+	}
+	if !distinct(args) {
+		var list []clause
+		for _, a := range args {
+			list = append(list, j.copy(action, number, []specs.LinuxSeccompArg{a})...)
+		}
+		return list
+	}
+	rest := slices.DeleteFunc(slices.Clone(args), func(a specs.LinuxSeccompArg) bool { return a.Index == 0 })
+	return []clause{{action: action, args: append(rest, number)}}
 }
 
 // The calls behind the multiplexers, at the places of their numbers.
@@ -251,9 +293,18 @@ func (j *judge) matches(abi int, names []string, cl *clause, args [6]uint64) boo
 	return true
 }
 
+// words says whether libseccomp looks at the upper words of an ABI's arguments.
+func (j *judge) words(abi int) bool {
+	a := j.m.abis[abi]
+	return !a.narrow && a.name != "SCMP_ARCH_X32" && a.name != "SCMP_ARCH_MIPSEL64N32"
+}
+
 func (j *judge) narrowFor(abi int, names []string, index uint) bool {
 	if j.m.abis[abi].narrow {
 		return true
+	}
+	if j.scmp {
+		return !j.words(abi)
 	}
 	if slices.Contains(names, "clone") && j.m.abis[abi].name == "SCMP_ARCH_S390X" {
 		return index == 1 // the flags come second
@@ -304,8 +355,8 @@ func holds(a specs.LinuxSeccompArg, arg uint64, narrow bool) bool {
 	panic(a.Op)
 }
 
-// precedes says whether x wins over y where both match.
-func precedes(clauses []clause, x, y *clause) bool {
+// precedes says whether x wins over y where both match. On ABIs with words of 64 bits the upper words of tests for equality count first.
+func precedes(clauses []clause, x, y *clause, wide bool) bool {
 	xs, ys := plainArgs(x.args), plainArgs(y.args)
 	for i := range min(len(xs), len(ys)) {
 		if xs[i] == ys[i] {
@@ -313,6 +364,15 @@ func precedes(clauses []clause, x, y *clause) bool {
 		}
 		if a, b := weight(xs[i]), weight(ys[i]); a != b {
 			return a > b
+		}
+		if wide && weight(xs[i])%100 == 3 {
+			a, b := upper(xs[i]), upper(ys[i])
+			if a[2] != b[2] {
+				return a[2] > b[2]
+			}
+			if a != b {
+				return beginsUpper(clauses, xs[:i+1]) < beginsUpper(clauses, ys[:i+1])
+			}
 		}
 		if a, b := sortValue(xs[i]), sortValue(ys[i]); a != b {
 			return (a > b) != (xs[i].Op == "SCMP_CMP_LT" || xs[i].Op == "SCMP_CMP_LE")
@@ -323,6 +383,24 @@ func precedes(clauses []clause, x, y *clause) bool {
 		return len(xs) < len(ys)
 	}
 	return !x.copied && y.copied
+}
+
+// upper is what a test for equality wants of the upper word: whether there is a mask, the mask, and the value.
+func upper(a specs.LinuxSeccompArg) [3]uint64 {
+	if a.Op == "SCMP_CMP_MASKED_EQ" {
+		return [3]uint64{1, a.Value >> 32, a.Value & a.ValueTwo >> 32}
+	}
+	return [3]uint64{0, 0, a.Value >> 32}
+}
+
+// beginsUpper finds the first clause with these tests at its beginning, of the last of which only the upper word counts.
+func beginsUpper(clauses []clause, prefix []specs.LinuxSeccompArg) int {
+	last := len(prefix) - 1
+	return slices.IndexFunc(clauses, func(c clause) bool {
+		args := plainArgs(c.args)
+		return len(args) > last && slices.Equal(args[:last], prefix[:last]) && args[last].Index == prefix[last].Index &&
+			weight(args[last])%100 == 3 && upper(args[last]) == upper(prefix[last])
+	})
 }
 
 // begins finds the first clause with these tests at its beginning.

@@ -82,6 +82,9 @@ func module() (version, dir string) {
 
 var entry = regexp.MustCompile(`(?m)^\s+SYS_(\w+)\s+= (\d+)`)
 
+// placeholder are names in the files that are none of calls: holes, and constants that happen to begin like one.
+var placeholder = regexp.MustCompile(`^(reserved\d+|unused\d+|arch_specific_syscall|syscall_mask)$`)
+
 // numbers reads one zsysnum file.
 func numbers(dir, goarch string) map[string]int {
 	b, err := os.ReadFile(filepath.Join(dir, "unix", "zsysnum_linux_"+goarch+".go"))
@@ -94,7 +97,9 @@ func numbers(dir, goarch string) map[string]int {
 		if err != nil {
 			log.Fatal(err)
 		}
-		m[strings.ToLower(e[1])] = n
+		if name := strings.ToLower(e[1]); !placeholder.MatchString(name) {
+			m[name] = n
+		}
 	}
 	return m
 }

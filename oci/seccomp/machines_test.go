@@ -126,12 +126,12 @@ func TestMachines(t *testing.T) {
 		if !slices.IsSortedFunc(m.calls, func(a, b callNumbers) int { return strings.Compare(a.name, b.name) }) {
 			t.Errorf("%s: lookup searches by halves", goarch)
 		}
-		// Two names of one number must not disagree on which arguments are narrow: the first that a profile uses decides.
+		// A number has one name: a second would speak for the first (arm's call 0 was named syscall_mask, too), or disagree on what is narrow.
 		for i := range m.abis {
 			seen := map[int]string{}
 			for _, c := range m.calls {
 				n := c.numbers[i]
-				if other, ok := seen[n]; ok && n >= 0 && m.narrow[other] != m.narrow[c.name] {
+				if other, ok := seen[n]; ok && n >= 0 && c.name != "sync_file_range2" {
 					t.Errorf("%s: %s and %s", goarch, other, c.name)
 				}
 				seen[n] = c.name

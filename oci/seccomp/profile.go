@@ -151,31 +151,67 @@ func (s *ruleSet) add(name string, r rule, w *warnings) error {
 	return nil
 }
 
-// order brings rules into the order in which the first that matches wins. It is that of a tree: rules with the same first test are neighbours,
-// those that end there come first, the rest is ordered by the second test, and so on.
-func order(rules []rule, depth int) []rule {
+// path is a rule with the nodes that it has in libseccomp's tree: one for each test, or two where an upper word is tested before the lower one.
+type path struct {
+	rule  rule
+	nodes []test
+}
+
+// order brings rules into the order in which the first that matches wins. wide is for ABIs whose words have 64 bits.
+func order(rules []rule, wide bool) []rule {
 	if len(rules) < 2 {
 		return rules
 	}
+	paths := make([]path, len(rules))
+	for i, r := range rules {
+		paths[i] = path{r, r.tests}
+		if wide {
+			paths[i].nodes = nil
+			for _, t := range r.tests {
+				paths[i].nodes = append(paths[i].nodes, t.words()...)
+			}
+		}
+	}
+	return walk(rules[:0:0], paths, 0)
+}
+
+// walk appends rules in the order of the tree below one node: rules with the same next node are neighbours, those that end there come first.
+func walk(out []rule, paths []path, depth int) []rule {
 	var first []test
-	var out []rule
-	under := map[test][]rule{}
-	for _, r := range rules {
-		if len(r.tests) == depth {
-			out = append(out, r)
+	under := map[test][]path{}
+	for _, p := range paths {
+		if len(p.nodes) == depth {
+			out = append(out, p.rule)
 			continue
 		}
-		t := r.tests[depth]
+		t := p.nodes[depth]
 		if under[t] == nil {
 			first = append(first, t)
 		}
-		under[t] = append(under[t], r)
+		under[t] = append(under[t], p)
 	}
 	slices.SortStableFunc(first, test.compare)
 	for _, t := range first {
-		out = append(out, order(under[t], depth+1)...)
+		if list := under[t]; len(list) == 1 {
+			out = append(out, list[0].rule)
+		} else {
+			out = walk(out, list, depth+1)
+		}
 	}
 	return out
+}
+
+// words divides a test for equality into that of the upper word, which does not tell EQ from NE, and that of the lower.
+func (t test) words() []test {
+	if t.class() != 0 {
+		return []test{t}
+	}
+	upper := test{arg: t.arg, op: opEQ, value: t.value >> 32}
+	if t.op == opMaskedEQ {
+		upper.op, upper.mask = t.op, t.mask>>32
+	}
+	t.value, t.mask = uint64(uint32(t.value)), uint64(uint32(t.mask))
+	return []test{upper, t}
 }
 
 // compare orders two tests as libseccomp orders the nodes of its tree.
@@ -233,9 +269,9 @@ func (m *machine) resolve(p *specs.LinuxSeccomp, o Options, w *warnings) (*progr
 			return nil, fmt.Errorf("seccomp syscalls[%d]: %w", i, err)
 		}
 	}
-	for _, rules := range g.rules {
+	for i, rules := range g.rules {
 		for _, s := range rules {
-			s.rules = order(s.rules, 0)
+			s.rules = order(s.rules, m.abis[i].wide())
 		}
 	}
 	return g, nil

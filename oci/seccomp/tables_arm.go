@@ -395,7 +395,6 @@ symlinkat 331
 sync 36
 sync_file_range2 341
 syncfs 373
-syscall_mask 0
 sysfs 135
 sysinfo 116
 syslog 103

@@ -18,7 +18,6 @@ access - 33
 acct 89 51
 add_key 217 309
 adjtimex 171 124
-arch_specific_syscall 244 -
 arm_fadvise64_64 - 270
 arm_sync_file_range - 341
 bdflush - 134
@@ -403,7 +402,6 @@ sync 81 36
 sync_file_range 84 -
 sync_file_range2 - 341
 syncfs 267 373
-syscall_mask - 0
 sysfs - 135
 sysinfo 179 116
 syslog 116 103

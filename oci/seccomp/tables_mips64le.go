@@ -302,10 +302,6 @@ rename 5080 4038 6080
 renameat 5254 4295 6258
 renameat2 5311 4351 6315
 request_key 5240 4281 6244
-reserved177 5177 - 6177
-reserved193 5193 - 6193
-reserved221 - 4221 -
-reserved82 - 4082 -
 restart_syscall 5213 4253 6214
 rmdir 5082 4040 6082
 rseq 5327 4367 6331
@@ -438,12 +434,6 @@ uname 5061 4122 6061
 unlink 5085 4010 6085
 unlinkat 5253 4294 6257
 unshare 5262 4303 6266
-unused109 - 4109 -
-unused150 - 4150 -
-unused18 - 4018 -
-unused28 - 4028 -
-unused59 - 4059 -
-unused84 - 4084 -
 uselib - 4086 -
 userfaultfd 5317 4357 6321
 ustat 5133 4062 6133
