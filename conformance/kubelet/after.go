@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"regexp"
 	"slices"
-	"sort"
 	"strings"
 	"time"
 
@@ -59,28 +58,73 @@ func (v *visit) removePods(ctx context.Context) error {
 // variable matches what differs between two lines that say the same.
 var variable = regexp.MustCompile(`^[EW]\d{4} [0-9:.]+ +\d+ |[0-9a-f]{12,}|\d+(\.\d+)?(ms|s|m)?\b|"[^"]*/[^"]*"`)
 
-// known are the complaints that have nothing to do with the runtime: there is no API server, no cloud, no swap, no DNS.
-var known = regexp.MustCompile(`no API client|mirror pod|standalone|kubeClient|Nameserver|/etc/resolv.conf|client-ca|anonymous|read-only|deprecated|` +
-	`iptables|KubeletInUserNamespace|node "walk"|CSINode|csi_plugin|machine-id|static pod|volume plugin|kubeconfig`)
+// about matches the complaints that can be about the runtime: the kubelet's files that call it or live by what it answers, and CNI.
+var about = regexp.MustCompile(`remote_(runtime|image)\.go|cri_stats|kuberuntime|eviction_manager|generic\.go|pod_workers|container_log_manager|probe.*rror|watcher\.go|network`)
 
-// complaints counts the kubelet's warnings and errors by their text. It fails where one is about the CRI and not in the list of what is to come.
+// expected are those of them that are right, each with the reason.
+var expected = []struct {
+	pattern *regexp.Regexp
+	why     string
+}{
+	{regexp.MustCompile(`code = (Unavailable|Canceled)|runtime status check may not have completed|pleg has yet to be`), "a service is restarting"},
+	{regexp.MustCompile(`(Exec|Attach|PortForward) is not served by this version`), "we asked for it, and it is a later stage"},
+	{regexp.MustCompile(`code = NotFound desc = container .*: not found`), "the kubelet has several collectors of dead containers, and one comes first"},
+	{regexp.MustCompile(`ExecSync.*(is exited|is dead|died before execve: SIGKILL)`), "a probe and the end of its container"},
+	{regexp.MustCompile(`ListMetricDescriptors is not served by this version`), "metrics are a later stage"},
+	{regexp.MustCompile(`PodSandbox.*pod_sandbox_id: must be set`), "the kubelet's way to ask whether there are statistics of pods"},
+	{regexp.MustCompile(`the network plugins have not answered for`), "a busy machine, and a daemon that just started"},
+	{regexp.MustCompile(`no imagefs label for configured runtime`), "cAdvisor knows labels of file systems for two runtimes only"},
+	{regexp.MustCompile(`watcher\.go.*/exec-`), "cAdvisor looks at every cgroup, and that of an exec is short-lived"},
+	{regexp.MustCompile(`no default route`), "the guest has no network"},
+	{regexp.MustCompile(`ImagePullBackOff|CrashLoopBackOff|failed to "StartContainer"`), "the back-off between two lives of a container"},
+}
+
+// complaints counts the kubelet's warnings and errors by their text, for the time of this run. One about the runtime without a known reason
+// fails the step.
 func (v *visit) complaints(ctx context.Context) (string, error) {
-	out, err := exec.CommandContext(ctx, "journalctl", "--no-pager", "-o", "cat", "-u", kubeletUnit).Output()
+	out, err := exec.CommandContext(ctx, "journalctl", "--no-pager", "-o", "cat", "-u", kubeletUnit, "--since", v.begin.Format("2006-01-02 15:04:05")).Output()
 	if err != nil {
 		return "", err
 	}
-	count := map[string]int{}
+	count, reasons, all := map[string]int{}, map[string]int{}, 0
 	for _, line := range strings.Split(string(out), "\n") {
-		if len(line) > 5 && (line[0] == 'E' || line[0] == 'W') && line[1] >= '0' && line[1] <= '9' && !known.MatchString(line) {
-			count[variable.ReplaceAllString(line, "#")]++
+		if len(line) < 6 || line[0] != 'E' && line[0] != 'W' || line[1] < '0' || line[1] > '9' {
+			continue
+		}
+		all++
+		if !about.MatchString(line) {
+			continue
+		}
+		if why := reason(line); why != "" {
+			reasons[why]++
+			continue
+		}
+		count[variable.ReplaceAllString(line, "#")]++
+	}
+	if len(count) > 0 {
+		return "", errors.New("\n    " + strings.Join(byText(count), "\n    "))
+	}
+	return fmt.Sprintf("%d errors and warnings, those about the runtime with a known reason:\n    %s", all, strings.Join(byText(reasons), "\n    ")), nil
+}
+
+// reason returns why a complaint is right, or nothing.
+func reason(line string) string {
+	for _, e := range expected {
+		if e.pattern.MatchString(line) {
+			return e.why
 		}
 	}
+	return ""
+}
+
+// byText makes a sorted list of counted texts.
+func byText(count map[string]int) []string {
 	var lines []string
 	for text, n := range count {
-		lines = append(lines, fmt.Sprintf("%4d x %.400s", n, text))
+		lines = append(lines, fmt.Sprintf("%.500s (%d times)", text, n))
 	}
-	sort.Strings(lines)
-	return fmt.Sprintf("%d kinds\n%s", len(lines), strings.Join(lines, "\n")), nil
+	slices.Sort(lines)
+	return lines
 }
 
 // explain shows the last words of both services.

@@ -27,6 +27,7 @@ func main() {
 	inside := flag.Bool("inside", false, "this is the guest: run the steps")
 	keep := flag.Bool("keep", false, "leave everything running at the end")
 	driver := flag.String("driver", "auto", "cgroup driver of the daemon: auto, systemd or cgroupfs")
+	criStats := flag.Bool("cri-stats", false, "switch the kubelet's gate PodAndContainerStatsFromCRI on: no cAdvisor for containers")
 	vm := flag.String("vm", "bin/dev/vm", "the command of the virtual machine, with its flags")
 	bin := flag.String("bin", "bin", "directory of vitrine, vitrine-oci and cni/")
 	kubelet := flag.String("kubelet", "", "the kubelet to try")
@@ -38,9 +39,9 @@ func main() {
 	defer cancel()
 	var err error
 	if *inside {
-		err = walk(ctx, *driver, *keep)
+		err = walk(ctx, node{driver: *driver, criStats: *criStats}, *keep)
 	} else {
-		err = carry(ctx, *vm, *bin, *kubelet, []string{"-inside", fmt.Sprintf("-keep=%v", *keep), "-driver", *driver})
+		err = carry(ctx, *vm, *bin, *kubelet, []string{"-inside", fmt.Sprintf("-keep=%v", *keep), fmt.Sprintf("-cri-stats=%v", *criStats), "-driver", *driver})
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "kubelet-walk:", err)

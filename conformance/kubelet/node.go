@@ -28,7 +28,8 @@ const (
 
 // node is the machine with its two services.
 type node struct {
-	driver string // of cgroups: what the daemon was told, and after its start what it says
+	driver   string // of cgroups: what the daemon was told, and after its start what it says
+	criStats bool   // the kubelet takes all statistics from the runtime
 }
 
 // daemonDropIn adapts the unit that we ship (contrib/systemd) to where the binaries are here.
@@ -69,6 +70,7 @@ makeIPTablesUtilChains: false
 enableControllerAttachDetach: false
 memoryReservationPolicy: TieredReservation
 memoryThrottlingFactor: 0.9
+featureGates: {PodAndContainerStatsFromCRI: %[5]t}
 `
 
 // network is a bridge with addresses by host-local; nothing leaves the machine.
@@ -87,7 +89,7 @@ func (n *node) write(service string) error {
 		units + "/" + daemonUnit:                   service,
 		units + "/" + daemonUnit + ".d/walk.conf":  fmt.Sprintf(daemonDropIn, home, n.driver, config),
 		units + "/" + kubeletUnit:                  fmt.Sprintf(kubeletService, home, config, klDir, nodeName),
-		config + "/kubelet.yaml":                   fmt.Sprintf(kubeletConfig, socket, static, podLogs, config),
+		config + "/kubelet.yaml":                   fmt.Sprintf(kubeletConfig, socket, static, podLogs, config, n.criStats),
 		config + "/resolv.conf":                    "nameserver 10.86.0.1\n",
 		filepath.Join(config, "net.d/10.conflist"): network,
 	}

@@ -19,6 +19,7 @@ type step struct {
 // visit is one run through all steps, with what earlier ones found out.
 type visit struct {
 	node
+	begin    time.Time
 	registry *stage.Registry
 	pods     []*wanted
 	before   traces
@@ -26,17 +27,16 @@ type visit struct {
 }
 
 // walk runs the steps in the guest. Whatever happens, the services are stopped at the end, unless keep is set.
-func walk(ctx context.Context, driver string, keep bool) (err error) {
+func walk(ctx context.Context, n node, keep bool) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("run inside: must be root")
 	}
-	v := &visit{node: node{driver: driver}, pods: podsWanted()}
+	v := &visit{begin: time.Now(), node: n, pods: podsWanted()}
 	defer func() {
 		if !keep {
 			err = errors.Join(err, v.tearDown(context.WithoutCancel(ctx)))
 		}
 	}()
-	begin := time.Now()
 	for _, s := range v.steps() {
 		from := time.Now()
 		saw, err := s.do(ctx)
@@ -48,7 +48,7 @@ func walk(ctx context.Context, driver string, keep bool) (err error) {
 		}
 		fmt.Printf("ok   %6.1f s  %s: %s\n", took, s.name, saw)
 	}
-	fmt.Printf("all of it in %.0f s\n", time.Since(begin).Seconds())
+	fmt.Printf("all of it in %.0f s\n", time.Since(v.begin).Seconds())
 	return nil
 }
 
@@ -62,6 +62,7 @@ func (v *visit) steps() []step {
 		{"logs through the kubelet's port", v.logs},
 		{"run (ExecSync) through the kubelet's port", v.run},
 		{"exec and port-forward through the kubelet's port", v.streams},
+		{"statistics through the kubelet's port", v.statistics},
 		{"a killed container is restarted", v.killed},
 		{"a failed liveness probe restarts", v.unhealthy},
 		{"restart of the kubelet", v.restartKubelet},
