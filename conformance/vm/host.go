@@ -83,9 +83,12 @@ func (o *options) with(ctx context.Context, f func(*guest) error) error {
 
 // host boots a guest, waits until systemd is ready and serves the socket. close is due.
 func (o *options) host(ctx context.Context) (*host, error) {
-	agent, err := agentPath()
-	if err != nil {
-		return nil, err
+	agent := o.agent
+	if agent == "" {
+		var err error
+		if agent, err = agentPath(); err != nil {
+			return nil, err
+		}
 	}
 	began := time.Now()
 	m, err := machine.New(ctx, machine.Config{Debian: o.debian, Agent: agent, Cache: o.cache, Accel: o.accel, Memory: o.memory,
@@ -96,7 +99,9 @@ func (o *options) host(ctx context.Context) (*host, error) {
 	h := &host{m: m, stop: make(chan struct{})}
 	prepared := time.Since(began)
 	if err = m.Boot(ctx); err == nil {
-		err = machine.Ready(ctx, m.Client())
+		if err = machine.Ready(ctx, m.Client()); err != nil {
+			err = fmt.Errorf("%w; the serial log ends so:\n%s", err, m.SerialTail(30))
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(err, m.Close())

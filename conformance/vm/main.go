@@ -6,7 +6,7 @@
 //	vm shell               a shell in the guest
 //	vm run COMMAND...      run a command in the guest; its exit code is ours
 //	vm put DIR FILE...     copy files into the guest
-//	vm test [PACKAGE...]   run Go tests in the guest, with -run, -count and -v as go test has them
+//	vm test [PACKAGE...]   run Go tests in the guest, with -run, -count and -v as go test has them; without a package: the -set
 //	vm exec BINARY ARG...  what vm test gives to `go test -exec`: carry a test binary in and run it
 //	vm reboot | powercut | jump DURATION | pause | resume | log
 //
@@ -44,6 +44,8 @@ type options struct {
 	count   int
 	verbose bool
 	short   bool
+	set     string
+	agent   string
 	kernel  string
 	cache   string
 }
@@ -92,12 +94,13 @@ func parse(args []string) (*options, []string, error) {
 	f.IntVar(&o.cpus, "cpus", 2, "CPUs of the guest")
 	f.IntVar(&o.nice, "nice", 15, "niceness of QEMU")
 	f.DurationVar(&o.idle, "idle", 10*time.Minute, "up: end the guest when nobody used it for so long")
-	f.DurationVar(&o.timeout, "timeout", 0, "end everything after so long; 0: the verbs' own deadlines only (test: 40m)")
+	f.DurationVar(&o.timeout, "timeout", 0, "end everything after so long; 0: the verbs' own deadlines only (test: 45m)")
 	f.StringVar(&o.run, "run", "", "test: only tests that match")
 	f.StringVar(&o.skip, "skip", "", "test: no tests that match")
 	f.IntVar(&o.count, "count", 1, "test: run each test so many times")
 	f.BoolVar(&o.verbose, "v", false, "test: show all output")
 	f.BoolVar(&o.short, "short", false, "test: pass -short to the tests")
+	f.StringVar(&o.set, "set", "whole", "test: what to run where no package is named: short or whole")
 	f.StringVar(&o.kernel, "kernel", "", "more kernel arguments for the guest")
 	f.StringVar(&o.cache, "cache", "", "directory for roots and guests (default: the user's cache directory)")
 	f.Usage = func() {

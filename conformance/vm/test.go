@@ -10,9 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -22,56 +20,10 @@ import (
 
 const (
 	tags       = "osusergo netgo containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_devicemapper"
-	testTime   = 40 * time.Minute
+	testTime   = 45 * time.Minute
 	guestTree  = "/src" // where the guest has what tests expect around them
 	modulePath = "github.com/vitrine-runtime/vitrine"
 )
-
-// short are the packages that touch the kernel: what the build machine's kernel is too new, or too poor, to judge.
-var short = []string{"./internal/step/", "./internal/sys/", "./oci/program/", "./oci/executor/", "./oci/monitor/", "./oci/", "./oci/cgroup/"}
-
-// test lets tally run `go test -exec` with this program as the way into the guest: building, selection, caching of builds and the count
-// stay what they are for every other test of the tree.
-func (o *options) test(ctx context.Context, packages []string) error {
-	ctx, cancel := context.WithTimeout(ctx, testTime)
-	defer cancel()
-	if len(packages) == 0 {
-		packages = short
-	}
-	return o.with(ctx, func(*guest) error {
-		self, err := os.Executable()
-		if err != nil {
-			return err
-		}
-		// One package at a time: the guest is slow and its tests look at clocks.
-		args := []string{"-p", "1", "-count", strconv.Itoa(o.count), "-timeout", "20m", "-ldflags", "-s -w", "-tags", tags,
-			"-exec", fmt.Sprintf("%s -debian %s -cache %s exec", self, o.debian, o.cache)}
-		if o.run != "" {
-			args = append(args, "-run", o.run)
-		}
-		if o.skip != "" {
-			args = append(args, "-skip", o.skip)
-		}
-		if o.short {
-			args = append(args, "-short")
-		}
-		program := filepath.Join(filepath.Dir(self), "tally")
-		if o.verbose {
-			program, args = "go", append([]string{"test", "-v"}, args...)
-		}
-		cmd := exec.CommandContext(ctx, program, append(args, packages...)...)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-		cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-		cmd.WaitDelay = 30 * time.Second
-		err = cmd.Run()
-		var exit *exec.ExitError
-		if errors.As(err, &exit) && ctx.Err() == nil {
-			return exitCode(exit.ExitCode())
-		}
-		return errors.Join(err, ctx.Err())
-	})
-}
 
 // exec carries a test binary, the package's testdata and the tree's go.mod into the guest and runs the binary there, in
 // a directory that has the package's place in the tree.

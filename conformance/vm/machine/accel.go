@@ -56,7 +56,7 @@ func probeKVM(cache, kernel string) error {
 		return err
 	}
 	if b, err := os.ReadFile(log); err != nil || !bytes.Contains(b, []byte("Kernel panic")) {
-		return fmt.Errorf("%w after %d bytes of console", q.err, len(b))
+		return fmt.Errorf("%w after %d bytes of console", q.why(), len(b))
 	}
 	return nil
 }

@@ -3,9 +3,11 @@ package machine
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/vitrine-runtime/vitrine/conformance/vm/link"
@@ -46,13 +48,30 @@ func Get(ctx context.Context, r Runner, dir string, w io.Writer) error {
 	return err
 }
 
-// Ready waits until systemd has reached its default target: D-Bus answers and units can be started.
+// Ready waits until systemd has reached its default target: D-Bus answers and units can be started. It asks again and again, each time with
+// a deadline: what waits in the guest for the end of the boot may miss it.
 func Ready(ctx context.Context, r Runner) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTime)
 	defer cancel()
-	// "degraded" is ready too: some unit of the distribution failed, which is for a test to judge.
-	_, err := Output(ctx, r, "sh", "-c", `s=$(systemctl is-system-running --wait); [ "$s" = running ] || [ "$s" = degraded ] || { echo "$s"; systemctl --no-pager list-jobs; exit 1; }`)
-	return err
+	for {
+		// "degraded" is ready too: some unit of the distribution failed, which is for a test to judge.
+		once, stop := context.WithTimeout(ctx, readyTime/6)
+		state, err := Output(once, r, "sh", "-c", "systemctl is-system-running || true")
+		stop()
+		switch state = strings.TrimSpace(state); {
+		case err == nil && (state == "running" || state == "degraded"):
+			return nil
+		case ctx.Err() != nil:
+			jobs, _ := Output(context.WithoutCancel(ctx), r, "timeout", "10", "systemctl", "--no-pager", "list-jobs") // more words, if it can
+			return errors.Join(fmt.Errorf("await the end of the boot: systemd is %q: %w\n%s", state, ctx.Err(), jobs), err)
+		case errors.Is(err, link.ErrGone):
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
 }
 
 // JumpClock moves the guest's wall clock by d; its monotonic clock goes on.

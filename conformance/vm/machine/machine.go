@@ -47,6 +47,7 @@ type Machine struct {
 // Deadlines of the verbs. Under emulation on a busy machine a boot takes up to two minutes.
 const (
 	bootTime     = 5 * time.Minute
+	kvmBootTime  = 90 * time.Second // a healthy one needs three; after it the machine is emulated
 	readyTime    = 5 * time.Minute
 	shutdownTime = 2 * time.Minute
 )
@@ -142,10 +143,36 @@ func (m *Machine) disk() string            { return m.path("disk.img") }
 // SerialLog is the path of the log of the serial console, over all boots.
 func (m *Machine) SerialLog() string { return m.path("serial.log") }
 
-// Boot switches the machine on and returns when the agent answers. The end of the serial log is in its error.
+// LastLog is where Close keeps the serial log.
+func (m *Machine) LastLog() string {
+	return filepath.Join(m.config.Cache, "serial-"+m.config.Debian+".log")
+}
+
+// Boot switches the machine on and returns when the agent answers. The end of the serial log is in its error. KVM that was chosen
+// here, and not asked for, gets one try: a probe may succeed where a whole boot does not.
 func (m *Machine) Boot(ctx context.Context) error {
+	limit := bootTime
+	guarded := m.accel == "kvm" && m.config.Accel != "kvm"
+	if guarded {
+		limit = kvmBootTime
+	}
+	err := m.boot(ctx, limit)
+	if err == nil || !guarded || ctx.Err() != nil {
+		return err
+	}
+	fmt.Fprintf(m.config.Progress, "no boot under KVM, so it is emulated: %v\n", err)
+	m.accel = "tcg"
+	if m.boots == 0 { // nothing of worth is on the disk, and what is may be half written
+		if err := copySparse(m.root.image(), m.disk()); err != nil {
+			return err
+		}
+	}
+	return m.boot(ctx, bootTime)
+}
+
+func (m *Machine) boot(ctx context.Context, limit time.Duration) error {
 	began := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, bootTime)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	q, err := launch{accel: m.accel, kernel: m.root.kernel(), initrd: m.path("initrd"), disk: m.disk(), serial: m.SerialLog(),
 		append: baseArguments + " " + m.config.Kernel, memory: m.config.Memory, cpus: m.config.CPUs, nice: m.config.Nice}.start()
@@ -160,7 +187,7 @@ func (m *Machine) Boot(ctx context.Context) error {
 	g, err := client.Greeting(ctx)
 	if err != nil {
 		q.kill()
-		return fmt.Errorf("boot: %w (%w); the serial log ends so:\n%s", err, q.err, m.SerialTail(30))
+		return fmt.Errorf("boot: %w (%w); the serial log ends so:\n%s", err, q.why(), m.SerialTail(30))
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -227,9 +254,12 @@ func (m *Machine) Pause() error { return m.qemu.signal(syscall.SIGSTOP) }
 // Resume ends a Pause.
 func (m *Machine) Resume() error { return m.qemu.signal(syscall.SIGCONT) }
 
-// Close kills QEMU and removes the machine's directory unless Config.Keep is set.
+// Close kills QEMU and removes the machine's directory unless Config.Keep is set. The serial log is kept in the cache, one per release.
 func (m *Machine) Close() error {
 	m.PowerCut()
+	if b, err := os.ReadFile(m.SerialLog()); err == nil {
+		_ = os.WriteFile(m.LastLog(), b, 0o644) // for people; what cannot be kept is no failure of what ran
+	}
 	if m.config.Keep {
 		return nil
 	}

@@ -101,11 +101,27 @@ func (l launch) start() (*qemu, error) {
 	return q, nil
 }
 
+// killTime is how long the kernel may take to end a QEMU. One that sits in a system call of a broken KVM never ends.
+const killTime = 20 * time.Second
+
 // kill ends QEMU as a power cut ends a machine: what the guest had not yet written to the disk is lost.
 func (q *qemu) kill() {
 	_ = q.cmd.Process.Kill() // it may have ended already
-	<-q.done
+	select {
+	case <-q.done:
+	case <-time.After(killTime):
+	}
 	q.port.Close()
+}
+
+// why says how QEMU ended, if it has.
+func (q *qemu) why() error {
+	select {
+	case <-q.done:
+		return q.err
+	default:
+		return errors.New("QEMU runs on though it was killed")
+	}
 }
 
 // signal sends SIGSTOP or SIGCONT.

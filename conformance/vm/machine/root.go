@@ -135,8 +135,30 @@ func bootstrap(ctx context.Context, tree string, r Recipe, progress io.Writer) e
 	return tool(ctx, strings.Join(sources, "\n")+"\n", "mmdebstrap", append(args, "-")...)
 }
 
-// aptSources are the lines of sources.list for a suite: the addresses that this machine's apt already uses for Debian.
+// aptSources are the lines of sources.list for a suite: the addresses that this machine's apt already uses for Debian. Where apt has no lists
+// yet it does not know whose a source is, so they are fetched.
 func aptSources(ctx context.Context, suite string) ([]string, error) {
+	found, err := askApt(ctx)
+	if err == nil && found["Debian"] == "" {
+		if err = tool(ctx, "", "apt-get", "update", "-qq"); err == nil {
+			found, err = askApt(ctx)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if found["Debian"] == "" {
+		return nil, errors.New("find a Debian mirror: apt has no source with origin and label Debian; add one, also on another distribution, and run apt-get update")
+	}
+	lines := []string{"deb " + found["Debian"] + " " + suite + " main"}
+	if uri := found["Debian-Security"]; uri != "" {
+		lines = append(lines, "deb "+uri+" "+suite+"-security main")
+	}
+	return lines, nil
+}
+
+// askApt returns the addresses of Debian's own sources by their labels.
+func askApt(ctx context.Context) (map[string]string, error) {
 	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(LABEL)|$(REPO_URI)", "Identifier: Packages", "Origin: Debian").Output()
 	if err != nil {
 		return nil, fmt.Errorf("ask apt for its sources: %w", err)
@@ -147,14 +169,7 @@ func aptSources(ctx context.Context, suite string) ([]string, error) {
 			found[label] = uri
 		}
 	}
-	if found["Debian"] == "" {
-		return nil, errors.New("find a Debian mirror: apt has no source with origin and label Debian; add one, also on another distribution, and run apt-get update")
-	}
-	lines := []string{"deb " + found["Debian"] + " " + suite + " main"}
-	if uri := found["Debian-Security"]; uri != "" {
-		lines = append(lines, "deb "+uri+" "+suite+"-security main")
-	}
-	return lines, nil
+	return found, nil
 }
 
 // needTools installs what is missing and can be had by apt.
