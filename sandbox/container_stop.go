@@ -73,7 +73,12 @@ func (c *Container) stopper() {
 	m := c.pod.m
 	defer m.running.Done()
 	if c.facts.Load().state() == runtimeapi.ContainerState_CONTAINER_RUNNING {
-		c.sendStopSignal(m.flights.base)
+		// Beside the clock: a monitor that hangs must not put the deadline off.
+		m.running.Add(1)
+		go func() { // ends after StopTimeout at the latest
+			defer m.running.Done()
+			c.sendStopSignal(m.flights.base)
+		}()
 	} else {
 		c.stop(0) // blocked before execve: nobody there to be asked
 	}
@@ -112,7 +117,7 @@ func (c *Container) sendStopSignal(ctx context.Context) {
 	if err == nil {
 		err = pr.signal(ctx, c.stopSignal())
 	}
-	if err != nil && !errors.Is(err, syscall.ESRCH) && c.facts.Load().Finished == 0 {
+	if err != nil && !errors.Is(err, syscall.ESRCH) && !errors.Is(err, ErrState) && c.facts.Load().Finished == 0 {
 		klog.ErrorS(err, "Stop signal", "container", c.id)
 	}
 }

@@ -466,3 +466,35 @@ func TestRealMonitorKilled(t *testing.T) {
 		n.wantClean()
 	}
 }
+
+// A monitor that hangs does not put off the end of a stop, nor is what we kill then taken for the OOM killer's.
+func TestRealStopWithHungMonitor(t *testing.T) {
+	n := newRealNode(t)
+	pod := n.run(podRequest("web"))
+	c := n.running(pod, "c", nil)
+	monitor := n.m.index.Load().pods[pod].monitor().pid()
+	if err := syscall.Kill(monitor, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	stopped := make(chan error, 1)
+	began := time.Now()
+	go func() { stopped <- n.m.StopContainer(bg, c, 0) }()
+	for n.procs(c) != 0 && time.Since(began) < n.cfg.StopTimeout {
+		time.Sleep(5 * time.Millisecond)
+	}
+	if d := time.Since(began); d > n.cfg.StopTimeout/2 {
+		t.Errorf("killed after %v", d)
+	}
+	if err := syscall.Kill(monitor, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	if s := n.wait(c); s.Reason != "Error" || s.ExitCode != 137 {
+		t.Errorf("%v", s)
+	}
+	if _, err := os.Stat(filepath.Join(n.m.index.Load().containers[c].dir, "killed")); err != nil {
+		t.Errorf("no note of the kill: %v", err)
+	}
+}
