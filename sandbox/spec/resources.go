@@ -16,7 +16,7 @@ import (
 var cpuset = regexp.MustCompile(`^[0-9]{1,6}(-[0-9]{1,6})?(,[0-9]{1,6}(-[0-9]{1,6})?)*$`)
 
 // unifiedKey is the grammar of a cgroup2 file name: a controller, a dot, the rest.
-var unifiedKey = regexp.MustCompile(`^(cpu|cpuset|memory|io|pids|hugetlb|rdma|misc)\.[a-zA-Z0-9_.]{1,128}$`)
+var unifiedKey = regexp.MustCompile(`^(cpu|cpuset|memory|io|pids|hugetlb|rdma|misc|dmem)\.[a-zA-Z0-9_.]{1,128}$`)
 
 // pageSize is the grammar of a huge page size.
 var pageSize = regexp.MustCompile(`^[1-9][0-9]{0,9}(KB|MB|GB)$`)
