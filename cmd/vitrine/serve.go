@@ -22,11 +22,6 @@ import (
 	"github.com/vitrine-runtime/vitrine/server"
 )
 
-// monitorsSlice is the cgroup of all monitors. It is apart from the daemon's own, so
-// that ending the daemon's service ends no monitor, and from the pods', whose limits
-// are not for us.
-const monitorsSlice = "vitrine-monitors"
-
 // serve runs the daemon until a signal ends it.
 func serve(ctx context.Context, cfg *Config) (err error) {
 	if os.Geteuid() != 0 {
@@ -156,7 +151,8 @@ func openDaemon(ctx context.Context, cfg *Config, open *closers) (*daemon, error
 	}); err != nil {
 		return nil, err
 	}
-	runtime, err := openRuntime(cfg, d.tree, open)
+	open.add(d.tree.Close)
+	runtime, err := openRuntime(ctx, cfg, d.tree, open)
 	if err != nil {
 		return nil, err
 	}
@@ -176,20 +172,17 @@ func openDaemon(ctx context.Context, cfg *Config, open *closers) (*daemon, error
 }
 
 // openRuntime loads the monitor's program and makes the cgroup that monitors are in.
-func openRuntime(cfg *Config, tree *cgroup.Tree, open *closers) (*oci.Runtime, error) {
+func openRuntime(ctx context.Context, cfg *Config, tree *cgroup.Tree, open *closers) (*oci.Runtime, error) {
 	path, err := findMonitor(cfg.MonitorPath)
 	if err != nil {
 		return nil, err
 	}
-	slice, err := tree.Slice(monitorsSlice)
+	fd, closeMonitors, err := openMonitors(ctx, cfg, tree)
 	if err != nil {
 		return nil, err
 	}
-	open.add(func() error {
-		_ = os.Remove(filepath.Join(cfg.Cgroup.Root, monitorsSlice)) // stays where monitors live
-		return slice.Close()
-	})
-	r, err := oci.NewRuntime(path, slice.Int())
+	open.add(closeMonitors)
+	r, err := oci.NewRuntime(path, fd)
 	if err != nil {
 		return nil, err
 	}

@@ -46,7 +46,7 @@ func (t *Tree) Create(parent, id string, r *specs.LinuxResources) (*Scope, error
 		s.limits, s.devices = limits, deviceProperties(r)
 	}
 	if err == nil {
-		err = t.makeScope(s, dir, name, limits, filter)
+		err = t.makeScope(s, parts, dir, limits, filter)
 	}
 	if err != nil {
 		t.unmake(made)
@@ -59,7 +59,8 @@ func (t *Tree) Create(parent, id string, r *specs.LinuxResources) (*Scope, error
 const enableAgain = 20
 
 // makeScope makes the last directory of a scope's path and fills it.
-func (t *Tree) makeScope(s *Scope, parent *sys.FD, name string, limits []setting, filter []bpfInsn) (err error) {
+func (t *Tree) makeScope(s *Scope, parts []string, parent *sys.FD, limits []setting, filter []bpfInsn) (err error) {
+	name := path.Base(s.path)
 	blocked := t.enable(parent.Int())
 	if err := mkdir(parent.Int(), name); err != nil {
 		return err
@@ -77,8 +78,11 @@ func (t *Tree) makeScope(s *Scope, parent *sys.FD, name string, limits []setting
 	missing, err := applyAll(dir.Int(), limits)
 	for try := 0; try < enableAgain && t.turnedOff(missing, err); try++ {
 		// systemd, which does not know this scope yet, turns off what nobody in the
-		// slice wants, such as when another scope there ends.
-		time.Sleep(5 * time.Millisecond)
+		// slices wants, such as when another scope there ends.
+		time.Sleep(time.Duration(try+1) * time.Millisecond)
+		if _, again, werr := t.mkdirAll(parts); werr == nil {
+			again.Close()
+		}
 		blocked = t.enable(parent.Int())
 		missing, err = applyAll(dir.Int(), limits)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vitrine-runtime/vitrine/internal/pause"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/executor"
 	"github.com/vitrine-runtime/vitrine/oci/wire"
@@ -131,7 +132,7 @@ func TestWriteExit(t *testing.T) {
 }
 
 func TestPauseELF(t *testing.T) {
-	b := pauseELF()
+	b := pause.ELF()
 	if len(b) > 300 {
 		t.Errorf("%d bytes", len(b))
 	}

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vitrine-runtime/vitrine/internal/pause"
 	"github.com/vitrine-runtime/vitrine/internal/step"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/executor"
@@ -22,7 +23,7 @@ const pauseOOM = -998
 // startPause makes pid 1 of the pod's pid namespace: a process whose
 // life is the namespace's, and who makes the kernel reap the pod's orphans.
 func (m *monitor) startPause() error {
-	elf, err := sys.SealedMemfd("pause", pauseELF(), true)
+	elf, err := sys.SealedMemfd("pause", pause.ELF(), true)
 	if err != nil {
 		return err
 	}
@@ -105,48 +106,4 @@ func data(p *step.Program, words []uint64) step.Arg {
 		p.Data = binary.NativeEndian.AppendUint64(p.Data, w)
 	}
 	return step.Arg{Kind: step.Addr, Val: uint64(at)}
-}
-
-// pauseELF is the whole program, for amd64:
-//
-//	prctl(PR_SET_NAME, "pause")
-//	for { pause() }
-//
-// An ELF header, one read-only executable segment, thirty bytes of code. It has
-// no stack that can be executed, no libc, and nothing to overflow.
-func pauseELF() []byte {
-	const base, headers = 0x400000, 64 + 2*56
-	code := []byte{
-		0xb8, 157, 0, 0, 0, // mov eax, SYS_prctl
-		0xbf, 15, 0, 0, 0, // mov edi, PR_SET_NAME
-		0x48, 0x8d, 0x35, 11, 0, 0, 0, // lea rsi, [rip+11]: the name behind the code
-		0x0f, 0x05, // syscall
-		0xb8, 34, 0, 0, 0, // mov eax, SYS_pause
-		0x0f, 0x05, // syscall
-		0xeb, 0xf7, // jmp to the mov before
-	}
-	code = append(code, "pause\x00"...)
-	size := uint64(headers + len(code))
-	le := binary.LittleEndian
-	b := []byte{0x7f, 'E', 'L', 'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0}
-	b = le.AppendUint16(le.AppendUint16(b, 2), 62)   // ET_EXEC, EM_X86_64
-	b = le.AppendUint32(b, 1)                        // version
-	b = le.AppendUint64(b, base+headers)             // entry
-	b = le.AppendUint64(le.AppendUint64(b, 64), 0)   // program headers at 64, no sections
-	b = le.AppendUint32(b, 0)                        // flags
-	for _, v := range []uint16{64, 56, 2, 0, 0, 0} { // sizes and counts
-		b = le.AppendUint16(b, v)
-	}
-	b = segment(b, 1, 4|1, base, size)    // PT_LOAD, readable and executable
-	b = segment(b, 0x6474e551, 4|2, 0, 0) // PT_GNU_STACK, not executable
-	return append(b, code...)
-}
-
-func segment(b []byte, kind, flags uint32, addr, size uint64) []byte {
-	le := binary.LittleEndian
-	b = le.AppendUint32(le.AppendUint32(b, kind), flags)
-	for _, v := range []uint64{0, addr, addr, size, size, 0x1000} {
-		b = le.AppendUint64(b, v)
-	}
-	return b
 }
