@@ -26,7 +26,7 @@ func (e *startFailure) Unwrap() error { return e.err }
 
 // ociError gives errors of package oci our kinds, and keeps everything else of them.
 func ociError(err error) error {
-	var step *oci.StartError
+	var errno syscall.Errno
 	switch {
 	case err == nil:
 		return nil
@@ -42,7 +42,7 @@ func ociError(err error) error {
 		return fmt.Errorf("%w: %w", ErrUnimplemented, err)
 	case errors.Is(err, oci.ErrInvalid), errors.Is(err, program.ErrInvalid):
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
-	case errors.As(err, &step) && exhausted(step.Errno):
+	case errors.As(err, &errno) && exhausted(errno): // of a step, or of the fork: pids.max is EAGAIN
 		return fmt.Errorf("%w: %w", ErrExhausted, err)
 	}
 	return err

@@ -90,6 +90,17 @@ func show(t testing.TB, s *Scope, name string) string {
 	return systemctl(t, "show", "--value", "-p", name, unitOf(filepath.Base(s.Path())))
 }
 
+// showAll returns all properties of a scope's unit.
+func showAll(t testing.TB, s *Scope) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	for line := range strings.Lines(systemctl(t, "show", unitOf(filepath.Base(s.Path())))) {
+		k, v, _ := strings.Cut(strings.TrimSpace(line), "=")
+		all[k] = v
+	}
+	return all
+}
+
 // waitNoUnit waits until systemd has forgotten a scope, cgroup and all.
 func (r row) waitNoUnit(t testing.TB, s *Scope) {
 	t.Helper()
@@ -296,6 +307,9 @@ func TestPropertiesAreTheFiles(t *testing.T) {
 		{"none", nil, map[string]string{"cpu.max": "max 100000", "memory.max": "max", "pids.max": "max", "cpu.weight": "100"}, "infinity"},
 	} {
 		t.Run(tt.id, func(t *testing.T) {
+			if testing.Short() && tt.id != "odd" {
+				t.Skip("needs time: a daemon-reload takes seconds in an emulated machine, and the odd one shows most")
+			}
 			s, _ := r.place(t, tt.id, tt.res)
 			check := func(when string) {
 				t.Helper()
@@ -312,8 +326,9 @@ func TestPropertiesAreTheFiles(t *testing.T) {
 				if tt.res == nil {
 					want["CPUWeight"] = "[not set]"
 				}
+				all := showAll(t, s)
 				for p, v := range want {
-					if got := show(t, s, p); got != v {
+					if got := all[p]; got != v {
 						t.Errorf("%s: %s=%s, want %s", when, p, got, v)
 					}
 				}
@@ -385,6 +400,9 @@ func TestDevicesAcrossReload(t *testing.T) {
 		{"odd", specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: ptr(int64(3999)), Access: "rw"}, "auto"},
 	} {
 		t.Run(tt.id, func(t *testing.T) {
+			if testing.Short() && tt.id == "other" {
+				t.Skip("needs time: a daemon-reload takes seconds in an emulated machine")
+			}
 			res := kubelet()
 			res.Devices = append(res.Devices, tt.rule)
 			s, _ := r.place(t, "dev-"+tt.id, res)
@@ -650,4 +668,37 @@ func TestManagerComesAndGoes(t *testing.T) {
 			r.waitNoUnit(t, s)
 		}
 	}
+}
+
+// Nobody is cloned into a frozen scope, where he would stop in the kernel and the
+// monitor with him, and a scope that was killed is not left frozen.
+func TestFrozenScopeTakesNobody(t *testing.T) {
+	drivers(t, func(t *testing.T, r row) {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		defer cancel()
+		s, _ := r.place(t, "frozen", nil)
+		if err := s.Freeze(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Leaf("exec-1"); !errors.Is(err, ErrFrozen) {
+			t.Errorf("leaf in a frozen scope: %v", err)
+		}
+		if err := s.Thaw(); err != nil {
+			t.Fatal(err)
+		}
+		leaf, err := s.Leaf("exec-1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		run(t, leaf, "sleep", "1000")
+		if err := errors.Join(s.Freeze(ctx), s.Kill(), s.WaitEmpty(ctx)); err != nil {
+			t.Fatal(err)
+		}
+		if on, err := s.Frozen(); on || err != nil && !errors.Is(err, fs.ErrNotExist) { // systemd may have removed it
+			t.Errorf("after the kill: frozen %v, %v", on, err)
+		}
+		if err := s.Remove(ctx); err != nil {
+			t.Error(err)
+		}
+	})
 }
