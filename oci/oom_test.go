@@ -2,6 +2,7 @@ package oci
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/oci/wire"
 )
 
 // limited is a node whose containers have cgroups in one for the pod, with the
@@ -270,4 +272,34 @@ func TestSignalAfterOOM(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.want(p, "c", 137, false, 1)
+}
+
+// A note of a kill is written for who lives: whoever is dead already was killed by somebody else.
+func TestNoteKill(t *testing.T) {
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	note := func() bool {
+		dir := t.TempDir()
+		if err := NoteKill(dir, cmd.Process.Pid); err != nil {
+			t.Error(err)
+		}
+		_, err := os.Stat(filepath.Join(dir, wire.KilledName))
+		return err == nil
+	}
+	if !note() {
+		t.Error("no note of the living")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is a zombie", func() bool { return strings.HasPrefix(status(t, cmd.Process.Pid, "State"), "Z") })
+	if note() {
+		t.Error("a note of the dead")
+	}
+	if err := NoteKill(t.TempDir()+"/none", os.Getpid()); err == nil {
+		t.Error("a note in no directory")
+	}
 }
