@@ -16,9 +16,20 @@
 // Every path is opened beneath the root's descriptor, and every component that
 // comes from outside is checked, so that no request reaches another tree.
 //
-// The cgroupfs driver is here. The systemd driver makes the same Scope with one
-// D-Bus call; its place is Tree.Create, and until it comes Open refuses it by
-// name.
+// There are two drivers. With cgroupfs the directory is all there is. With systemd it
+// is also a unit:
+//
+//	kubepods.slice                           expandSlice: a name is a place
+//	└── kubepods-pod<uid>.slice
+//	    └── vitrine-<id>.scope               Create: directory, limits, device filter
+//	        ├── init                         born in it, by the executor
+//	        │                                Place: StartTransientUnit, the one message
+//	        └── exec-<n>                     Leaf: systemd is not asked
+//
+//	last process ends -> systemd removes scope and directory (Remove waits for that)
+//
+// What systemd would write over with something else is put back (kept). Slices that
+// are ours end by Remove. docs/architecture.md tells why all of this is so.
 package cgroup
 
 import (
