@@ -151,10 +151,13 @@ func (l *limited) want(p *Pod, id string, code int, oom bool, kills int) {
 	}
 }
 
-// rounds is how often the races are run: VITRINE_OOM_RUNS, or n.
+// rounds is how often the races are run: VITRINE_OOM_RUNS, or n, or four times with -short.
 func rounds(n int) int {
 	if v, err := strconv.Atoi(os.Getenv("VITRINE_OOM_RUNS")); err == nil {
 		return v
+	}
+	if testing.Short() {
+		return min(n, 4)
 	}
 	return n
 }

@@ -20,10 +20,14 @@ func little(c *runtimeapi.ContainerConfig) { c.Linux.Resources.MemoryLimitInByte
 
 const whenOpen = "until test -e /gate/open; do sleep 0.05; done; "
 
-// rounds is how often a race is run: VITRINE_OOM_RUNS, or n.
-func rounds(n int) int {
+// rounds is how often a race is run: VITRINE_OOM_RUNS, or n. With -short only the first of the tests is run as often, and
+// with one driver: package oci runs the others, too, and faster.
+func (s *scene) rounds(n int) int {
 	if v, err := strconv.Atoi(os.Getenv("VITRINE_OOM_RUNS")); err == nil {
 		return v
+	}
+	if testing.Short() && (n < 20 || s.Driver != "systemd") {
+		return 2
 	}
 	return n
 }
@@ -90,7 +94,7 @@ func TestOOMKilled(t *testing.T) {
 	needsLimits(t)
 	s := open(t)
 	p := s.runPod("oom")
-	for i := range rounds(20) {
+	for i := range s.rounds(20) {
 		s.wantEnd(p.run("c"+strconv.Itoa(i), "exec "+hog, little), "OOMKilled", 137, 1)
 	}
 }
@@ -100,7 +104,7 @@ func TestOOMKilledUnseen(t *testing.T) {
 	needsLimits(t)
 	s := open(t)
 	p := s.runPod("unseen")
-	for i := range rounds(4) {
+	for i := range s.rounds(4) {
 		name := "unseen" + strconv.Itoa(i)
 		path, withGate := s.gate(name)
 		id := p.run(name, whenOpen+"exec "+hog, little, withGate)
@@ -122,7 +126,7 @@ func TestOOMBesideAStop(t *testing.T) {
 	needsLimits(t)
 	s := open(t)
 	p := s.runPod("beside")
-	for i := range rounds(4) {
+	for i := range s.rounds(4) {
 		name := "beside" + strconv.Itoa(i)
 		path, withGate := s.gate(name)
 		stopped := p.run("stopped"+strconv.Itoa(i), "trap '' TERM; while :; do sleep 1; done", little)
