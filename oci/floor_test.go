@@ -1,10 +1,13 @@
 package oci
 
 import (
+	"errors"
 	"os"
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // floor tries a container under a limit and returns its exit code and the highest use of its cgroup in bytes; 0 where the
@@ -57,8 +60,28 @@ func TestMemoryFloor(t *testing.T) {
 			low = limit
 		}
 	}
+	l.tooLittle(p, high/2)
 	t.Logf("smallest memory.max: %d KiB", high>>10)
 	if high > 512<<10 {
 		t.Errorf("a container needs %d bytes", high)
 	}
+}
+
+// tooLittle wants to hear why a container does not start that has too little memory for that.
+func (l *limited) tooLittle(p *Pod, limit int) {
+	l.t.Helper()
+	c := l.config(p, "little", "/bin/true")
+	c.Cgroup.Close()
+	c.Cgroup = l.scope("little", "memory.max", strconv.Itoa(limit))
+	fair := 0
+	c.OOMScoreAdj = &fair
+	pr, err := p.Create(l.t.Context(), c)
+	if err == nil {
+		err = pr.Start(l.t.Context())
+	}
+	if err == nil || !strings.Contains(err.Error(), "memory limit is too small") && !errors.Is(err, unix.ENOMEM) {
+		l.t.Errorf("with %d KiB: %v", limit>>10, err)
+	}
+	l.t.Logf("with %d KiB: %v", limit>>10, err)
+	l.sweep("little")
 }

@@ -166,7 +166,7 @@ func (m *monitor) create(r *wire.Create, p *wire.Packet, answer func(wire.Body))
 		c.p.kill()
 		c.p.verbs.Unlock()
 		<-c.p.gone // its cgroup is empty when the daemon hears of it
-		return fmt.Errorf("create container: %w", err)
+		return fmt.Errorf("create container: %w", m.whyDied(c, err))
 	}
 	m.pod.mu.Lock()
 	c.state.Phase = wire.Blocked
@@ -251,7 +251,7 @@ func (m *monitor) start(id string, answer func(wire.Body)) error {
 	}
 	if err := c.p.Release(); err != nil {
 		c.p.kill()
-		return fmt.Errorf("start container: %w", err)
+		return fmt.Errorf("start container: %w", m.whyDied(c, err))
 	}
 	c.p.settle()
 	m.pod.mu.Lock()
@@ -260,6 +260,14 @@ func (m *monitor) start(id string, answer func(wire.Body)) error {
 	m.pod.mu.Unlock()
 	answer(&wire.Done{})
 	return nil
+}
+
+// whyDied adds to the news of a death before execve what the kernel has against it.
+func (m *monitor) whyDied(c *container, err error) error {
+	if errors.Is(err, executor.ErrDied) && m.ledger.count(c.kills) > 0 {
+		return fmt.Errorf("%w, by the OOM killer: the memory limit is too small to start it", err)
+	}
+	return err
 }
 
 func (m *monitor) signal(id string, sig int32) error {
