@@ -22,6 +22,12 @@ import (
 
 const victimEnv = "VITRINE_SECCOMP_VICTIM"
 
+func init() {
+	if os.Getenv(victimEnv) != "" {
+		runtime.LockOSThread() // the first thread stays the main goroutine's: a process does not lose it when it ends
+	}
+}
+
 func TestMain(m *testing.M) {
 	switch os.Getenv(victimEnv) {
 	case "":
@@ -30,6 +36,10 @@ func TestMain(m *testing.M) {
 		victimCalls()
 	case "load":
 		victimLoad()
+	case "answers":
+		victimAnswers()
+	case "notify":
+		victimNotify()
 	}
 	os.Exit(0)
 }
@@ -40,7 +50,8 @@ type assignment struct {
 	calls   []kernelCall
 }
 
-// kernelCall is a call to make. Compat calls go through int 0x80, with five arguments.
+// kernelCall is a call to make. Compat calls go through int 0x80, with five arguments. In the mode "answers" the number of its filter stands above
+// the lowest bit of Compat.
 type kernelCall struct {
 	Compat uint64
 	Number uint64
@@ -177,9 +188,10 @@ func load(flags uint64, program []byte) syscall.Errno {
 func victimCalls() {
 	flags, programs, calls := readOrder()
 	out := make([]uint64, len(calls))
-	done := make(chan struct{})
+	done, tid := make(chan struct{}), make(chan int, 1)
 	go func() {
 		runtime.LockOSThread()
+		tid <- unix.Gettid()
 		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 			die("no_new_privs:", err)
 		}
@@ -194,7 +206,50 @@ func victimCalls() {
 		close(done)
 		select {} // the thread stays as it is until the process ends
 	}()
-	<-done
+	for task := fmt.Sprintf("/proc/self/task/%d", <-tid); ; {
+		select {
+		case <-done:
+		case <-time.After(10 * time.Millisecond):
+			if _, err := os.Stat(task); err != nil {
+				os.Exit(exitThreadGone)
+			}
+			continue
+		}
+		break
+	}
+	if err := binary.Write(os.NewFile(4, "out"), binary.NativeEndian, out); err != nil {
+		die("write:", err)
+	}
+}
+
+// exitThreadGone is the victim's status if the thread under the filter ended and the process did not.
+const exitThreadGone = 42
+
+// victimAnswers makes the calls of each filter on a thread of its own.
+func victimAnswers() {
+	flags, programs, calls := readOrder()
+	out := make([]uint64, len(calls))
+	for i, p := range programs {
+		done := make(chan struct{})
+		go func() {
+			runtime.LockOSThread()
+			if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+				die("no_new_privs:", err)
+			}
+			if e := load(flags[i], p); e != 0 {
+				die("load:", e)
+			}
+			for n, c := range calls {
+				if c.Compat>>1 == uint64(i) {
+					c.Compat &= 1
+					out[n] = uint64(makeCall(c))
+				}
+			}
+			close(done)
+			select {}
+		}()
+		<-done
+	}
 	if err := binary.Write(os.NewFile(4, "out"), binary.NativeEndian, out); err != nil {
 		die("write:", err)
 	}
