@@ -260,7 +260,7 @@ func TestBindOptions(t *testing.T) {
 		t.Run(strings.Join(tt.options, ","), func(t *testing.T) {
 			vol := t.TempDir()
 			os.Mkdir(vol+"/below", 0o755)
-			s := newStage(rootTree(t), "sh", "-c", "grep ' /v' /proc/self/mountinfo")
+			s := newStage(rootTree(t), "sh", "-c", "grep -E '^([^ ]+ ){4}/v(/below)? ' /proc/self/mountinfo")
 			s.prepare = func() error {
 				if err := unix.Mount("tmpfs", vol, "tmpfs", 0, ""); err != nil {
 					return err
