@@ -59,7 +59,7 @@ func (v *visit) removePods(ctx context.Context) error {
 var variable = regexp.MustCompile(`^[EW]\d{4} [0-9:.]+ +\d+ |[0-9a-f]{12,}|\d+(\.\d+)?(ms|s|m)?\b|"[^"]*/[^"]*"`)
 
 // about matches the complaints that can be about the runtime: the kubelet's files that call it or live by what it answers, and CNI.
-var about = regexp.MustCompile(`remote_(runtime|image)\.go|cri_stats|kuberuntime|eviction_manager|generic\.go|pod_workers|container_log_manager|probe.*rror|watcher\.go|network`)
+var about = regexp.MustCompile(`remote_(runtime|image)\.go|_stats_provider|kuberuntime|eviction_manager|generic\.go|pod_workers|container_log_manager|probe.*rror|watcher\.go|network`)
 
 // expected are those of them that are right, each with the reason.
 var expected = []struct {
@@ -74,7 +74,7 @@ var expected = []struct {
 	{regexp.MustCompile(`PodSandbox.*pod_sandbox_id: must be set`), "the kubelet's way to ask whether there are statistics of pods"},
 	{regexp.MustCompile(`the network plugins have not answered for`), "a busy machine, and a daemon that just started"},
 	{regexp.MustCompile(`no imagefs label for configured runtime`), "cAdvisor knows labels of file systems for two runtimes only"},
-	{regexp.MustCompile(`watcher\.go.*/exec-`), "cAdvisor looks at every cgroup, and that of an exec is short-lived"},
+	{regexp.MustCompile(`(watcher\.go|ContainerInfoV2).*/exec-`), "cAdvisor looks at every cgroup, and that of an exec is short-lived"},
 	{regexp.MustCompile(`no default route`), "the guest has no network"},
 	{regexp.MustCompile(`ImagePullBackOff|CrashLoopBackOff|failed to "StartContainer"`), "the back-off between two lives of a container"},
 }

@@ -179,6 +179,21 @@ func (v *visit) limits(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%d values of %d containers are the kubelet's", files, len(v.ids)), err
 }
 
+// reload lets systemd read its units again, at which it realises the cgroups that it knows anew. Those of the cgroupfs driver it does not know:
+// what it then does to a hierarchy that it shares is not ours to promise.
+func (v *visit) reload(ctx context.Context) (string, error) {
+	if v.driver != "systemd" {
+		return "not for this driver", nil
+	}
+	was := v.ids
+	if _, err := systemctl(ctx, "daemon-reload"); err != nil {
+		return "", err
+	}
+	saw, err := v.limits(ctx)
+	v.ids = was
+	return saw, errors.Join(err, v.untouched(ctx))
+}
+
 // processes returns the first process of each container that runs.
 func (v *visit) processes(ctx context.Context) (map[string]process, error) {
 	live, err := v.livePods(ctx)

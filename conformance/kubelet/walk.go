@@ -59,6 +59,7 @@ func (v *visit) steps() []step {
 		{"kubelet", v.startKubelet},
 		{"pods become Ready", v.ready},
 		{"cgroups and limits in the kernel", v.limits},
+		{"the same after systemctl daemon-reload", v.reload},
 		{"logs through the kubelet's port", v.logs},
 		{"run (ExecSync) through the kubelet's port", v.run},
 		{"exec and port-forward through the kubelet's port", v.streams},
