@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"bytes"
+	"errors"
 	"strconv"
 	"sync"
 	"time"
@@ -260,7 +261,7 @@ func apportion(n uint64, group []*oomAccount) []uint64 {
 }
 
 // isGone says whether an error of oomKills means that the cgroup was removed.
-func isGone(err error) bool { return err == unix.ENODEV }
+func isGone(err error) bool { return errors.Is(err, unix.ENODEV) }
 
 // oomKills reads how many processes in a cgroup and below it the OOM killer took,
 // for the cgroup's own limit or anybody's above it. ENODEV: the cgroup is gone.
