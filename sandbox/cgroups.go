@@ -98,9 +98,9 @@ func placePause(ctx context.Context, scope *cgroup.Scope) error {
 	return scope.Place(ctx, pids[0])
 }
 
-// resumeCgroup goes on with what the daemon before us did for the container's cgroup.
-func (c *Container) resumeCgroup() {
-	if err := c.pod.m.cfg.Cgroups.Load(c.record.Cgroup).Resume(); err != nil {
-		klog.ErrorS(err, "Limits of a container may not outlive the next daemon-reload", "pod", c.pod.id, "container", c.id)
+// resumeCgroup goes on with what the daemon before us did for a cgroup.
+func resumeCgroup(t CgroupTree, path string) {
+	if err := t.Load(path).Resume(); err != nil {
+		klog.ErrorS(err, "Limits may not outlive the next daemon-reload", "cgroup", path)
 	}
 }

@@ -147,11 +147,14 @@ func (c *Container) firstLimits(r *specs.LinuxResources) error {
 // reread brings the limits of a recovered pod's containers up to date: a daemon that was killed amidst an
 // update has written some to the kernel and none to the records.
 func (sb *Sandbox) reread() {
+	if sb.record.OwnCG && sb.facts.Load().Stopped == 0 {
+		resumeCgroup(sb.m.cfg.Cgroups, sb.record.Cgroup)
+	}
 	for _, c := range sb.containers() {
 		if f := c.facts.Load(); f.Created == 0 || f.Finished != 0 {
 			continue
 		}
-		c.resumeCgroup()
+		resumeCgroup(sb.m.cfg.Cgroups, c.record.Cgroup)
 		r, err := spec.Resources(c.limits.Load().asked, sb.m.host)
 		if err == nil {
 			err = c.firstLimits(r)

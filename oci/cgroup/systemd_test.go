@@ -77,11 +77,18 @@ func (r row) file(s *Scope, name string) string {
 
 func systemctl(t testing.TB, args ...string) string {
 	t.Helper()
-	out, err := exec.Command("systemctl", args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("systemctl %v: %v\n%s", args, err, out)
+	for try := 0; ; try++ {
+		out, err := exec.Command("systemctl", args...).CombinedOutput()
+		if err == nil {
+			return strings.TrimSpace(string(out))
+		}
+		// It does not ask again when PID 1 executes itself under the question. We do.
+		away := strings.Contains(string(out), "Transport endpoint") || strings.Contains(string(out), "Connection re")
+		if !away || try == 100 {
+			t.Fatalf("systemctl %v: %v\n%s", args, err, out)
+		}
+		time.Sleep(200 * time.Millisecond)
 	}
-	return strings.TrimSpace(string(out))
 }
 
 // show returns a property of a scope's unit.
