@@ -52,7 +52,10 @@ func (c *Client) read() {
 	for {
 		f, err := c.conn.Read()
 		if err != nil {
-			c.drop(fmt.Errorf("%w: %w", ErrGone, err), true)
+			c.mu.Lock()
+			c.dead = fmt.Errorf("%w: %w", ErrGone, err)
+			c.drop(c.dead)
+			c.mu.Unlock()
 			close(c.hello)
 			return
 		}
@@ -69,31 +72,30 @@ func (c *Client) read() {
 	}
 }
 
-// greet answers a new agent; sessions of an earlier one are over.
+// greet answers a new agent; sessions of an earlier one are over. No session begins between the two, and nobody hears of the agent before it
+// was welcomed: what comes to it earlier it drops.
 func (c *Client) greet(f Frame) {
 	var g Greeting
 	if json.Unmarshal(f.Body, &g) != nil {
 		return
 	}
-	c.drop(fmt.Errorf("%w: its agent started anew", ErrGone), false)
+	c.mu.Lock()
+	c.drop(fmt.Errorf("%w: its agent started anew", ErrGone))
+	_ = c.conn.Write(Frame{Kind: Welcome, Body: []byte(g.Nonce)}) // a dead stream shows in the next read
+	c.mu.Unlock()
 	select {
 	case <-c.hello:
 	default:
 	}
 	c.hello <- g
-	_ = c.conn.Write(Frame{Kind: Welcome, Body: []byte(g.Nonce)}) // a dead stream shows in the next read
 }
 
-func (c *Client) drop(err error, forever bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+// drop ends all sessions; c.mu is held.
+func (c *Client) drop(err error) {
 	for _, q := range c.sessions {
 		q.close(err)
 	}
 	c.sessions = map[uint32]*queue{}
-	if forever {
-		c.dead = err
-	}
 }
 
 // attach makes a session; its frames come out of q.

@@ -153,3 +153,24 @@ func TestRelay(t *testing.T) {
 		}
 	}
 }
+
+// Nobody hears of an agent that was not welcomed yet: it would take the first command for a leftover and drop it.
+func TestWelcomeComesFirst(t *testing.T) {
+	ours, theirs := net.Pipe()
+	c, agent := NewClient(ours), NewConn(theirs)
+	defer c.Close()
+	if err := agent.send(Hello, 0, Greeting{Nonce: "nonce"}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if g, err := c.Greeting(ctx); err == nil {
+		t.Errorf("%+v, and the agent has read nothing yet", g)
+	}
+	if f, err := agent.Read(); err != nil || f.Kind != Welcome || string(f.Body) != "nonce" {
+		t.Errorf("%+v, %v", f, err)
+	}
+	if g, err := c.Greeting(t.Context()); err != nil || g.Nonce != "nonce" {
+		t.Errorf("%+v, %v", g, err)
+	}
+}
