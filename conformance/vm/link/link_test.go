@@ -165,7 +165,7 @@ func TestWelcomeComesFirst(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	if g, err := c.Greeting(ctx); err == nil {
-		t.Errorf("%+v, and the agent has read nothing yet", g)
+		t.Fatalf("%+v, and the agent has read nothing yet", g)
 	}
 	if f, err := agent.Read(); err != nil || f.Kind != Welcome || string(f.Body) != "nonce" {
 		t.Errorf("%+v, %v", f, err)
