@@ -21,6 +21,7 @@ import (
 // guest is a way to a running guest: over the socket of the process that holds it. The holder may be this process.
 type guest struct {
 	client *link.Client
+	own    bool // it was booted for this use alone
 }
 
 // host holds one guest per release and lets others use it through a socket in the cache directory.
@@ -78,6 +79,7 @@ func (o *options) with(ctx context.Context, f func(*guest) error) error {
 		return err
 	}
 	defer g.client.Close()
+	g.own = true
 	return f(g)
 }
 
