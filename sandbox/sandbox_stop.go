@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"k8s.io/klog/v2"
 )
@@ -149,7 +150,13 @@ func (sb *Sandbox) disconnect(ctx context.Context) error {
 func (sb *Sandbox) stopMonitor(ctx context.Context) error {
 	// Taken out first: its end is then no loss, and nobody dials it again.
 	if mon := sb.swapMonitor(nil); mon != nil {
-		if err := mon.stop(ctx); err != nil && !errors.Is(err, errNoMonitor) {
+		err := mon.stop(ctx)
+		// A container whose start failed has ended for us before its monitor has reaped it.
+		for end := time.Now().Add(drainTime + time.Second); errors.Is(err, ErrState) && time.Now().Before(end) && ctx.Err() == nil; {
+			time.Sleep(5 * time.Millisecond)
+			err = mon.stop(ctx)
+		}
+		if err != nil && !errors.Is(err, errNoMonitor) {
 			sb.swapMonitor(mon)
 			return err
 		}
