@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -106,7 +108,7 @@ func TestMonitorScope(t *testing.T) {
 	waitFor(t, func() bool {
 		out, _ := exec.Command("systemctl", "list-units", "--all", "--no-legend", unit).Output()
 		_, err := os.Stat(dir)
-		return len(out) == 0 && os.IsNotExist(err)
+		return len(out) == 0 && errors.Is(err, fs.ErrNotExist)
 	})
 }
 

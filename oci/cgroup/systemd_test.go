@@ -248,7 +248,9 @@ func TestCallsPerContainer(t *testing.T) {
 	r := managed(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
+	began := time.Now()
 	s, _ := r.place(t, "calls", kubelet())
+	t.Logf("create, fork and place took %v", time.Since(began).Round(time.Millisecond))
 	if n := r.calls(); n != 1 {
 		t.Errorf("%d messages for a start, want 1", n)
 	}
