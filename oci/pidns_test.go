@@ -103,7 +103,7 @@ func TestSharedPIDNamespace(t *testing.T) {
 func TestHostPID(t *testing.T) {
 	n := newNode(t)
 	p := n.pod(func(c *PodConfig) { c.HostPID = true })
-	c := n.config(p, "c", "sh", "-c", "for i in $(seq 100); do (true &) ; done; (sleep 1000 &); sleep 0.3; exit 5")
+	c := n.config(p, "c", "sh", "-c", "for i in $(seq 100); do (true &) ; done; (sleep 1000 &); until test -e /tmp/go; do sleep 0.02; done; exit 5")
 	withoutPID(c.Spec)
 	pr, err := p.Create(t.Context(), c)
 	if err != nil {
@@ -116,6 +116,9 @@ func TestHostPID(t *testing.T) {
 		if out, s := run(t, pr, "sh", "-c", "(true &) ; echo hi; exit 9"); out != "hi\n" || s.Code != 9 {
 			t.Fatalf("exec among orphans: %q, %+v", out, s)
 		}
+	}
+	if err := os.WriteFile(filepath.Join(n.rootfs, "tmp/go"), nil, 0o600); err != nil {
+		t.Fatal(err)
 	}
 	if s := exited(t, p, "c"); s.Code != 5 {
 		t.Errorf("status %+v", s)
