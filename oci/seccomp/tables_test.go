@@ -51,11 +51,6 @@ func TestTableIsSorted(t *testing.T) {
 	if !slices.IsSortedFunc(host().calls, func(a, b callNumbers) int { return strings.Compare(a.name, b.name) }) {
 		t.Error("lookup searches by halves")
 	}
-	for name := range host().narrow {
-		if host().lookup(name) == nil {
-			t.Errorf("narrow.go has %s, the table has not", name)
-		}
-	}
 	for _, name := range append(slices.Collect(keysOf(ipcCalls)), socketCalls[1:]...) {
 		if mux, _ := multiplexer(name); mux == "" {
 			t.Error(name)
