@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -280,7 +281,7 @@ func TestUpdateOfWhatGoes(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		if _, err := os.Stat(filepath.Join(n.m.podDir(pod), id)); !os.IsNotExist(err) {
+		if _, err := os.Stat(filepath.Join(n.m.podDir(pod), id)); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("directory of container %d: %v", i, err)
 		}
 	}
