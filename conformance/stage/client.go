@@ -78,8 +78,11 @@ func (s *Stage) podCgroup(uid string) string {
 }
 
 // Forget removes what PodConfig made, as the kubelet does after a pod is gone. A cgroup of the pod that is not empty
-// is an error: the runtime left something in it.
+// is an error: the runtime left something in it. One that the runtime chose is the runtime's.
 func (s *Stage) Forget(cfg *runtimeapi.PodSandboxConfig) error {
+	if cfg.Linux.CgroupParent == "" {
+		return os.RemoveAll(cfg.LogDirectory)
+	}
 	return errors.Join(s.removePodCgroup(cfg.Linux.CgroupParent), os.RemoveAll(cfg.LogDirectory))
 }
 
