@@ -174,7 +174,11 @@ func startSlice(name string) error {
 	args := []string{"call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager", "StartTransientUnit",
 		"ssa(sv)a(sa(sv))", name, "fail", "6", "DefaultDependencies", "b", "false", "CPUAccounting", "b", "true", "MemoryAccounting", "b", "true",
 		"IOAccounting", "b", "true", "TasksAccounting", "b", "true", "Description", "s", "pod of the stage", "0"}
-	if out, err := exec.Command("busctl", args...).CombinedOutput(); err != nil {
+	out, err := exec.Command("busctl", args...).CombinedOutput()
+	if err != nil && exec.Command("systemctl", "--quiet", "is-active", name).Run() == nil {
+		return nil // a run that was killed has left it
+	}
+	if err != nil {
 		return fmt.Errorf("start slice %s: %w: %s", name, err, out)
 	}
 	return nil
