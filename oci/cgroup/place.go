@@ -112,7 +112,9 @@ func (s *Scope) leaveToUnit(ctx context.Context) error {
 			return false, err
 		}
 		// Without systemd we do it ourselves: the unit, if there is one, was asked to stop.
-		if err := s.tree.units.stop(ctx, name); err != nil && !errors.Is(err, ErrUnavailable) {
+		asking, cancel := context.WithTimeout(ctx, unitPatience)
+		defer cancel()
+		if err := s.tree.units.stop(asking, name); err != nil && !errors.Is(err, ErrUnavailable) {
 			return false, err
 		}
 		return true, nil

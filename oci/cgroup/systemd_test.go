@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -83,7 +84,8 @@ func systemctl(t testing.TB, args ...string) string {
 			return strings.TrimSpace(string(out))
 		}
 		// It does not ask again when PID 1 executes itself under the question. We do.
-		away := strings.Contains(string(out), "Transport endpoint") || strings.Contains(string(out), "Connection re")
+		text := string(out)
+		away := strings.Contains(text, "Transport endpoint") || strings.Contains(text, "Connection re") || strings.Contains(text, "without replying")
 		if !away || try == 100 {
 			t.Fatalf("systemctl %v: %v\n%s", args, err, out)
 		}
@@ -562,46 +564,80 @@ func TestManyScopesAtOnce(t *testing.T) {
 	}
 }
 
-// A systemd that takes no questions, and one that answers none: the deadline holds,
-// and the caller gets its cgroup removed.
+// A systemd that is not there, that does not even greet, that takes a question and
+// says nothing, and that hangs up each time: the deadline holds, and the caller gets
+// its cgroup removed.
 func TestSystemdDoesNotAnswer(t *testing.T) {
-	tr, root := tree(t)
-	silent := filepath.Join(t.TempDir(), "silent")
-	l, err := net.Listen("unix", silent)
+	for _, tt := range []struct {
+		id    string
+		serve func(c net.Conn) // nil: nobody listens
+		asked func(n uint64) bool
+	}{
+		{"nobody", nil, func(n uint64) bool { return n == 0 }},
+		{"silent", func(c net.Conn) { io.Copy(io.Discard, c) }, func(n uint64) bool { return n == 0 }},
+		{"deaf", func(c net.Conn) { c.Write([]byte("OK 0\r\n")); io.Copy(io.Discard, c) }, func(n uint64) bool { return n == 1 }},
+		{"quitter", func(c net.Conn) { c.Write([]byte("OK 0\r\n")); io.ReadFull(c, make([]byte, 200)); c.Close() }, func(n uint64) bool { return n > 2 }},
+	} {
+		t.Run(tt.id, func(t *testing.T) {
+			t.Parallel()
+			tr, root := tree(t)
+			sd := newSystemd()
+			sd.limit, sd.bus.private, sd.bus.public = 300*time.Millisecond, filepath.Join(t.TempDir(), "socket"), "/nonexistent"
+			if tt.serve != nil {
+				serveUnix(t, sd.bus.private, tt.serve)
+			}
+			if err := tr.useUnits(sd); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				tr.units = nil
+				sd.close()
+				if err := tr.kept.close(); err != nil {
+					t.Error(err)
+				}
+			}()
+			s, err := tr.Create("a-b.slice", "x", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd := run(t, s, "sleep", "1000")
+			ctx := context.Background()
+			if err := s.Place(ctx, cmd.Process.Pid); !errors.Is(err, ErrUnavailable) {
+				t.Errorf("%v, want ErrUnavailable", err)
+			}
+			if n := sd.calls.Load(); !tt.asked(n) {
+				t.Errorf("%d messages", n)
+			}
+			if err := errors.Join(s.Kill(), s.WaitEmpty(ctx), s.Remove(ctx)); err != nil {
+				t.Error(err)
+			}
+			if got := dirsBelow(t, root); got != "a.slice a.slice/a-b.slice" {
+				t.Errorf("left: %s", got)
+			}
+		})
+	}
+}
+
+// serveUnix calls serve for each connection, until the end of the test.
+func serveUnix(t *testing.T, path string, serve func(net.Conn)) {
+	l, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	for _, socket := range []string{silent, filepath.Join(t.TempDir(), "nobody")} {
-		sd := newSystemd()
-		sd.limit, sd.bus.private, sd.bus.public = 300*time.Millisecond, socket, "/nonexistent"
-		if err := tr.useUnits(sd); err != nil {
-			t.Fatal(err)
+	var all sync.WaitGroup
+	all.Add(1)
+	go func() {
+		defer all.Done()
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			all.Add(1)
+			go func() { defer all.Done(); defer c.Close(); serve(c) }()
 		}
-		s, err := tr.Create("a-b.slice", "x", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		cmd := run(t, s, "sleep", "1000")
-		if err := s.Place(context.Background(), cmd.Process.Pid); !errors.Is(err, ErrUnavailable) {
-			t.Errorf("%s: %v, want ErrUnavailable", socket, err)
-		}
-		ctx := context.Background()
-		if err := errors.Join(s.Kill(), s.WaitEmpty(ctx), s.Remove(ctx)); err != nil {
-			t.Error(err)
-		}
-		if n := sd.calls.Load(); n != 0 {
-			t.Errorf("%d messages to nobody", n)
-		}
-		sd.close()
-		if err := tr.kept.close(); err != nil {
-			t.Error(err)
-		}
-	}
-	tr.units = nil
-	if got := dirsBelow(t, root); got != "a.slice a.slice/a-b.slice" {
-		t.Errorf("left: %s", got)
-	}
+	}()
+	t.Cleanup(func() { l.Close(); all.Wait() })
 }
 
 // A pod without a parent has a slice of ours, which goes with it.
