@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/vitrine-runtime/vitrine/conformance/stage"
@@ -30,6 +31,15 @@ type visit struct {
 func walk(ctx context.Context, n node, keep bool) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("run inside: must be root")
+	}
+	// Two runs in one guest would tear each other's services down.
+	lock, err := os.OpenFile("/run/vitrine-walk.lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return fmt.Errorf("lock the guest: %w: another run is at work there", err)
 	}
 	v := &visit{begin: time.Now(), node: n, pods: podsWanted()}
 	defer func() {
