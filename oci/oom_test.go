@@ -277,6 +277,34 @@ func TestSignalAfterOOM(t *testing.T) {
 	l.want(p, "c", 137, false, 1)
 }
 
+// A limit of the whole pod takes a process of one container, and that one's counter says so, read or unread.
+func TestOOMOfThePod(t *testing.T) {
+	l := newLimited(t)
+	p := l.pod(nil)
+	if err := writeAt(l.pods, "memory.max", small); err != nil {
+		t.Fatal(err)
+	}
+	bystander := l.begin(p, "bystander", "sleep", "1000")
+	for _, unread := range []bool{false, true} {
+		id := "hungry" + strconv.FormatBool(unread)
+		pr := l.begin(p, id, "sh", "-c", waitFor(id)+"exec "+hog)
+		f := l.leaf("pod/" + id)
+		if err := writeAt(f, "memory.max", "max"); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		if unread {
+			l.stopped(p, func() { l.feed(pr) }, id)
+		} else {
+			l.feed(pr)
+		}
+		l.want(p, id, 137, true, 1)
+	}
+	if !alive(t, bystander.Pid()) {
+		t.Error("the bystander was taken")
+	}
+}
+
 // A note of a kill is written for who lives: whoever is dead already was killed by somebody else.
 func TestNoteKill(t *testing.T) {
 	cmd := exec.Command("sleep", "1000")
