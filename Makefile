@@ -61,7 +61,7 @@ vm-test: vm-tools build cni-plugins ## tests as root in the virtual machine: RUN
 	@$(VM) -run '$(RUN)' test $(PKG)
 
 vm-short: vm-tools build cni-plugins ## what the build machine runs of that, at most 15 minutes from nothing
-	@$(VM) -nice 0 -timeout 14m30s -set short test
+	@$(VM) -nice 1 -timeout 14m30s -set short test
 
 vm-verbs: vm-tools ## the harness itself: power cut, reboot, clock jump, deadlines, on a machine of its own
 	VITRINE_VM_VERBS=1 CGO_ENABLED=0 $(GO) test -tags "$(TAGS)" -count=1 -v -timeout 15m -run TestVerbs ./conformance/vm/
