@@ -26,7 +26,7 @@ type assembler struct {
 
 // assemble gives the program of a graph, in the order in which it runs.
 func assemble(root *node) ([]Insn, error) {
-	a := assembler{place: map[*node]int{}}
+	a := assembler{out: make([]Insn, 0, 512), place: make(map[*node]int, 512)}
 	if err := a.emit(root); err != nil {
 		return nil, err
 	}

@@ -3,7 +3,6 @@ package seccomp
 import (
 	"encoding/binary"
 	"fmt"
-	"maps"
 	"math"
 	"slices"
 
@@ -107,6 +106,7 @@ func (g *program) spans(nodes *graph, token uint32) []span {
 		if a.token != token || a.base != 0 {
 			continue
 		}
+		spans = make([]span, 0, 1024)
 		spans = g.fill(spans, nodes, i)
 	}
 	for i, a := range g.abis {
@@ -151,8 +151,7 @@ func (g *program) fill(spans []span, nodes *graph, i int) []span {
 		}
 		return unknown
 	}
-	for _, n := range g.numbers(i) {
-		set := g.rules[i][n]
+	for n, set := range g.rules[i].all {
 		rest := deflt
 		if !set.named {
 			rest = other(n)
@@ -161,9 +160,4 @@ func (g *program) fill(spans []span, nodes *graph, i int) []span {
 		put(n+1, other(n+1))
 	}
 	return spans
-}
-
-// numbers lists what the profile says anything about, in order.
-func (g *program) numbers(i int) []uint32 {
-	return slices.Sorted(maps.Keys(g.rules[i]))
 }

@@ -3,6 +3,7 @@ package seccomp
 import (
 	"encoding/json"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -82,6 +83,10 @@ func FuzzProfile(f *testing.F) {
 	}
 	f.Add([]byte(`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["socket"],"action":"SCMP_ACT_ERRNO","args":[{"index":0,"value":40,"op":"SCMP_CMP_EQ"}]}]}`))
 	f.Add([]byte(`{"defaultAction":"SCMP_ACT_NOTIFY"}`))
+	for _, p := range readProfiles(f) {
+		add(f, p)
+	}
+	names := slices.Sorted(maps.Keys(machines()))
 	o := Options{Notify: true}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var p specs.LinuxSeccomp
@@ -109,7 +114,15 @@ func FuzzProfile(f *testing.F) {
 		if err := kernelTakes(filter.Bytes()); err != nil {
 			t.Fatalf("kernel: %v", err)
 		}
-		spotCheck(t, &p, filter)
+		spotCheck(t, host(), &p, filter)
+		other := machines()[names[len(b)%len(names)]]
+		if filter, err = other.compile(&p, o); err != nil {
+			return // a contradiction in an ABI that the host has not, or too long there
+		}
+		if err := Check(filter.Insns); err != nil {
+			t.Fatal(err)
+		}
+		spotCheck(t, other, &p, filter)
 	})
 }
 
@@ -122,24 +135,24 @@ func add(f *testing.F, p *specs.LinuxSeccomp) {
 }
 
 // spotCheck compares the calls that a profile names, at the borders of its tests, with the evaluator.
-func spotCheck(t *testing.T, p *specs.LinuxSeccomp, f *Filter) {
-	j := newJudge(host(), p)
+func spotCheck(t *testing.T, m *machine, p *specs.LinuxSeccomp, f *Filter) {
+	j := newJudge(m, p)
 	budget := 2000
 	for _, s := range p.Syscalls {
 		for _, name := range append(slices.Clone(s.Names), "socketcall", "ipc", "getpid") {
-			for i, number := range host().lookup(name) {
+			for i, number := range m.lookup(name) {
 				if number < 0 {
 					continue
 				}
-				c := Call{Arch: host().abis[i].token, Number: uint32(number) + host().abis[i].base}
+				c := Call{Arch: m.abis[i].token, Number: uint32(number) + m.abis[i].base}
 				for _, a := range append([]specs.LinuxSeccompArg{{}}, s.Args...) {
 					for _, v := range argEdges(a) {
 						c.Args[a.Index] = v
 						if budget--; budget < 0 {
 							return
 						}
-						if got, _ := f.Run(c); got != j.answer(c) {
-							t.Fatalf("%s in %s with %#x: %v, want %v", name, host().abis[i].name, c.Args, got, j.answer(c))
+						if got, _ := f.run(c, m.order()); got != j.answer(c) {
+							t.Fatalf("%s in %s with %#x: %v, want %v", name, m.abis[i].name, c.Args, got, j.answer(c))
 						}
 					}
 				}

@@ -27,7 +27,8 @@ type node struct {
 
 // graph makes nodes.
 type graph struct {
-	nodes map[node]*node
+	nodes   map[node]*node
+	returns []*node // those of nodes that are returns: a few, which are asked for a thousand times
 }
 
 func (g *graph) make(n node) *node {
@@ -38,13 +39,24 @@ func (g *graph) make(n node) *node {
 		return old
 	}
 	if g.nodes == nil {
-		g.nodes = map[node]*node{}
+		g.nodes = make(map[node]*node, 512)
 	}
-	g.nodes[n] = &n
-	return &n
+	kept := new(node) // not n itself, which would then be on the heap also where nothing is kept
+	*kept = n
+	g.nodes[n] = kept
+	return kept
 }
 
-func (g *graph) ret(a Action) *node { return g.make(node{code: codeReturn, k: uint32(a)}) }
+func (g *graph) ret(a Action) *node {
+	for _, n := range g.returns {
+		if n.k == uint32(a) {
+			return n
+		}
+	}
+	n := g.make(node{code: codeReturn, k: uint32(a)})
+	g.returns = append(g.returns, n)
+	return n
+}
 
 // load reads a word of seccomp_data, unless what follows does not look at it.
 func (g *graph) load(offset uint32, next *node) *node {
@@ -78,9 +90,9 @@ type search struct {
 	costs []uint16 // of branch(i, j), at i*(n+1)+j; 0: not known yet. nil: nobody asks
 }
 
-// merge joins neighbours with the same target.
+// merge joins neighbours with the same target, in place.
 func merge(spans []span) []span {
-	return slices.CompactFunc(slices.Clone(spans), func(a, b span) bool { return a.to == b.to })
+	return slices.CompactFunc(spans, func(a, b span) bool { return a.to == b.to })
 }
 
 // maxHoles is how many single numbers are asked for one by one before the search is split. More would save an instruction each, and lengthen paths.

@@ -243,14 +243,15 @@ type program struct {
 	*machine
 	listenerPath string
 	deflt        Action
-	in           []bool                // which of the machine's ABIs are included
-	rules        []map[uint32]*ruleSet // for each ABI: every number (with base) that is named, also by rules that are skipped, or is reached
-	top          []int                 // for each ABI: the highest number of the common sequence that is named, or -1
+	in           []bool     // which of the machine's ABIs are included
+	rules        []ruleSets // for each ABI: every number (with base) that is named, also by rules that are skipped, or is reached
+	spare        []ruleSet  // where new ones are taken from
+	top          []int      // for each ABI: the highest number of the common sequence that is named, or -1
 }
 
 // resolve checks a profile whole and turns names into numbers.
 func (m *machine) resolve(p *specs.LinuxSeccomp, o Options, w *warnings) (*program, error) {
-	g := &program{machine: m, listenerPath: p.ListenerPath, rules: make([]map[uint32]*ruleSet, len(m.abis)), top: make([]int, len(m.abis))}
+	g := &program{machine: m, listenerPath: p.ListenerPath, rules: m.newRuleSets(), top: make([]int, len(m.abis))}
 	var err error
 	if g.deflt, err = resolveAction(p.DefaultAction, p.DefaultErrnoRet); err != nil {
 		return nil, fmt.Errorf("default: %w", err)
@@ -262,15 +263,15 @@ func (m *machine) resolve(p *specs.LinuxSeccomp, o Options, w *warnings) (*progr
 		return nil, err
 	}
 	for i := range m.abis {
-		g.rules[i], g.top[i] = make(map[uint32]*ruleSet, len(m.calls)), -1
+		g.top[i] = -1
 	}
 	for i := range p.Syscalls {
 		if err := g.addEntry(&p.Syscalls[i], o, w); err != nil {
 			return nil, fmt.Errorf("seccomp syscalls[%d]: %w", i, err)
 		}
 	}
-	for i, rules := range g.rules {
-		for _, s := range rules {
+	for i := range g.rules {
+		for _, s := range g.rules[i].all {
 			s.rules = order(s.rules, m.abis[i].wide())
 		}
 	}
@@ -322,16 +323,16 @@ func (g *program) addEntry(s *specs.LinuxSyscall, o Options, w *warnings) error 
 // add enters a rule for one name into every ABI that has the call.
 func (g *program) add(name string, e *entry, w *warnings) error {
 	numbers := g.lookup(name)
-	mux, number := multiplexer(name)
+	h, behind := multiplexed()[name]
 	known := false
 	for i, a := range g.abis {
 		if !g.in[i] {
-			known = known || numbers != nil && numbers[i] >= 0 || mux != "" && a.mux
+			known = known || numbers != nil && numbers[i] >= 0 || behind && a.mux
 			continue
 		}
-		if a.mux && mux != "" {
+		if a.mux && behind {
 			known = true
-			if err := g.addCopy(i, mux, number, e, w); err != nil {
+			if err := g.addCopy(i, h, e, w); err != nil {
 				return err
 			}
 		}
@@ -358,18 +359,4 @@ func (g *program) add(name string, e *entry, w *warnings) error {
 		w.add("system call " + name + " is not of this machine: ignored")
 	}
 	return nil
-}
-
-// set finds or makes the rules of one number.
-func (g *program) set(i int, n uint32, name string) *ruleSet {
-	n += g.abis[i].base
-	s := g.rules[i][n]
-	if s == nil {
-		s = &ruleSet{narrow: g.narrow[name]}
-		if g.abis[i].narrow {
-			s.narrow = 1<<6 - 1
-		}
-		g.rules[i][n] = s
-	}
-	return s
 }
