@@ -214,12 +214,11 @@ func dialLine(ctx context.Context, path string) (*line, error) {
 		return nil, fmt.Errorf("authenticate at %s: %w", path, errors.Join(err, c.Close()))
 	}
 	l := &line{lost: make(chan struct{}), jobs: map[string]chan string{}}
-	l.conn, err = dbus.NewConn(&greeted{Conn: c}, dbus.WithSignalHandler(l))
-	if err == nil {
-		err = l.conn.Auth([]dbus.Auth{dbus.AuthExternal("")})
-	}
-	if err != nil {
+	if l.conn, err = dbus.NewConn(&greeted{Conn: c}, dbus.WithSignalHandler(l)); err != nil {
 		return nil, errors.Join(err, c.Close())
+	}
+	if err := l.conn.Auth([]dbus.Auth{dbus.AuthExternal("")}); err != nil {
+		return nil, errors.Join(err, l.conn.Close())
 	}
 	return l, nil
 }

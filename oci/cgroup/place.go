@@ -63,7 +63,7 @@ func (s *Scope) place(ctx context.Context, pid int) error {
 		return fmt.Errorf("set attribute %s: %w", placedAttr, err)
 	}
 	if err := s.tree.units.start(ctx, u); err != nil {
-		if !errors.Is(err, ErrUnavailable) { // an answer: there is no unit
+		if !errors.Is(err, ErrUnavailable) && !errors.Is(err, context.Canceled) { // an answer: there is no unit
 			_ = unix.Fremovexattr(dir.Int(), placedAttr)
 		}
 		return err
@@ -122,7 +122,9 @@ func (s *Scope) leaveToUnit(ctx context.Context) error {
 }
 
 // scopeProperties are those of every scope of ours. Delegate: what is below it is
-// ours alone, such as the leaves of execs. CollectMode: one that failed is forgotten
+// ours alone, such as the leaves of execs; it also makes OOMPolicy, which 252 does not
+// have for scopes, mean continue: that one of several processes was killed is not the
+// end of the others. CollectMode: one that failed is forgotten
 // like one that ended. DefaultDependencies: a shutdown does not stop it in an order
 // of its own; the kubelet does that.
 func scopeProperties(p string, pid int) []property {

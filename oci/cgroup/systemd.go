@@ -106,9 +106,10 @@ func lost(err error) bool {
 }
 
 // ask runs f with a connection, again with a new one when that is lost, until the
-// deadline.
-func (s *systemd) ask(ctx context.Context, what string, f func(ctx context.Context, l *line) error) error {
-	ctx, cancel := context.WithTimeout(ctx, s.limit)
+// deadline, which is ErrUnavailable, or until the caller goes away, which is
+// context.Canceled.
+func (s *systemd) ask(caller context.Context, what string, f func(ctx context.Context, l *line) error) error {
+	ctx, cancel := context.WithTimeout(caller, s.limit)
 	defer cancel()
 	var last error
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
@@ -117,7 +118,11 @@ func (s *systemd) ask(ctx context.Context, what string, f func(ctx context.Conte
 			err = f(ctx, l)
 			s.bus.put(l)
 		}
-		if err != nil && ctx.Err() != nil {
+		switch {
+		case err == nil:
+		case errors.Is(caller.Err(), context.Canceled):
+			return fmt.Errorf("%s: %w", what, caller.Err())
+		case ctx.Err() != nil:
 			return fmt.Errorf("%s: %w: %w", what, ErrUnavailable, errors.Join(ctx.Err(), last))
 		}
 		if !lost(err) {

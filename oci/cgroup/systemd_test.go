@@ -136,7 +136,7 @@ func (r row) place(t testing.TB, id string, res *specs.LinuxResources) (*Scope, 
 		t.Fatal(err)
 	}
 	cmd := run(t, s, "sleep", "1000")
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	if err := s.Place(ctx, cmd.Process.Pid); err != nil {
 		t.Fatal(err)
@@ -679,6 +679,7 @@ func TestManagerComesAndGoes(t *testing.T) {
 		t.Skip("needs a machine of its own: restarts PID 1 and the bus; set VITRINE_OWN_GUEST=1 there")
 	}
 	r := managed(t)
+	r.tree.units.(*systemd).limit = 3 * time.Minute // in an emulated machine PID 1 needs half a minute for it
 	for _, by := range []string{"private socket", "bus"} {
 		if by == "bus" {
 			r.tree.units.(*systemd).bus.private = "/nonexistent"
