@@ -14,8 +14,10 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"sort"
 	"strings"
+	"syscall"
 )
 
 // event is one line of `go test -json` (see `go doc test2json`).
@@ -52,6 +54,14 @@ func main() {
 		fmt.Fprintln(os.Stderr, "run go test:", err)
 		os.Exit(2)
 	}
+	// Whoever ends us early is still told what was counted: go test ends, and with it the stream.
+	early := make(chan os.Signal, 1)
+	signal.Notify(early, syscall.SIGINT, syscall.SIGTERM)
+	go func() { // ends with the process
+		for range early {
+			_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+		}
+	}()
 	t := newTally(os.Stdout)
 	if err := t.read(pipe); err != nil {
 		fmt.Fprintln(os.Stderr, "read go test:", err)
