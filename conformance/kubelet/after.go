@@ -24,7 +24,7 @@ func (v *visit) removal(ctx context.Context) (string, error) {
 		}
 	}
 	var dead time.Duration
-	err := until(ctx, 4*time.Minute, func() error {
+	err := until(ctx, 6*time.Minute, func() error {
 		now, err := look(ctx)
 		if err != nil {
 			return err

@@ -10,6 +10,9 @@ import (
 	"strings"
 )
 
+// keeper is the name of the process that keeps the scope of the monitors alive.
+const keeper = "vitrine-keeper"
+
 // traces is everything that a pod can leave behind on a node, one line for each thing.
 type traces map[string]bool
 
@@ -20,9 +23,9 @@ func look(ctx context.Context) (traces, error) {
 	t.processes()
 	t.mounts()
 	for _, dir := range []string{"/run/netns", "/run/vitrine/pods", "/var/lib/vitrine/upper", "/var/lib/vitrine/network", podLogs, klDir + "/pods", config + "/ipam"} {
-		t.tree(dir, false)
+		t.tree(dir)
 	}
-	t.tree(hierarchy, true)
+	t.cgroups()
 	all, err := net.Interfaces()
 	if err != nil {
 		return nil, err
@@ -34,7 +37,7 @@ func look(ctx context.Context) (traces, error) {
 	}
 	list, err := systemctl(ctx, "list-units", "--all", "--plain", "--no-legend", "--full")
 	for _, line := range strings.Split(list, "\n") {
-		if f := strings.Fields(line); len(f) > 3 && (strings.HasSuffix(f[0], ".scope") || strings.HasSuffix(f[0], ".slice")) {
+		if f := strings.Fields(line); len(f) > 3 && ofPods(f[0]) {
 			t["unit "+f[0]+" "+f[2]] = true
 		}
 	}
@@ -55,6 +58,7 @@ func (t traces) since(before traces) []string {
 
 // processes adds the programs that are ours or in a pod: monitors, pause, plugins, and whatever sits in a cgroup of pods. Zombies count.
 func (t traces) processes() {
+	keepers := 0
 	all, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range all {
 		comm, err := os.ReadFile(dir + "/comm")
@@ -64,6 +68,11 @@ func (t traces) processes() {
 		name := strings.TrimSpace(string(comm))
 		group, _ := os.ReadFile(dir + "/cgroup") // a process that is ending has none to tell
 		where := strings.TrimSpace(string(group))
+		if args, _ := os.ReadFile(dir + "/cmdline"); strings.HasPrefix(string(args), keeper) {
+			keepers++ // each daemon has its own; two at once are a trace
+			t[fmt.Sprintf("keeper number %d", keepers)] = true
+			continue
+		}
 		switch name {
 		case "vitrine", "kubelet", "kubelet-walk":
 			continue
@@ -87,16 +96,30 @@ func (t traces) mounts() {
 	}
 }
 
-// tree adds the paths below dir, or only the directories.
-func (t traces) tree(dir string, directories bool) {
-	_ = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-		if err != nil || path == dir || directories && !d.IsDir() {
-			return nil //nolint:nilerr // gone while we looked, or never there
+// ofPods tells the units and cgroups of pods and containers from systemd's own and from the scope that keeps the monitors, which stays.
+func ofPods(name string) bool {
+	return strings.HasPrefix(name, "kubepods") || strings.HasPrefix(name, "vitrine-") && name != "vitrine-monitors.scope" &&
+		name != "vitrine-monitors" && !strings.HasSuffix(name, ".service")
+}
+
+// cgroups adds those of pods and containers, and whatever is in them.
+func (t traces) cgroups() {
+	_ = filepath.WalkDir(hierarchy, func(path string, d os.DirEntry, err error) error {
+		rel, _ := filepath.Rel(hierarchy, path)
+		if err == nil && d.IsDir() && slices.ContainsFunc(strings.Split(rel, "/"), ofPods) {
+			t["cgroup "+rel] = true
 		}
-		// The plugin's own notes, which are no reservation, stay; so does the agent's cgroup for each command.
-		if base := filepath.Base(path); base != "lock" && !strings.HasPrefix(base, "last_reserved_ip") && !strings.HasPrefix(base, "run-") && path != config+"/ipam/walk" {
+		return nil //nolint:nilerr // gone while we looked
+	})
+}
+
+// tree adds the paths below dir. The plugin's own notes, which are no reservation, stay.
+func (t traces) tree(dir string) {
+	_ = filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+		base := filepath.Base(path)
+		if err == nil && path != dir && base != "lock" && !strings.HasPrefix(base, "last_reserved_ip") && path != config+"/ipam/walk" {
 			t["path "+path] = true
 		}
-		return nil
+		return nil //nolint:nilerr // gone while we looked, or never there
 	})
 }
