@@ -133,7 +133,10 @@ func (b *reader) shares(asked uint64) *uint64 {
 		return nil
 	}
 	weight, err := strconv.ParseUint(have, 10, 64)
-	if idle, _ := b.value("cpu.idle", ""); err != nil || idle == "1" || weight == cpuWeight(asked) {
+	if err != nil || weight == cpuWeight(asked) {
+		return &asked
+	}
+	if idle, _ := b.value("cpu.idle", ""); idle == "1" { // then its weight is not its own
 		return &asked
 	}
 	least := sort.Search(maxShares, func(n int) bool { return cpuWeight(uint64(n)) >= weight })
