@@ -20,9 +20,15 @@ func (d *Daemon) startService(ctx context.Context, cmd *exec.Cmd) error {
 	name := unitPrefix + strconv.FormatInt(time.Now().UnixNano(), 36)
 	d.unit = name + ".service"
 	ended := base + "/" + name + ".ended"
+	// A file, because systemd 252 writes down an escaped $ and reads it otherwise at a daemon-reload.
+	script := base + "/ended.sh"
+	if err := os.WriteFile(script, []byte(`echo "$EXIT_CODE" "$EXIT_STATUS" >"$1.new" && mv "$1.new" "$1"`+"\n"), 0o600); err != nil {
+		close(d.done)
+		return err
+	}
 	args := []string{"--quiet", "--collect", "--unit=" + d.unit, "--service-type=notify", "-p", "KillMode=process", "-p", "OOMScoreAdjust=-999",
 		"-p", "TimeoutStartSec=5min", "-p", "LimitNOFILE=1048576", "-p", "TasksMax=infinity", "-p", "StandardOutput=append:" + d.LogPath, "-p", "StandardError=append:" + d.LogPath,
-		"-p", `ExecStopPost=/bin/sh -c 'echo "$EXIT_CODE" "$EXIT_STATUS" >` + ended + `.new && mv ` + ended + `.new ` + ended + `'`}
+		"-p", "ExecStopPost=/bin/sh " + script + " " + ended}
 	for _, kv := range cmd.Env {
 		args = append(args, "--setenv="+kv)
 	}

@@ -1,6 +1,8 @@
 package cgroup
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -14,6 +16,9 @@ func docCells(t *testing.T, heading string) (rows [][]string) {
 		t.Skip("needs the sources: docs/limits.md")
 	}
 	b, err := os.ReadFile("../../docs/limits.md")
+	if errors.Is(err, fs.ErrNotExist) && os.Getenv("VITRINE_VM") != "" {
+		t.Skip("needs the tree's docs, which are not in the guest")
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
