@@ -111,7 +111,7 @@ func TestNothingIsHeldUp(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if d := time.Since(start); d > 5*time.Second {
+	if d := time.Since(start); d > time.Minute {
 		t.Errorf("40 execs took %v", d)
 	}
 	if err := unix.Kill(e.Pid(), unix.SIGTERM); err != nil {
