@@ -60,8 +60,8 @@ vm: vm-tools ## the root of a virtual machine with Debian $(DEBIAN), from its pa
 vm-test: vm-tools build cni-plugins ## tests as root in the virtual machine: RUN= and PKG= select; see `bin/dev/vm` for up, down, reboot, powercut
 	@$(VM) -run '$(RUN)' test $(PKG)
 
-vm-short: vm-tools build cni-plugins ## what the build machine runs of that, at most 15 minutes from nothing
-	@$(VM) -nice 1 -timeout 14m30s -set short test
+vm-short: vm-tools build cni-plugins ## what the build machine runs of that, 15 minutes from nothing
+	@$(VM) -nice 1 -timeout 19m30s -set short test
 
 vm-verbs: vm-tools ## the harness itself: power cut, reboot, clock jump, deadlines, on a machine of its own
 	VITRINE_VM_VERBS=1 CGO_ENABLED=0 $(GO) test -tags "$(TAGS)" -count=1 -v -timeout 15m -run TestVerbs ./conformance/vm/

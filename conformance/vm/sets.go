@@ -40,8 +40,9 @@ var sets = map[string][]pass{
 	"short": {
 		{name: "packages", packages: kernelPackages, short: true},
 		{name: "parts of the daemon", packages: partPackages, run: parts, short: true},
-		// Without the three that take longest and whose subject is not the kernel: they run natively in the same run of the build machine.
-		{name: "daemon, driver systemd", packages: wholeDaemon[1:], env: []string{"VITRINE_DRIVER=systemd"}, short: true, skip: "Churn|FullLogDisk|TestImages"},
+		// Without those whose subject is neither the kernel nor systemd: they run natively in the same run of the build machine.
+		{name: "daemon, driver systemd", packages: wholeDaemon[1:], env: []string{"VITRINE_DRIVER=systemd"}, short: true,
+			skip: "Churn|FullLogDisk|Reopen|LogIsNotFollowed|LongLines|Images|BadProgram|UnknownIDs|Twice|SameAttempt|AbandonedRequest|SecondDaemon|TwoPods"},
 		{name: "daemon, driver cgroupfs", packages: wholeDaemon[1:], env: []string{"VITRINE_DRIVER=cgroupfs"}, short: true,
 			run: "^Test(LifeOfAContainer|ExecTimeoutKillsTheTree|DaemonKilled|CPULimit|ForkBomb|WritableCgroup|StatusSaysWhatIsMissing)$"},
 	},
