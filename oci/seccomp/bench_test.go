@@ -10,12 +10,17 @@ import (
 	"github.com/vitrine-runtime/vitrine/oci/seccomp/profile"
 )
 
-// BenchmarkCompile is the time for the default profile, without and with the cache.
-func BenchmarkCompile(b *testing.B) {
+func defaultProfile(b *testing.B) *specs.LinuxSeccomp {
 	p, err := profile.Default(capSets["default"], "")
 	if err != nil {
 		b.Fatal(err)
 	}
+	return p
+}
+
+// BenchmarkCompile is the time for the default profile, without and with the cache.
+func BenchmarkCompile(b *testing.B) {
+	p := defaultProfile(b)
 	b.Run("cold", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
@@ -36,12 +41,9 @@ func BenchmarkCompile(b *testing.B) {
 }
 
 // BenchmarkKernel loads filters, in turns and each 40 times on a thread of its own, and makes calls under them. Values are medians: load in us, an always
-// allowed call and one that is decided by its argument in ns. VITRINE_SECCOMP_OTHER names a file with another compiler's program for comparison.
+// allowed call and one that is decided by its argument in ns. Beside ours stand libseccomp's programs, where it is installed; VITRINE_SECCOMP_OTHER names a file with another compiler's program for comparison.
 func BenchmarkKernel(b *testing.B) {
-	p, err := profile.Default(capSets["default"], "")
-	if err != nil {
-		b.Fatal(err)
-	}
+	p := defaultProfile(b)
 	all, err := Compile(p)
 	if err != nil {
 		b.Fatal(err)
@@ -53,6 +55,17 @@ func BenchmarkKernel(b *testing.B) {
 	}
 	names := []string{"nothing", "default", "default-without-x32"}
 	filters := []*Filter{{Insns: []Insn{{Code: codeReturn, K: uint32(Allow)}}, Flags: flagSpecAllow}, all, two}
+	if missing := oracleNeeds(); missing == "" {
+		o := newOracle(b)
+		for _, o.tree = range []bool{false, true} {
+			f, err := o.filter(host(), defaultProfile(b))
+			if err != nil {
+				b.Fatal(err)
+			}
+			f.Flags = flagSpecAllow
+			names, filters = append(names, map[bool]string{false: "libseccomp", true: "libseccomp-tree"}[o.tree]), append(filters, f)
+		}
+	}
 	if other := os.Getenv("VITRINE_SECCOMP_OTHER"); other != "" {
 		program, err := os.ReadFile(other)
 		if err != nil {

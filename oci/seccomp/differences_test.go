@@ -232,6 +232,7 @@ func TestProfilesAgainstLibseccomp(t *testing.T) {
 		}
 		numbers := allNumbers(m)
 		for _, name := range slices.Sorted(maps.Keys(profiles)) {
+			o.tree = !o.tree
 			a := ask(t, o, m, profiles[name], numbers, rand.New(rand.NewPCG(4, 4)))
 			if len(a.faults) > 0 {
 				t.Errorf("%s, %s: %v", goarch, name, a.faults)
@@ -288,6 +289,7 @@ func TestRandomProfilesAgainstLibseccomp(t *testing.T) {
 				s := &p.Syscalls[i]
 				s.Args = s.Args[:min(len(s.Args), []int{1, 1, 2, 4}[seed%4])]
 			}
+			o.tree = seed%3 == 0
 			a := ask(t, o, m, p, numbers, rnd)
 			calls, meant, profiles = calls+a.calls, meant+a.meant, profiles+1
 			if a.theirs == nil {

@@ -134,6 +134,48 @@ func add(f *testing.F, p *specs.LinuxSeccomp) {
 	f.Add(b)
 }
 
+// decisions is a source of random numbers that a fuzzer can steer: its bytes, and then a sequence that depends on nothing.
+type decisions struct {
+	bytes []byte
+	rest  *rand.PCG
+}
+
+func (d *decisions) Uint64() uint64 {
+	if len(d.bytes) == 0 {
+		return d.rest.Uint64()
+	}
+	v := uint64(d.bytes[0]) << 56 // bounded numbers are made of the upper bits
+	d.bytes = d.bytes[1:]
+	return v | v>>8 | v>>16 | v>>24
+}
+
+// FuzzGenerated: profiles of the generator, whose decisions the fuzzer takes. Each is valid JSON of valid words, so all of the work goes into what rules do to
+// each other, on one of the machines.
+func FuzzGenerated(f *testing.F) {
+	for seed := range uint64(30) {
+		b := make([]byte, 100+20*seed)
+		src := rand.NewPCG(seed, 9)
+		for i := range b {
+			b[i] = byte(src.Uint64())
+		}
+		f.Add(b)
+	}
+	names := slices.Sorted(maps.Keys(machines()))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		rnd := rand.New(&decisions{bytes: b, rest: rand.NewPCG(1, 2)})
+		m := machines()[names[rnd.IntN(len(names))]]
+		p := newGenerator(m, rnd).profile()
+		filter, err := m.compile(p, Options{Notify: true})
+		if err != nil {
+			return
+		}
+		if err := Check(filter.Insns); err != nil {
+			t.Fatal(err)
+		}
+		spotCheck(t, m, p, filter)
+	})
+}
+
 // spotCheck compares the calls that a profile names, at the borders of its tests, with the evaluator.
 func spotCheck(t *testing.T, m *machine, p *specs.LinuxSeccomp, f *Filter) {
 	j := newJudge(m, p)

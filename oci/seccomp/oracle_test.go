@@ -23,6 +23,7 @@ type oracle struct {
 	in    io.WriteCloser
 	r     *bufio.Reader
 	calls map[string]int // what was asked about numbers
+	tree  bool           // ask for programs that search numbers by halves, as runc does for profiles of more than 32 rules
 }
 
 // oracleEnv names an oracle that was built by hand against another libseccomp.
@@ -31,15 +32,12 @@ const oracleEnv = "VITRINE_SECCOMP_ORACLE"
 // newOracle builds and starts the program, or skips the test where there is no compiler or no libseccomp to build it with.
 func newOracle(t testing.TB) *oracle {
 	t.Helper()
+	if missing := oracleNeeds(); missing != "" {
+		t.Skip(missing)
+	}
 	bin := os.Getenv(oracleEnv)
 	if bin == "" {
 		bin = filepath.Join(t.TempDir(), "oracle")
-		if _, err := exec.LookPath("gcc"); err != nil {
-			t.Skip("needs gcc: libseccomp is asked by a C program")
-		}
-		if _, err := os.Stat("/usr/include/seccomp.h"); err != nil {
-			t.Skip("needs libseccomp-dev: its answers are what ours are compared with")
-		}
 		if out, err := exec.Command("gcc", "-O1", "-o", bin, "testdata/oracle.c", "-lseccomp").CombinedOutput(); err != nil {
 			t.Fatalf("build oracle: %v\n%s", err, out)
 		}
@@ -63,7 +61,21 @@ func newOracle(t testing.TB) *oracle {
 			t.Errorf("oracle: %v", err)
 		}
 	})
-	return &oracle{t, in, bufio.NewReader(out), map[string]int{}}
+	return &oracle{t, in, bufio.NewReader(out), map[string]int{}, false}
+}
+
+// oracleNeeds says what is missing to build it.
+func oracleNeeds() string {
+	if os.Getenv(oracleEnv) != "" {
+		return ""
+	}
+	if _, err := exec.LookPath("gcc"); err != nil {
+		return "needs gcc: libseccomp is asked by a C program"
+	}
+	if _, err := os.Stat("/usr/include/seccomp.h"); err != nil {
+		return "needs libseccomp-dev: its answers are what ours are compared with"
+	}
+	return ""
 }
 
 func (o *oracle) line() string {
@@ -108,6 +120,9 @@ func (o *oracle) filter(m *machine, p *specs.LinuxSeccomp) (*Filter, error) {
 	var b strings.Builder
 	deflt := mustAction(p.DefaultAction, p.DefaultErrnoRet)
 	fmt.Fprintf(&b, "begin %d\n", deflt)
+	if o.tree {
+		b.WriteString("tree\n")
+	}
 	for i, a := range m.abis {
 		if i == 0 || slices.Contains(p.Architectures, a.name) {
 			fmt.Fprintf(&b, "arch %d\n", scmpArch(a))

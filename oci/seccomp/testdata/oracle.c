@@ -5,6 +5,7 @@
  *   arch TOKEN                      an architecture that it includes; the first is the only native one
  *   rule ACTION NAME N [INDEX OP VALUE VALUETWO]...
  *   end                             answers "ok", the number of bytes and a line feed, and then the program; or "error", why, and a line feed
+ *   tree                            the profile begun is to become a tree instead of a list
  *   number TOKEN NAME               answers with the number that a call has there, negative if it has none
  *
  * All numbers are decimal. A call of an architecture that is not included kills the process, as in ours. Rules are added as runc adds them.
@@ -98,6 +99,8 @@ int main(void) {
 			arch();
 		else if (!strcmp(command, "rule"))
 			rule();
+		else if (!strcmp(command, "tree") && ctx)
+			fail(seccomp_attr_set(ctx, SCMP_FLTATR_CTL_OPTIMIZE, 2));
 		else if (!strcmp(command, "end"))
 			end();
 		else if (!strcmp(command, "number")) {
