@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/vitrine-runtime/vitrine/oci/cgroup"
 )
 
 // Ranges of the kernel's CFS bandwidth control, in microseconds.
@@ -166,13 +168,8 @@ func pageSize(v string) string {
 	return ""
 }
 
-// controllers are those of cgroup v2. Core files (cgroup.*) are never a pod's
-// business: cgroup.procs would move processes, cgroup.kill end them.
-var controllers = map[string]bool{
-	"cpu": true, "cpuset": true, "memory": true, "io": true, "pids": true,
-	"hugetlb": true, "rdma": true, "misc": true, "dmem": true,
-}
-
+// checkUnified: core files (cgroup.*) are never a pod's business: cgroup.procs would
+// move processes, cgroup.kill end them.
 func checkUnified(unified map[string]string) error {
 	for k, v := range unified {
 		err := first(text("", k, unifiedKey), text("", v, required, singleLine))
@@ -183,11 +180,10 @@ func checkUnified(unified map[string]string) error {
 	return nil
 }
 
-// unifiedKey: controller.file, one name in one directory.
+// unifiedKey: a file that sets a limit, one name in one directory.
 func unifiedKey(k string) string {
-	controller, file, _ := strings.Cut(k, ".")
-	if !controllers[controller] || file == "" || chars("_.")(file) != "" || edges(file) != "" {
-		return "must be a file of a cgroup v2 controller, as memory.high"
+	if !cgroup.Settable(k) {
+		return "must be a file of a cgroup v2 controller that sets a limit, as memory.high"
 	}
 	return ""
 }

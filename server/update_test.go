@@ -39,6 +39,7 @@ func TestUpdateContainerResources(t *testing.T) {
 		"linux.cpuset_mems":                          {CpusetMems: "a"},
 		"linux.hugepage_limits[0].page_size":         {HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "3XB"}}},
 		`linux.unified["cgroup.procs"]`:              {Unified: map[string]string{"cgroup.procs": "1"}},
+		`linux.unified["memory.reclaim"]`:            {Unified: map[string]string{"memory.reclaim": "1G"}},
 		`linux.unified["../memory.max"]`:             {Unified: map[string]string{"../memory.max": "1"}},
 		`linux.unified["memory.max"]: must not hold`: {Unified: map[string]string{"memory.max": "1\n2"}},
 	} {

@@ -22,12 +22,15 @@ var unifiedFiles = []string{
 	"misc.max", "pids.max", "rdma.max",
 }
 
+// Settable says whether a request may name a file of the cgroup itself.
+func Settable(file string) bool { return slices.Contains(unifiedFiles, file) || isHugetlbFile(file) }
+
 // planUnified checks names and values on their bytes: both end up in the kernel
 // as they are.
 func planUnified(r *specs.LinuxResources) (out []setting, err error) {
 	for _, file := range slices.Sorted(maps.Keys(r.Unified)) {
 		value := r.Unified[file]
-		if !slices.Contains(unifiedFiles, file) && !isHugetlbFile(file) {
+		if !Settable(file) {
 			return nil, invalid("unified", strconv.Quote(file), "is not a file that sets a limit")
 		}
 		if value == "" || len(value) > 256 || strings.ContainsFunc(value, func(c rune) bool { return c < ' ' || c > '~' }) {

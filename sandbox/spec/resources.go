@@ -2,21 +2,19 @@ package spec
 
 import (
 	"fmt"
-	"path"
 	"regexp"
 	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/vitrine-runtime/vitrine/oci/cgroup"
 )
 
 // cpuset is the grammar of cpuset_cpus and cpuset_mems: ranges, no empty parts. Whether the CPUs exist is
 // the kernel's to say.
 var cpuset = regexp.MustCompile(`^[0-9]{1,6}(-[0-9]{1,6})?(,[0-9]{1,6}(-[0-9]{1,6})?)*$`)
-
-// unifiedKey is the grammar of a cgroup2 file name: a controller, a dot, the rest.
-var unifiedKey = regexp.MustCompile(`^(cpu|cpuset|memory|io|pids|hugetlb|rdma|misc|dmem)\.[a-zA-Z0-9_.]{1,128}$`)
 
 // pageSize is the grammar of a huge page size.
 var pageSize = regexp.MustCompile(`^[1-9][0-9]{0,9}(KB|MB|GB)$`)
@@ -112,8 +110,8 @@ func unified(r *runtimeapi.LinuxContainerResources, out *specs.LinuxResources) e
 	for k, v := range r.GetUnified() {
 		const field = "linux.resources.unified"
 		// The name becomes a file name in the container's cgroup: cgroup.procs or ../ would move processes.
-		if !unifiedKey.MatchString(k) || k != path.Base(k) {
-			return Invalid(field, k, "not a file of a resource controller")
+		if !cgroup.Settable(k) {
+			return Invalid(field, k, "not a file of a resource controller that sets a limit")
 		}
 		if v == "" || len(v) > pathMax || strings.ContainsAny(v, "\x00\n\r") {
 			return Invalid(field, k, "its value is empty, too long, or holds a newline")
