@@ -101,7 +101,8 @@ func lost(err error) bool {
 		}
 	}
 	var sys syscall.Errno
-	return errors.Is(err, dbus.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+	var dial *net.OpError // also the deadline, which the dialer notices before the context does
+	return errors.As(err, &dial) || errors.Is(err, dbus.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, net.ErrClosed) || errors.As(err, &sys)
 }
 
