@@ -268,7 +268,7 @@ func (h *held) idle(t *testing.T) {
 	if err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
-	if log, err := os.ReadFile(filepath.Join(h.cache, "serial-"+h.debian+".log")); err != nil || !bytes.Contains(log, []byte("Linux version")) && len(log) < 100 {
+	if log, err := os.ReadFile(filepath.Join(h.cache, "serial-"+h.debian+".log")); err != nil || len(log) == 0 {
 		t.Errorf("serial log: %d bytes, %v", len(log), err)
 	}
 }
