@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -86,7 +87,7 @@ func (c *Container) exec(ctx context.Context, cmd []string) (*runtimeapi.ExecSyn
 	}
 	leaf, err := c.pod.m.cfg.Cgroups.Load(c.record.Cgroup).Leaf("exec-" + newID()[:16])
 	if err != nil {
-		return nil, fmt.Errorf("make cgroup: %w", cgroupError(err))
+		return nil, fmt.Errorf("make cgroup: %w", leafError(err))
 	}
 	var stdout, stderr collector
 	defer stdout.close()
@@ -136,9 +137,18 @@ func (c *Container) startExec(ctx context.Context, s *specs.Spec, pr process, le
 	defer errs.Close()
 	dir, err := leaf.OpenDir()
 	if err != nil {
-		return nil, err
+		return nil, leafError(err)
 	}
 	return pr.exec(ctx, oci.ExecConfig{Process: &p, Seccomp: s.Linux.Seccomp, Cgroup: dir, Stdout: out, Stderr: errs})
+}
+
+// leafError is cgroupError, but that a scope which is gone says that its container has just ended: a probe meets that
+// whenever its container is stopped, and it is nobody's fault.
+func leafError(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the container has ended: %w: %w", ErrState, err)
+	}
+	return cgroupError(err)
 }
 
 // endLeaf removes the cgroup of a command, with everybody in it if kill is set. One that still holds

@@ -293,6 +293,17 @@ func TestShorterStopWins(t *testing.T) {
 	}
 }
 
+// TestExecWhileTheContainerEnds: the scope goes with its last process, before the daemon knows of the end.
+func TestExecWhileTheContainerEnds(t *testing.T) {
+	n := newNode(t, newFakes())
+	gone := n.tree.Load(n.cfg.CgroupParent + "/vitrine-" + newID())
+	_, made := gone.Leaf("exec-1")
+	_, opened := gone.OpenDir()
+	if !errors.Is(leafError(made), ErrState) || !errors.Is(leafError(opened), ErrState) {
+		t.Errorf("make: %v; open: %v", leafError(made), leafError(opened))
+	}
+}
+
 func TestStopBeforeStart(t *testing.T) {
 	n := newNode(t, newFakes())
 	pod := n.run(podRequest("web"))
