@@ -28,10 +28,10 @@ cni-plugins: ## the network plugins of containernetworking $(CNI), into bin/cni
 try: deps build cni-plugins ## run a real pod in private surroundings, show it, remove it (root)
 	@$(STATIC) -o $(BIN)/dev/ ./conformance/try && $(BIN)/dev/try
 
-test: deps build cni-plugins ## all tests; those that need root say so where they are not root
+test: deps build cni-plugins bound ## all tests; those that need root say so where they are not root
 	@$(STATIC) -o $(BIN)/dev/ ./conformance/tally && CGO_ENABLED=0 $(BIN)/dev/tally -tags "$(TAGS)" ./...
 
-race: deps build cni-plugins ## all tests under the race detector (needs gcc)
+race: deps build cni-plugins bound ## all tests under the race detector (needs gcc)
 	@$(STATIC) -o $(BIN)/dev/ ./conformance/tally && CGO_ENABLED=1 GLIBC_TUNABLES=glibc.pthread.rseq=0 $(BIN)/dev/tally -race -tags "$(TAGS)" ./...
 
 fuzz: ## each fuzz target for FUZZTIME
@@ -78,8 +78,14 @@ $(CACHE)/kubelet-$(KUBELET):
 	cd conformance/kubelet/tool && CGO_ENABLED=0 nice -n 10 $(GO) build -p 1 -trimpath -buildvcs=false -ldflags "-s -w -X $(K8S).gitVersion=$(KUBELET) -X $(K8S).gitMajor=1 -X $(K8S).gitMinor=37 -X $(K8S).gitTreeState=clean" -o $@ k8s.io/kubernetes/cmd/kubelet
 
 .PHONY: vm vm-test vm-shell vm-tools vm-kubelet
-vm-tools:
+vm-tools: bound
 	@$(STATIC) -ldflags "-s -w" -o $(BIN)/dev/ ./conformance/vm ./conformance/vm/agent ./conformance/tally
+
+# A C program that makes a container's system calls and nothing else: what our memory and our time are held against.
+bound: $(BIN)/dev/bound
+.PHONY: bound
+$(BIN)/dev/bound: conformance/bench/bound/bound.c
+	@contrib/deps gcc libc6-dev && mkdir -p $(@D) && gcc -static -O2 -Wall -Wextra -Werror -o $@ $<
 
 install: build ## both binaries into $(DESTDIR)$(PREFIX)/bin
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin $(BIN)/vitrine $(BIN)/vitrine-oci

@@ -88,12 +88,17 @@ func treeTop(dir string) (string, error) {
 	}
 }
 
-// binaries adds what is tried as a whole to files: the packages below conformance start it.
+// binaries adds what is tried as a whole to files: the packages below conformance start it, and package oci is measured
+// against the C program of the bound.
 func binaries(files map[string]string, top, rel string) error {
-	if !strings.HasPrefix(rel, "conformance/") {
-		return nil
+	var patterns []string
+	switch {
+	case strings.HasPrefix(rel, "conformance/"):
+		patterns = []string{"bin/vitrine*", "bin/cni/*"}
+	case rel == "oci":
+		patterns = []string{"bin/dev/bound"}
 	}
-	for _, pattern := range []string{"bin/vitrine*", "bin/cni/*"} {
+	for _, pattern := range patterns {
 		found, err := filepath.Glob(filepath.Join(top, pattern))
 		if err == nil && len(found) == 0 {
 			err = fmt.Errorf("find %s: none (run make first)", pattern)
