@@ -47,7 +47,7 @@ var sets = map[string][]pass{
 			run: "^Test(LifeOfAContainer|ExecTimeoutKillsTheTree|DaemonKilled|CPULimit|ForkBomb|WritableCgroup|StatusSaysWhatIsMissing)$"},
 	},
 	"whole": {
-		{name: "packages", packages: append(append([]string{}, kernelPackages...), morePackages...)},
+		{name: "packages", packages: append(append([]string{}, kernelPackages...), morePackages...), skip: "TablesAreGenerated"}, // wants a Go
 		{name: "parts of the daemon", packages: partPackages, run: parts},
 		{name: "daemon, driver systemd", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=systemd"}},
 		{name: "daemon, driver cgroupfs", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=cgroupfs"}},
