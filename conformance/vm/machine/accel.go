@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -42,6 +43,26 @@ func chooseAccel(want, cache, kernel string) (accel, why string) {
 	}
 	_ = os.WriteFile(memo, []byte(accel+" "+why), 0o644) // without the memo the next boot asks again
 	return accel, why
+}
+
+// tcgThreads says whether each emulated CPU may have a thread of its own. Before QEMU 8.1 one CPU may translate code that another is just
+// changing, and keeps a breakpoint that Linux removed long ago: the guest then dies of "Oops: int3" in whatever the kernel had
+// patched, here in the scheduler, since each change of cpu.max between a quota and none patches it. A guest that did little else
+// lived two seconds, and now and then one died of an ordinary test. With one thread for all CPUs that cannot happen; it costs what
+// a second core would have given.
+func tcgThreads() string {
+	out, err := exec.Command(qemuProgram, "--version").Output()
+	if err == nil && patchesSafely(string(out)) {
+		return "multi"
+	}
+	return "single"
+}
+
+// patchesSafely reads the first line of qemu --version.
+func patchesSafely(version string) bool {
+	var major, minor int
+	_, err := fmt.Sscanf(version, "QEMU emulator version %d.%d", &major, &minor)
+	return err == nil && (major > 8 || major == 8 && minor >= 1)
 }
 
 func probeKVM(cache, kernel string) error {
