@@ -50,7 +50,8 @@ func (pr *Process) exec(ctx context.Context, c *ExecConfig) (*Exec, error) {
 		return nil, err
 	}
 	// A cgroup namespace that is the host's can be joined as well as any other.
-	code, err := program.CompileExec(program.ExecInput{Process: c.Process, Seccomp: filter, SeccompFlags: flags, CgroupNS: true})
+	code, err := program.CompileExec(program.ExecInput{Process: c.Process, Seccomp: filter, SeccompFlags: flags, CgroupNS: true,
+		NoWait: pr.pod.version < 3})
 	if err != nil {
 		return nil, fmt.Errorf("compile process: %w", err)
 	}

@@ -80,12 +80,34 @@ func (c *Child) Ready() error {
 // Release ends the start wait and blocks until execve succeeded (nil), a step
 // failed (*StepError), or the child died (ErrDied).
 func (c *Child) Release() error {
+	if err := c.allow(); err != nil {
+		return err
+	}
+	return c.await()
+}
+
+// Run is Release and Ready in one, for a child that nobody lets wait: the start
+// is there before the child looks for it, so it costs no change of context. What
+// the caller does to the child before Run is done before its execve.
+func (c *Child) Run() error {
+	if err := c.allow(); err != nil {
+		return err
+	}
+	if err := c.await(); err != nil {
+		return err
+	}
+	return c.await()
+}
+
+// allow makes the start wait end as soon as it is reached. A child that is dead
+// says why elsewhere.
+func (c *Child) allow() error {
 	_, err := unix.Write(c.start.Int(), []byte{1})
 	c.start.Close()
 	if err != nil && !errors.Is(err, unix.EPIPE) {
 		return os.NewSyscallError("write start pipe", err)
 	}
-	return c.await()
+	return nil
 }
 
 // Close closes the parent's ends of the pipes and the pidfd. A child that still

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -268,6 +269,47 @@ func TestBlockedChild(t *testing.T) {
 	if code := r.exit(t); code != 0 {
 		t.Errorf("exit %d", code)
 	}
+}
+
+// TestRun: what is done to a child before Run is done before its execve; a
+// program without a start wait runs too, and a death or a failed step is told.
+func TestRun(t *testing.T) {
+	needBusybox(t)
+	p := newProg()
+	p.block()
+	p.exec(busybox, "cat", "/proc/self/oom_score_adj")
+	r := p.start(t)
+	time.Sleep(20 * time.Millisecond) // it would be through long ago
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", r.Pid()), []byte("731"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if code := r.exit(t); code != 0 || r.output(t) != "731\n" {
+		t.Errorf("exit %d, not the oom_score_adj that was set", code)
+	}
+	p = newProg()
+	p.exec(busybox, "true")
+	if r = p.start(t); r.Run() != nil || r.exit(t) != 0 {
+		t.Error("a program without a start wait did not run")
+	}
+	p = newProg()
+	p.block()
+	p.exec("/nowhere")
+	if r = p.start(t); !errors.Is(r.Run(), unix.ENOENT) {
+		t.Error("a failed execve was not told")
+	}
+	r.exit(t)
+	p = newProg()
+	p.block()
+	p.exec(busybox, "true")
+	r = p.start(t)
+	unix.Kill(r.Pid(), unix.SIGKILL)
+	if err := r.Run(); !errors.Is(err, ErrDied) {
+		t.Errorf("Run of a killed child = %v, want ErrDied", err)
+	}
+	r.exit(t)
 }
 
 func TestDeathBeforeExecIsNotASuccess(t *testing.T) {

@@ -65,7 +65,7 @@ func (m *monitor) exec(r *wire.Exec, p *wire.Packet, answer func(wire.Body)) err
 			answer(&wire.ExecExited{Status: status})
 		}
 	}()
-	if err := e.Ready(); err != nil {
+	if err := e.Run(); err != nil {
 		e.kill()
 		return fmt.Errorf("exec: %w", err)
 	}

@@ -104,10 +104,13 @@ type ExecInput struct {
 	// Join are further CLONE_NEW* flags of namespaces to take over from the
 	// container. The mount namespace is always joined.
 	Join uint64
+	// NoWait leaves out the start wait, for a monitor that would not end it.
+	NoWait bool
 }
 
 // CompileExec returns the program that joins the container whose init is
-// behind file 0 (a pidfd) and executes a process there, without a start wait.
+// behind file 0 (a pidfd) and executes a process there. It has a start wait too:
+// what the monitor writes about the process is written before its execve.
 // The pid namespace is the forking thread's business.
 func CompileExec(in ExecInput) (*step.Program, error) {
 	if in.Process == nil {
@@ -126,7 +129,7 @@ func CompileExec(in ExecInput) (*step.Program, error) {
 	b.call("join the namespaces of the container", unix.SYS_SETNS, file(0), val(flags))
 	b.call("leave the old directory", unix.SYS_CHDIR, b.str("/"))
 	pr := process{builder: b, spec: in.Process, seccomp: in.Seccomp, flags: in.SeccompFlags}
-	if err := pr.compile(false); err != nil {
+	if err := pr.compile(!in.NoWait); err != nil {
 		return nil, err
 	}
 	return b.finish()

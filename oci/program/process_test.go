@@ -346,7 +346,7 @@ func execIn(t *testing.T, c *executor.Child, p *specs.Process) (string, error) {
 		w.Close()
 		unix.Close(null)
 		if err == nil {
-			err = e.Ready()
+			err = e.Run()
 			go func() { unix.Wait4(e.Pid(), nil, 0, nil); e.Close() }()
 		}
 		done <- err
