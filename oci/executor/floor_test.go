@@ -136,13 +136,25 @@ func (c *counted) least(f func(dir int) int) int {
 	low, high := 0, 4<<20
 	for high-low > os.Getpagesize() {
 		limit := (low + high) / 2 &^ (os.Getpagesize() - 1)
-		if code, _ := c.try(limit, f); code == 0 {
+		if c.enough(limit, f) {
 			high = limit
 		} else {
 			low = limit
 		}
 	}
 	return high
+}
+
+// enough says whether f returns 0 with a limit in one of five tries: a charge may also be refused because of what the kernel has
+// just then put aside for another CPU, and one such refusal would send the search far off.
+func (c *counted) enough(limit int, f func(dir int) int) bool {
+	c.t.Helper()
+	for range 5 {
+		if code, _ := c.try(limit, f); code == 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // What a container costs before its own program runs is charged to it. A fork of ours that does nothing but execute may cost
