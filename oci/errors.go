@@ -3,6 +3,7 @@ package oci
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 
 	"github.com/vitrine-runtime/vitrine/oci/wire"
@@ -69,7 +70,9 @@ func fromFailure(f *wire.Failure) error {
 	e := &remoteError{text: f.Text}
 	if kind := codes[f.Code]; kind != nil {
 		e.kinds = append(e.kinds, kind)
-		e.text = fmt.Sprintf("%v: %s", kind, f.Text)
+		if !strings.Contains(f.Text, kind.Error()) {
+			e.text = fmt.Sprintf("%v: %s", kind, f.Text)
+		}
 	}
 	if f.Errno != 0 {
 		e.kinds = append(e.kinds, syscall.Errno(f.Errno))

@@ -264,13 +264,18 @@ func (l *launch) awaitReady(ctx context.Context) error {
 		return fmt.Errorf("%w: ended before it was ready%s", ErrNoMonitor, l.lastWords())
 	case b[0] == readyByte:
 		return nil
+	case b[0] == invalidByte:
+		return fmt.Errorf("%w: %s", ErrInvalid, b[1:])
 	}
 	return errors.New(string(b))
 }
 
-// readyByte is monitor.ReadyByte; importing the monitor's package would bring
-// its executor into every user of this one.
-const readyByte = '\n'
+// These are monitor.ReadyByte and monitor.InvalidByte; importing the monitor's package would
+// bring its executor into every user of this one.
+const (
+	readyByte   = '\n'
+	invalidByte = '!'
+)
 
 // lastWords returns the end of the monitor's stderr, for an error's text.
 func (l *launch) lastWords() string {

@@ -143,8 +143,11 @@ func TestStartPodFails(t *testing.T) {
 		"net/../vm/swappiness":    "not in a namespace of the pod's own",
 		"":                        "not in a namespace of the pod's own",
 	} {
-		n.failsToStart(func(c *PodConfig) { c.Sysctls = map[string]string{key: "1"} }, want)
+		if err := n.failsToStart(func(c *PodConfig) { c.Sysctls = map[string]string{key: "1"} }, want); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v, want ErrInvalid", key, err)
+		}
 	}
+	n.failsToStart(func(c *PodConfig) { c.Sysctls = map[string]string{"net.ipv4.ip_forward": "many"} }, "invalid request: linux.sysctls: set sysctl")
 	n.failsToStart(func(c *PodConfig) { c.HostNetwork, c.Sysctls = true, map[string]string{"net.ipv4.ip_forward": "1"} }, "not in a namespace of the pod's own")
 	n.failsToStart(func(c *PodConfig) { c.Hostname = strings.Repeat("x", 65) }, "set hostname")
 	n.failsToStart(func(c *PodConfig) { c.HostPID, c.SharedPID = true, true }, "invalid request")

@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -31,6 +32,10 @@ const (
 // ReadyByte is what goes into ReadyFD once requests are served. It begins no
 // error text.
 const ReadyByte = '\n'
+
+// InvalidByte goes before an error's text in ReadyFD where the fault is in what was asked
+// for: a setting that this kernel does not have, or a value that it does not take.
+const InvalidByte = '!'
 
 // monitor is the whole process.
 type monitor struct {
@@ -63,8 +68,12 @@ func Main() int {
 			m.pause.kill()
 		}
 	} else {
+		text := err.Error()
+		if asked := (*askedError)(nil); errors.As(err, &asked) {
+			text = string(InvalidByte) + text
+		}
 		// StartPod reads it; if that is gone already, nobody needs it.
-		_, _ = io.WriteString(ready, err.Error())
+		_, _ = io.WriteString(ready, text)
 	}
 	if err != nil {
 		lastWords(err.Error())
@@ -180,10 +189,23 @@ func (m *monitor) applySetup() error {
 	}
 	for _, s := range m.setup.Sysctls {
 		if err := m.proc.sysctl(m.setup, s.Key, s.Value); err != nil {
-			return err
+			return blame(fmt.Errorf("linux.sysctls: %w", err))
 		}
 	}
 	return nil
+}
+
+// askedError says that not the node, but what was asked for is at fault.
+type askedError struct{ error }
+
+// blame says that of the errnos with which procfs refuses a name, a value, or a place.
+func blame(err error) error {
+	for _, errno := range []unix.Errno{unix.ENOENT, unix.EINVAL, unix.ERANGE, unix.EPERM, unix.EACCES} {
+		if errors.Is(err, errno) {
+			return &askedError{err}
+		}
+	}
+	return err
 }
 
 // serve listens, tells StartPod, and answers until Stop.
