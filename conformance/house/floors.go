@@ -14,6 +14,7 @@ var floors = map[string]int{
 	"sandbox":             3,
 	"oci":                 2,
 	"oci/monitor":         2,
+	"oci/bundle":          2,
 	"oci/program":         1,
 	"oci/executor":        1,
 	"oci/wire":            1,
@@ -27,6 +28,7 @@ var floors = map[string]int{
 	"internal/atomicfile": 0,
 	"internal/step":       0,
 	"internal/pause":      0,
+	"internal/scratch":    0,
 }
 
 // outside are the directories that stand beside the house: they may import any floor, and no floor imports them.

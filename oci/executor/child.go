@@ -30,6 +30,8 @@ type Child struct {
 	wait   int     // index of the start wait, or step.NoWait
 	proc   int     // procfs directory, or -1
 	names  func(int) string
+	// attached says that somebody else is the parent.
+	attached bool
 
 	childReport, childStart *sys.FD // until the fork is over
 }
@@ -62,6 +64,22 @@ func (e *StepError) Unwrap() error { return e.Errno }
 // why: killed from outside, by its own seccomp filter, or for want of memory.
 // The error says which; the status itself is the reaper's to read.
 var ErrDied = errors.New("child died before execve")
+
+// Attach returns the Child of somebody else: of a process that has ended, say, and
+// whose child waits for its start with FIFOs in place of pipes. report and start are
+// ends like those of Pipes, opened before the child is released; program is what it
+// runs, to name its steps. Descriptors move to the Child. Release is what it can do.
+//
+// Such a child may be reaped by its own parent at any time, and with it goes the
+// answer to whether it died or executed something that ended. It counts as executed
+// then: who fails says so before, and who is killed was not ours to wait for.
+func Attach(pid int, pidfd, report, start *sys.FD, program []byte) (*Child, error) {
+	v, err := step.Parse(program)
+	if err != nil {
+		return nil, err
+	}
+	return &Child{pid: pid, pidfd: pidfd, report: report, start: start, wait: v.Wait, proc: -1, names: v.Name, attached: true}, nil
+}
 
 // Pid returns the child's process id as the parent sees it. After the child
 // was reaped the number may belong to somebody else: signal through PidFD.
@@ -174,6 +192,8 @@ func (c *Child) executed() error {
 		}
 		flags, err := c.processFlags()
 		switch {
+		case c.attached && (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH)):
+			return nil // reaped
 		case err != nil:
 			return fmt.Errorf("read flags of child: %w", err)
 		case flags&forkNoExec == 0:

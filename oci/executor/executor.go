@@ -33,22 +33,38 @@ type Attr struct {
 	// Files become descriptors step.FirstFD and up, in the order of the program's
 	// own table.
 	Files []int
+	// Pipes are what the child reports and is started through, where its parent may
+	// end before it (FIFOs, see Attach), or nil for pipes of Start's own. They move to
+	// the Child, or are closed where Start fails.
+	Pipes *Pipes
+}
+
+// Pipes are both ends of the two ways between a child and whoever starts it.
+// Report and ChildStart are for reading. A ChildStart that is open for writing as
+// well never ends: the child then waits also after its parent has died.
+type Pipes struct {
+	Report, Start           *sys.FD // ours
+	ChildReport, ChildStart *sys.FD // the child's; closed here after the fork
+}
+
+func (p *Pipes) close() {
+	if p == nil {
+		return
+	}
+	for _, f := range []*sys.FD{p.Report, p.Start, p.ChildReport, p.ChildStart} {
+		f.Close()
+	}
 }
 
 // Start forks a child and lets it run. It does not wait for anything: Ready
 // tells when the program got to its start wait or failed.
 func Start(a Attr) (*Child, error) {
-	v, err := step.Parse(a.Program)
+	v, err := a.check()
 	if err != nil {
+		a.Pipes.close()
 		return nil, err
 	}
-	if v.Files != len(a.Files) {
-		return nil, fmt.Errorf("start program with %d files of %d: %w", len(a.Files), v.Files, unix.EINVAL)
-	}
-	if min(a.Stdio[0], a.Stdio[1], a.Stdio[2]) < 0 || slices.ContainsFunc(a.Files, func(fd int) bool { return fd < 0 }) {
-		return nil, fmt.Errorf("start program with a closed descriptor: %w", unix.EBADF)
-	}
-	c, err := newChild(v, a.ProcFD)
+	c, err := newChild(v, a)
 	if err != nil {
 		return nil, err
 	}
@@ -60,8 +76,27 @@ func Start(a Attr) (*Child, error) {
 	return c, nil
 }
 
-func newChild(v *step.View, proc int) (*Child, error) {
-	c := &Child{wait: v.Wait, proc: proc, names: v.Name}
+// check returns the program, which must have the descriptors that it names.
+func (a *Attr) check() (*step.View, error) {
+	v, err := step.Parse(a.Program)
+	if err != nil {
+		return nil, err
+	}
+	if v.Files != len(a.Files) {
+		return nil, fmt.Errorf("start program with %d files of %d: %w", len(a.Files), v.Files, unix.EINVAL)
+	}
+	if min(a.Stdio[0], a.Stdio[1], a.Stdio[2]) < 0 || slices.ContainsFunc(a.Files, func(fd int) bool { return fd < 0 }) {
+		return nil, fmt.Errorf("start program with a closed descriptor: %w", unix.EBADF)
+	}
+	return v, nil
+}
+
+func newChild(v *step.View, a Attr) (*Child, error) {
+	c := &Child{wait: v.Wait, proc: a.ProcFD, names: v.Name}
+	if p := a.Pipes; p != nil {
+		c.report, c.start, c.childReport, c.childStart = p.Report, p.Start, p.ChildReport, p.ChildStart
+		return c, nil
+	}
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		return nil, os.NewSyscallError("pipe2", err)

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vitrine-runtime/vitrine/internal/scratch"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/executor"
 	"github.com/vitrine-runtime/vitrine/oci/wire"
@@ -103,7 +104,7 @@ func start() (*monitor, error) {
 	if err := m.openHandles(); err != nil {
 		return nil, err
 	}
-	if err := enterTinyRoot(); err != nil {
+	if err := scratch.Enter(); err != nil {
 		return nil, err
 	}
 	n, err := unix.Open("/null", unix.O_RDWR|unix.O_CLOEXEC, 0)

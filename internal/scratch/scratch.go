@@ -1,4 +1,15 @@
-package monitor
+// Package scratch makes the tiny mount namespace that programs are started from:
+//
+//	/       tmpfs, read-only
+//	/root   where a container's root is attached before the pivot
+//	/empty  an empty directory, 0555: masks directories
+//	/null   character device 1:3: masks files, is stdin
+//
+// A container's mount namespace is a copy of this one, so its cost grows with
+// what is mounted here, and nothing of the host is in it to be reached by a
+// program that went wrong. The monitor of a pod moves there for good; the command
+// line sends one thread there.
+package scratch
 
 import (
 	"fmt"
@@ -8,28 +19,20 @@ import (
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 )
 
-// enterTinyRoot makes this process's mount namespace, a fresh copy of the
-// host's, as small as it can be:
-//
-//	/       tmpfs, read-only
-//	/root   where a container's root is attached before the pivot
-//	/empty  an empty directory, 0555: masks directories
-//	/null   character device 1:3: masks files, is stdin
-//
-// A container's mount namespace is a copy of this one, so its cost grows with
-// what is mounted here, and nothing of the host is in it to be reached by a
-// program that went wrong.
-func enterTinyRoot() error {
+// Enter makes the calling thread's mount namespace, which must be a fresh copy of
+// the host's and its own, as small as it can be. There has to be a /proc in it. A
+// thread that shares its directories with others (CLONE_FS) is refused by the kernel;
+// unshare(CLONE_NEWNS) ends that sharing. After an error the namespace is of no use.
+func Enter() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	root, err := buildTinyRoot()
+	root, err := build()
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	// pivot_root wants an attached mount. Any directory will do; /proc exists,
-	// since we were executed through it.
+	// pivot_root wants an attached mount. Any directory will do.
 	proc, err := sys.OpenTree(unix.AT_FDCWD, "/proc", unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return err
@@ -55,8 +58,8 @@ func enterTinyRoot() error {
 	return sys.MountSetattr(unix.AT_FDCWD, "/", 0, attr)
 }
 
-// buildTinyRoot returns the tmpfs, detached and still writable.
-func buildTinyRoot() (*sys.FD, error) {
+// build returns the tmpfs, detached and still writable.
+func build() (*sys.FD, error) {
 	fs, err := sys.FSOpen("tmpfs")
 	if err != nil {
 		return nil, err
