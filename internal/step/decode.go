@@ -2,6 +2,8 @@ package step
 
 import (
 	"fmt"
+
+	"golang.org/x/sys/unix"
 )
 
 // View is an encoded program whose frame was checked: what a runner needs,
@@ -9,6 +11,7 @@ import (
 type View struct {
 	Clone  uint64
 	Wait   int    // index of the start wait, or NoWait
+	Gates  int    // number of waits before it
 	Steps  []byte // N times Size bytes, as the child's loop reads them
 	N      int
 	Files  int
@@ -68,6 +71,9 @@ func (v *View) check() error {
 		v.fill(&s, br[:0], b)
 		if err := s.validate(i, v.N, len(v.Data)); err != nil {
 			return err
+		}
+		if s.Nr == unix.SYS_READ && s.Args[0] == (Arg{Kind: Const, Val: StartFD}) && i != v.Wait {
+			v.Gates++
 		}
 	}
 	for r := range v.Relocations() {

@@ -71,6 +71,16 @@ const (
 // Register names one of the child's 64-bit result registers.
 type Register uint8
 
+// Gates are the waits that a program may have before its start wait: it reports
+// the milestone and reads one byte, while the parent does from outside what the
+// child cannot do itself. The names are those of the reading steps, by which the
+// parent tells one from the other.
+const (
+	GateMaps  = "wait for the id maps"         // uid_map and gid_map of the user namespace that the child is in
+	GateNet   = "wait for network devices"     // moved into the network namespace of the child
+	GateHooks = "wait for hooks of the bundle" // namespaces and mounts are made, the root is not entered
+)
+
 // Kind says how an argument gets its value when the step runs.
 type Kind uint8
 
@@ -129,7 +139,7 @@ type Program struct {
 }
 
 // Record is what a child writes to ReportFD, 8 bytes in native order: errno 0
-// is the milestone of having reached step Step, any other errno is the failure
+// is the milestone of having reached step Step (a gate or the start wait), any other errno is the failure
 // of that step. Negative steps belong to the executor's prologue.
 type Record struct {
 	Step  int32

@@ -2,6 +2,7 @@ package executor
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -20,14 +21,16 @@ import (
 const cldExited = 1
 
 // Child is a process that runs, or ran, a program. Its methods are called by
-// one goroutine at a time, in the order Ready, Release, Close; Pid and PidFD at
-// any time before Close.
+// one goroutine at a time, in the order Ready, Pass for each gate, Release, Close;
+// Pid and PidFD at any time before Close.
 type Child struct {
 	pid    int
 	pidfd  *sys.FD
 	report *sys.FD // read end: records, EOF at execve
 	start  *sys.FD // write end: one byte releases the start wait
 	wait   int     // index of the start wait, or step.NoWait
+	gates  int     // waits before it
+	at     string  // gate that the child was last seen to wait at
 	proc   int     // procfs directory, or -1
 	names  func(int) string
 	// attached says that somebody else is the parent.
@@ -88,16 +91,37 @@ func (c *Child) Pid() int { return c.pid }
 // PidFD returns the descriptor of the child, which stays c's.
 func (c *Child) PidFD() *sys.FD { return c.pidfd }
 
-// Ready blocks until the program has reached its start wait. For a program
-// without one it blocks until execve succeeded. A step that failed is returned
-// as *StepError, a child that vanished as ErrDied.
+// Ready blocks until the program has reached its first wait: a gate, which At
+// tells, or its start wait. For a program without any it blocks until execve
+// succeeded. A step that failed is returned as *StepError, a child that vanished as
+// ErrDied.
 func (c *Child) Ready() error {
 	return c.await()
 }
 
+// At returns the gate that the child waits at (step.GateMaps, ...), or "" if it
+// waits for its start or was not seen to wait.
+func (c *Child) At() string { return c.at }
+
+// Pass ends the wait at a gate and blocks until the next one, as Ready does.
+func (c *Child) Pass() error {
+	if c.at == "" {
+		return fmt.Errorf("pass a gate that nobody waits at: %w", unix.EINVAL)
+	}
+	c.at = ""
+	if err := c.write(); err != nil {
+		return err
+	}
+	return c.await()
+}
+
 // Release ends the start wait and blocks until execve succeeded (nil), a step
-// failed (*StepError), or the child died (ErrDied).
+// failed (*StepError), or the child died (ErrDied). A child at a gate is not
+// started.
 func (c *Child) Release() error {
+	if c.at != "" {
+		return fmt.Errorf("start a child that is to %s: %w", c.at, unix.EINVAL)
+	}
 	if err := c.allow(); err != nil {
 		return err
 	}
@@ -106,8 +130,12 @@ func (c *Child) Release() error {
 
 // Run is Release and Ready in one, for a child that nobody lets wait: the start
 // is there before the child looks for it, so it costs no change of context. What
-// the caller does to the child before Run is done before its execve.
+// the caller does to the child before Run is done before its execve. A program
+// with gates cannot be run so: its first gate would take the start.
 func (c *Child) Run() error {
+	if c.gates > 0 {
+		return fmt.Errorf("run a program with %d gates: %w", c.gates, unix.EINVAL)
+	}
 	if err := c.allow(); err != nil {
 		return err
 	}
@@ -120,8 +148,13 @@ func (c *Child) Run() error {
 // allow makes the start wait end as soon as it is reached. A child that is dead
 // says why elsewhere.
 func (c *Child) allow() error {
-	_, err := unix.Write(c.start.Int(), []byte{1})
+	err := c.write()
 	c.start.Close()
+	return err
+}
+
+func (c *Child) write() error {
+	_, err := unix.Write(c.start.Int(), []byte{1})
 	if err != nil && !errors.Is(err, unix.EPIPE) {
 		return os.NewSyscallError("write start pipe", err)
 	}
@@ -157,6 +190,9 @@ func (c *Child) await() error {
 	i := int(int32(binary.NativeEndian.Uint32(b[:])))
 	errno := unix.Errno(binary.NativeEndian.Uint32(b[4:]))
 	if errno == 0 {
+		if c.at = ""; i != c.wait {
+			c.at = cmp.Or(c.names(i), "step "+strconv.Itoa(i))
+		}
 		return nil
 	}
 	return &StepError{Step: i, Name: c.names(i), Errno: errno}

@@ -92,7 +92,7 @@ func (a *Attr) check() (*step.View, error) {
 }
 
 func newChild(v *step.View, a Attr) (*Child, error) {
-	c := &Child{wait: v.Wait, proc: a.ProcFD, names: v.Name}
+	c := &Child{wait: v.Wait, gates: v.Gates, proc: a.ProcFD, names: v.Name}
 	if p := a.Pipes; p != nil {
 		c.report, c.start, c.childReport, c.childStart = p.Report, p.Start, p.ChildReport, p.ChildStart
 		return c, nil

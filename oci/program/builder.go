@@ -129,6 +129,23 @@ func (b *builder) expect(name string, got step.Arg, want uint64, mask uint64, er
 	return b.call(name, step.OpExpect, got, val(want), val(uint64(errno)), val(mask))
 }
 
+// gate adds a wait before the start wait: the parent does meanwhile what the
+// gate's name (step.GateMaps, ...) says. It has to stand before descriptors are
+// closed for the start wait.
+func (b *builder) gate(name string) { b.milestone("report that it is time", name) }
+
+// milestone reports that its own step is reached and blocks until the parent
+// writes one byte. End of file means that the parent has died.
+func (b *builder) milestone(report, wait string) int {
+	rec := make([]byte, step.RecordSize)
+	i := len(b.p.Steps) + 1
+	binary.NativeEndian.PutUint32(rec, uint32(i))
+	b.call(report, unix.SYS_WRITE, val(step.ReportFD), b.bytes(rec), val(step.RecordSize))
+	b.call(wait, unix.SYS_READ, val(step.StartFD), b.room(8), val(1)).to(rAny)
+	b.expect("go on, not abandoned", reg(rAny), 1, ^uint64(0), unix.EPIPE)
+	return i
+}
+
 // closeReg closes the descriptor in a register.
 func (b *builder) closeReg(r step.Register) { b.call("close it", unix.SYS_CLOSE, reg(r)) }
 

@@ -29,6 +29,8 @@ var ErrRule = errors.New("program breaks a rule")
 //   - what is mounted in the new root cannot propagate out of it;
 //   - nothing but the five fixed descriptors is open while it waits;
 //   - it writes to nothing but the report pipe;
+//   - it waits for nobody but its parent, before the descriptors are closed (a
+//     gate) or once behind, and only after it has reported just that;
 //   - a failure of a protection is never passed over, and a mask or a mount is
 //     left out only where its path does not exist.
 func Check(p *step.Program) error {
@@ -41,7 +43,7 @@ func Check(p *step.Program) error {
 			return c.broken(i, "call after the seccomp filter")
 		}
 		filtered = filtered || s.Nr == unix.SYS_SECCOMP
-		for _, rule := range []func(int, *step.Step) error{c.known, c.closes, c.confined, c.strict, c.jumps} {
+		for _, rule := range []func(int, *step.Step) error{c.known, c.closes, c.confined, c.strict, c.jumps, c.reports} {
 			if err := rule(i, s); err != nil {
 				return err
 			}

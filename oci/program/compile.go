@@ -39,6 +39,9 @@ type Input struct {
 	// forks into): the spec may name them with a path for its readers, but nothing
 	// is to be done for them.
 	Inherit []specs.LinuxNamespaceType
+	// HookGate makes the program wait at step.GateHooks, just before the root is
+	// entered, and NetGate at step.GateNet, when its network namespace is there.
+	HookGate, NetGate bool
 }
 
 // Compile returns the program that makes the container and blocks at its start

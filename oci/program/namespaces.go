@@ -61,6 +61,9 @@ func (c *compiler) namespaces() error {
 	if fresh[specs.NetworkNamespace] {
 		c.loopback()
 	}
+	if c.in.NetGate {
+		c.gate(step.GateNet)
+	}
 	return nil
 }
 
@@ -108,6 +111,9 @@ func (c *compiler) root() error {
 
 // pivot makes the root the root.
 func (c *compiler) pivot() error {
+	if c.in.HookGate {
+		c.gate(step.GateHooks)
+	}
 	c.uncovered()
 	c.call("enter the new root", unix.SYS_FCHDIR, rootFD)
 	c.call("make it the root of the namespace", unix.SYS_PIVOT_ROOT, c.str("."), c.str("."))

@@ -176,12 +176,7 @@ func (b process) directory() {
 // wait reports the milestone and blocks until the monitor writes one byte. End
 // of file means that the monitor has died, and is not a start.
 func (b process) wait() {
-	rec := make([]byte, step.RecordSize)
-	b.p.Wait = len(b.p.Steps) + 1
-	binary.NativeEndian.PutUint32(rec, uint32(b.p.Wait))
-	b.call("report that everything is ready", unix.SYS_WRITE, val(step.ReportFD), b.bytes(rec), val(step.RecordSize))
-	b.call("wait for the start", unix.SYS_READ, val(step.StartFD), b.room(8), val(1)).to(rAny)
-	b.expect("be started, not abandoned", reg(rAny), 1, ^uint64(0), unix.EPIPE)
+	b.p.Wait = b.milestone("report that everything is ready", "wait for the start")
 }
 
 // filter loads the seccomp filter. Only execve and the pseudo calls follow, so

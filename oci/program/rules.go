@@ -23,6 +23,29 @@ func (c checker) known(i int, s *step.Step) error {
 	return nil
 }
 
+// reports demands that each wait is announced by its own milestone, and each
+// milestone followed by its wait; that only a byte of the parent ends it; and that
+// there is none behind the start wait.
+func (c checker) reports(i int, s *step.Step) error {
+	switch s.Nr {
+	case unix.SYS_WRITE:
+		if s.Then != 0 || i+1 >= len(c.p.Steps) || c.p.Steps[i+1].Nr != unix.SYS_READ || s.Args[2] != val(step.RecordSize) || c.word(s.Args[1], 0) != uint64(uint32(i+1)) {
+			return c.broken(i, "report of something that is no wait")
+		}
+	case unix.SYS_READ:
+		if i == 0 || c.p.Steps[i-1].Nr != unix.SYS_WRITE {
+			return c.broken(i, "wait without a report")
+		}
+		if s.Args[0] != val(step.StartFD) || s.Args[2] != val(1) || !c.expects(i, reg(s.Result), 1) {
+			return c.broken(i, "wait for somebody else than the parent")
+		}
+		if c.p.Wait != step.NoWait && i > c.p.Wait {
+			return c.broken(i, "wait behind the start wait")
+		}
+	}
+	return nil
+}
+
 // lenient are the calls that may fail and be passed over, and with what. What
 // is missing here is a protection, or has no failure that could be meant.
 var lenient = map[uint32][]unix.Errno{

@@ -94,6 +94,8 @@ type stage struct {
 	sources []string                // of the bind mounts, by the number of their file minus one
 	before  func(c *executor.Child) // while the child is blocked
 	after   func(c *executor.Child) // while the program runs
+	// gate is called while the child waits at a gate.
+	gate func(c *executor.Child) error
 	// prepare is called in the namespace that the sources are taken from.
 	prepare  func() error
 	detached *sys.FD // the root, if it was made elsewhere
@@ -160,13 +162,25 @@ func (s stage) child(enc []byte, proc, w *os.File) (res result) {
 		return res
 	}
 	defer c.Close()
-	if res.err = c.Ready(); res.err == nil {
+	res.err = c.Ready()
+	for res.err == nil && c.At() != "" {
+		if s.gate != nil {
+			if res.err = s.gate(c); res.err != nil {
+				break
+			}
+		}
+		res.err = c.Pass()
+	}
+	if res.err == nil {
 		if s.before != nil {
 			s.before(c)
 		}
 		if res.err = c.Release(); res.err == nil && s.after != nil {
 			s.after(c)
 		}
+	}
+	if res.err != nil {
+		_ = unix.Kill(c.Pid(), unix.SIGKILL)
 	}
 	if _, err := unix.Wait4(c.Pid(), &res.status, 0, nil); err != nil && res.err == nil {
 		res.err = err
