@@ -5,7 +5,7 @@
 //	5  cmd/vitrine                                     cmd/vitrine-oci
 //	4  server                                              |
 //	3  sandbox  sandbox/spec                               |
-//	2  oci (the daemon's handle on a monitor)          oci/monitor
+//	2  oci (the daemon's handle on a monitor)          oci/monitor  oci/source
 //	1  oci/program oci/executor oci/wire oci/crilog oci/seccomp oci/cgroup   image  cni
 //	0  internal/sys  internal/atomicfile  internal/step
 //

@@ -15,6 +15,7 @@ var floors = map[string]int{
 	"oci":                 2,
 	"oci/monitor":         2,
 	"oci/bundle":          2,
+	"oci/source":          2,
 	"oci/program":         1,
 	"oci/executor":        1,
 	"oci/wire":            1,

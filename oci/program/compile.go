@@ -3,6 +3,7 @@ package program
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -83,14 +84,31 @@ type compiler struct {
 // files names the table of what is handed over: the root, and a detached mount
 // for each bind, which can be attached once.
 func (c *compiler) files() error {
-	c.p.Files = make([]string, len(c.in.Binds)+1)
-	c.p.Files[0] = "root filesystem"
+	c.p.Files = []string{"root filesystem"}
 	for i, b := range c.in.Binds {
-		if i < 0 || i >= len(c.spec.Mounts) || b.File < 1 || b.File >= len(c.p.Files) || c.p.Files[b.File] != "" {
-			return fmt.Errorf("mounts[%d]: descriptor %d of its source: %w", i, b.File, ErrInvalid)
+		field := fmt.Sprintf("mounts[%d]", i)
+		if i < 0 || i >= len(c.spec.Mounts) {
+			return fmt.Errorf("%s: there is none: %w", field, ErrInvalid)
 		}
-		c.p.Files[b.File] = "source of " + c.spec.Mounts[i].Destination
+		if err := c.claim(field, b.File, "source of "+c.spec.Mounts[i].Destination); err != nil {
+			return err
+		}
 	}
+	if i := slices.Index(c.p.Files, ""); i >= 0 {
+		return fmt.Errorf("descriptor %d of %d has no use: %w", i, len(c.p.Files), ErrInvalid)
+	}
+	return nil
+}
+
+// claim takes a place in the table of files for one use.
+func (c *compiler) claim(field string, file int, what string) error {
+	if file < 1 || file >= step.MaxFiles || file < len(c.p.Files) && c.p.Files[file] != "" {
+		return fmt.Errorf("%s: descriptor %d of its source: %w", field, file, ErrInvalid)
+	}
+	for file >= len(c.p.Files) {
+		c.p.Files = append(c.p.Files, "")
+	}
+	c.p.Files[file] = what
 	return nil
 }
 
