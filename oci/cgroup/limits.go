@@ -185,6 +185,11 @@ func planMemory(r *specs.LinuxResources) (out []setting, err error) {
 		return nil, nil
 	}
 	switch {
+	//nolint:staticcheck // Kernel is deprecated, but a spec may carry it
+	case m.Kernel != nil && *m.Kernel > 0:
+		return nil, invalid("memory.kernel", *m.Kernel, "cgroup v2 has no such limit") //nolint:staticcheck // as above
+	case m.UseHierarchy != nil && !*m.UseHierarchy:
+		return nil, invalid("memory.useHierarchy", false, "cgroup v2 always does")
 	case m.KernelTCP != nil && *m.KernelTCP > 0:
 		return nil, invalid("memory.kernelTCP", *m.KernelTCP, "cgroup v2 has no such limit")
 	case m.Swappiness != nil:

@@ -108,6 +108,26 @@ func TestCapabilitiesThatTheKernelWouldRefuse(t *testing.T) {
 	}
 }
 
+func TestVersionOfTheSpec(t *testing.T) {
+	for version, ok := range map[string]bool{"1.3.0": true, "1.0.0": true, "1.3.0-dev": true, "": false, "2.0.0": false, "0.9": false, "x": false, "10.0.0": false} {
+		s := newStage("", "true")
+		s.in.Spec.Version = version
+		if _, err := program.Compile(s.in); (err == nil) != ok || !ok && !errors.Is(err, program.ErrUnsupported) {
+			t.Errorf("%q: %v", version, err)
+		}
+	}
+}
+
+func TestDomainname(t *testing.T) {
+	s := newStage(rootTree(t), "cat", "/proc/sys/kernel/domainname", "/proc/sys/kernel/hostname")
+	s.in.Spec.Domainname = "glass.example"
+	s.wants(t, "glass.example\nglass\n")
+	s.in.Spec.Domainname = strings.Repeat("d", 65)
+	if _, err := program.Compile(s.in); !errors.Is(err, program.ErrInvalid) {
+		t.Errorf("65 bytes: %v", err)
+	}
+}
+
 func TestProfileWithoutFilter(t *testing.T) {
 	s := newStage("", "true")
 	s.in.Spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActErrno}

@@ -27,12 +27,17 @@ func refuse(s *specs.Spec) error {
 	if s == nil || s.Process == nil || s.Linux == nil {
 		return fmt.Errorf("spec without process or linux section: %w", ErrInvalid)
 	}
+	// Minor versions add fields, which a reader of an older one does not see: who
+	// decodes the spec knows, and is of this module's version.
+	if !strings.HasPrefix(s.Version, "1.") {
+		return fmt.Errorf("ociVersion: %.20q: %w", s.Version, ErrUnsupported)
+	}
 	if err := refuseProcess(s.Process); err != nil {
 		return err
 	}
 	l := s.Linux
 	if err := firstAsked([]check{
-		{"solaris", s.Solaris != nil}, {"windows", s.Windows != nil}, {"vm", s.VM != nil}, {"zos", s.ZOS != nil},
+		{"solaris", s.Solaris != nil}, {"windows", s.Windows != nil}, {"vm", s.VM != nil}, {"zos", s.ZOS != nil}, {"freebsd", s.FreeBSD != nil},
 		{"hooks", hasHooks(s.Hooks)},
 		{"linux.uidMappings", len(l.UIDMappings) > 0}, {"linux.gidMappings", len(l.GIDMappings) > 0},
 		{"linux.sysctl", len(l.Sysctl) > 0},
