@@ -162,7 +162,7 @@ func (s *Step) validate(i, steps, data int) error {
 	if s.Result != NoResult && s.Result >= ReportRegister {
 		return bad("result register")
 	}
-	if err := s.known(); err != "" {
+	if err := s.known(uint64(data)); err != "" {
 		return bad(err)
 	}
 	if len(s.OnErr) > MaxBranches || len(s.Name) > math.MaxUint16 {
@@ -185,15 +185,24 @@ func (s *Step) validate(i, steps, data int) error {
 }
 
 // known refuses what the child's loop would take for a success: a pseudo call
-// of a later version, and an expectation whose failure is no errno.
-func (s *Step) known() (problem string) {
-	if s.Nr > OpSet {
+// of a later version, and an expectation whose failure is no errno. It also
+// keeps a store within the n bytes of the data.
+func (s *Step) known(n uint64) (problem string) {
+	if s.Nr > OpStore {
 		return "unknown pseudo call"
+	}
+	if s.Nr == OpStore && !s.storable(n) {
+		return "place of a store"
 	}
 	if e := s.Args[2]; s.Nr == OpExpect && (e.Kind != Const || e.Val == 0 || e.Val > maxErrno) {
 		return "errno of an expectation"
 	}
 	return ""
+}
+
+func (s *Step) storable(n uint64) bool {
+	at, size := s.Args[1], s.Args[2]
+	return at.Kind == Addr && size.Kind == Const && (size.Val == 4 || size.Val == 8) && n >= size.Val && at.Val <= n-size.Val
 }
 
 func (a Arg) valid(data int) bool {

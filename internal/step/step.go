@@ -8,7 +8,7 @@
 //	Program ─┬─ Clone   flags of the clone3 that makes the child
 //	         ├─ Files   what descriptors 5, 6, ... of the child are
 //	         ├─ Steps   ┌ nr  result  (a0 … a5)  errno→skip …  name ┐
-//	         │          └ one system call, or one of two pseudo calls ┘
+//	         │          └ one system call, or a pseudo call        ┘
 //	         ├─ Data    strings, structs, the seccomp filter
 //	         └─ Relocs  pointers inside Data, patched when it is mapped
 //
@@ -66,6 +66,10 @@ const (
 	// OpSet returns a0, which moves a value between registers or only skips. As
 	// with a system call, a value from -4095 to -1 is a failure.
 	OpSet
+	// OpStore writes the a2 (4 or 8) low bytes of a0 into Data at a1 and returns
+	// 0: a call that takes a descriptor inside a struct can be given one that the
+	// program has opened.
+	OpStore
 )
 
 // Register names one of the child's 64-bit result registers.

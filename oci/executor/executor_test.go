@@ -166,6 +166,16 @@ func TestPseudoCallsAndBranches(t *testing.T) {
 			p.add(step.OpExpect, mem(step.Mem32, d), c64(0x55667788), c64(2), c64(-1))
 			p.add(step.OpExpect, mem(step.Mem64, d), c64(0x1122334455667788), c64(3), c64(-1))
 		}, ""},
+		{"store 8 and 4 bytes", func(p *prog) {
+			d := p.room(16)
+			p.Data[d.Val+12] = 0xee
+			p.add(unix.SYS_GETPPID).Result = 5
+			p.add(step.OpStore, c64(0x1122334455667788), d, c64(8)).Result = 6
+			p.add(step.OpExpect, reg(6), c64(0), c64(1), c64(-1))
+			p.add(step.OpStore, reg(5), step.Arg{Kind: step.Addr, Val: d.Val + 8}, c64(4))
+			p.add(step.OpExpect, mem(step.Mem64, d), c64(0x1122334455667788), c64(2), c64(-1))
+			p.add(step.OpExpect, mem(step.Mem64, step.Arg{Val: d.Val + 8}), c64(os.Getpid()|0xee<<32), c64(3), c64(-1))
+		}, ""},
 		{"set and skip", func(p *prog) {
 			s := p.add(step.OpSet, c64(42))
 			s.Result, s.Then = 9, 1

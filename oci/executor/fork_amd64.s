@@ -105,7 +105,7 @@ again:
 	JMP	done
 
 pseudo:
-	JNE	set		// flags are those of the compare above
+	JNE	other		// flags are those of the compare above
 	ANDQ	R10, DI		// OpExpect
 	CMPQ	DI, SI
 	JEQ	held
@@ -117,8 +117,21 @@ held:
 	XORL	AX, AX
 	JMP	done
 
-set:
+other:
+	CMPL	AX, $0x10001
+	JNE	save
 	MOVQ	DI, AX		// OpSet
+	JMP	done
+
+save:
+	XORL	AX, AX		// OpStore
+	CMPL	DX, $8
+	JEQ	save64
+	MOVL	DI, (SI)
+	JMP	done
+
+save64:
+	MOVQ	DI, (SI)
 
 done:
 	MOVBLZX	4(BX), CX

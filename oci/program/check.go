@@ -28,7 +28,10 @@ var ErrRule = errors.New("program breaks a rule")
 //     monitor's own namespace (rule R1 of the security page);
 //   - what is mounted in the new root cannot propagate out of it;
 //   - nothing but the five fixed descriptors is open while it waits;
-//   - it writes to nothing but the report pipe;
+//   - it writes to nothing but the report pipe, and sends nothing but one
+//     descriptor over a socket of its file table;
+//   - what becomes its stdio is a terminal that came from its own master and was
+//     looked at, and it changes nothing of its data that a rule has read;
 //   - it waits for nobody but its parent, before the descriptors are closed (a
 //     gate) or once behind, and only after it has reported just that;
 //   - a failure of a protection is never passed over, and a mask or a mount is
@@ -43,7 +46,7 @@ func Check(p *step.Program) error {
 			return c.broken(i, "call after the seccomp filter")
 		}
 		filtered = filtered || s.Nr == unix.SYS_SECCOMP
-		for _, rule := range []func(int, *step.Step) error{c.known, c.closes, c.confined, c.strict, c.jumps, c.reports} {
+		for _, rule := range []func(int, *step.Step) error{c.known, c.closes, c.confined, c.strict, c.jumps, c.reports, c.terminals, c.stores} {
 			if err := rule(i, s); err != nil {
 				return err
 			}
@@ -78,7 +81,12 @@ func (c checker) closes(i int, s *step.Step) error {
 		flag = s.Args[1].Val & unix.FSMOUNT_CLOEXEC
 	case unix.SYS_SOCKET:
 		flag = s.Args[1].Val & unix.SOCK_CLOEXEC
-	case unix.SYS_OPEN, unix.SYS_OPENAT, unix.SYS_DUP, unix.SYS_DUP2, unix.SYS_DUP3, unix.SYS_PIPE, unix.SYS_PIPE2:
+	case unix.SYS_IOCTL:
+		if s.Args[1] != val(unix.TIOCGPTPEER) {
+			return nil
+		}
+		flag = s.Args[2].Val & unix.O_CLOEXEC
+	case unix.SYS_OPEN, unix.SYS_OPENAT, unix.SYS_DUP, unix.SYS_DUP2, unix.SYS_PIPE, unix.SYS_PIPE2:
 		ok = false
 	default:
 		return nil
@@ -101,6 +109,9 @@ func (c checker) confined(i int, s *step.Step) error {
 	switch s.Nr {
 	case unix.SYS_OPENAT2:
 		r := c.word(s.Args[2], 16)
+		if r&below == below && s.Args[0].Kind == step.Reg {
+			return c.component(i, s.Args[0], s.Args[1])
+		}
 		if s.Args[0] != rootFD || r&unix.RESOLVE_NO_MAGICLINKS == 0 || r&(unix.RESOLVE_IN_ROOT|unix.RESOLVE_BENEATH) == 0 {
 			return c.broken(i, "path that may leave the root")
 		}
@@ -108,7 +119,12 @@ func (c checker) confined(i int, s *step.Step) error {
 		return c.named(i, s.Args[0], s.Args[1])
 	case unix.SYS_MOVE_MOUNT:
 		return errors.Join(c.named(i, s.Args[0], s.Args[1]), c.named(i, s.Args[2], s.Args[3]))
-	case unix.SYS_MKDIRAT, unix.SYS_MKNODAT, unix.SYS_FCHOWNAT, unix.SYS_NEWFSTATAT:
+	case unix.SYS_FCHOWNAT, unix.SYS_NEWFSTATAT:
+		if s.Args[0].Kind == step.Reg && c.text(s.Args[1]) == "" && slices.Contains(s.Args[:], val(unix.AT_EMPTY_PATH)) {
+			return nil // the descriptor itself
+		}
+		return c.component(i, s.Args[0], s.Args[1])
+	case unix.SYS_MKDIRAT, unix.SYS_MKNODAT:
 		return c.component(i, s.Args[0], s.Args[1])
 	case unix.SYS_SYMLINKAT:
 		return c.component(i, s.Args[1], s.Args[2])

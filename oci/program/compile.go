@@ -43,6 +43,9 @@ type Input struct {
 	// HookGate makes the program wait at step.GateHooks, just before the root is
 	// entered, and NetGate at step.GateNet, when its network namespace is there.
 	HookGate, NetGate bool
+	// ConsoleSocket is the index in the files of a connected Unix socket that the
+	// master of the process's terminal is sent over, and 0 without a terminal.
+	ConsoleSocket int
 }
 
 // Compile returns the program that makes the container and blocks at its start
@@ -55,11 +58,14 @@ func Compile(in Input) (*step.Program, error) {
 	if in.Spec.Linux.Seccomp != nil && len(in.Seccomp) == 0 {
 		return nil, fmt.Errorf("linux.seccomp: profile without its compiled filter: %w", ErrInvalid)
 	}
+	if err := checkTerminal(in.Spec.Process, in.ConsoleSocket); err != nil {
+		return nil, err
+	}
 	if err := c.files(); err != nil {
 		return nil, err
 	}
 	for _, section := range []func() error{
-		c.namespaces, c.root, c.mounts, c.devices, c.paths, c.workdir, c.pivot,
+		c.namespaces, c.root, c.mounts, c.devices, c.terminal, c.paths, c.workdir, c.pivot,
 	} {
 		if err := section(); err != nil {
 			return nil, err
@@ -81,8 +87,16 @@ type compiler struct {
 	ownCgroupNS bool
 }
 
-// files names the table of what is handed over: the root, and a detached mount
-// for each bind, which can be attached once.
+// terminal gives the process its terminal.
+func (c *compiler) terminal() error {
+	if !c.spec.Process.Terminal {
+		return nil
+	}
+	return c.builder.terminal(c.spec.Process, rootFD, c.in.ConsoleSocket, true)
+}
+
+// files names the table of what is handed over: the root, a detached mount
+// for each bind, which can be attached once, and the socket for the terminal.
 func (c *compiler) files() error {
 	c.p.Files = []string{"root filesystem"}
 	for i, b := range c.in.Binds {
@@ -91,6 +105,11 @@ func (c *compiler) files() error {
 			return fmt.Errorf("%s: there is none: %w", field, ErrInvalid)
 		}
 		if err := c.claim(field, b.File, "source of "+c.spec.Mounts[i].Destination); err != nil {
+			return err
+		}
+	}
+	if n := c.in.ConsoleSocket; n > 0 {
+		if err := c.claim("console socket", n, consoleSocket); err != nil {
 			return err
 		}
 	}
@@ -125,6 +144,8 @@ type ExecInput struct {
 	// Join are further CLONE_NEW* flags of namespaces to take over from the
 	// container. The mount namespace is always joined.
 	Join uint64
+	// ConsoleSocket is as in Input; it can only be 1, or 0 without a terminal.
+	ConsoleSocket int
 	// NoWait leaves out the start wait, for a monitor that would not end it.
 	NoWait bool
 }
@@ -140,8 +161,16 @@ func CompileExec(in ExecInput) (*step.Program, error) {
 	if err := refuseProcess(in.Process); err != nil {
 		return nil, err
 	}
+	if err := checkTerminal(in.Process, in.ConsoleSocket); err != nil {
+		return nil, err
+	}
 	b := newBuilder()
 	b.p.Files = []string{"init process of the container"}
+	if in.ConsoleSocket > 1 {
+		return nil, fmt.Errorf("console socket: descriptor %d: %w", in.ConsoleSocket, ErrInvalid)
+	} else if in.ConsoleSocket == 1 {
+		b.p.Files = append(b.p.Files, consoleSocket)
+	}
 	flags := in.Join | unix.CLONE_NEWNS
 	if in.CgroupNS {
 		flags |= unix.CLONE_NEWCGROUP
@@ -149,6 +178,11 @@ func CompileExec(in ExecInput) (*step.Program, error) {
 	b.call("become leader of a session", unix.SYS_SETSID)
 	b.call("join the namespaces of the container", unix.SYS_SETNS, file(0), val(flags))
 	b.call("leave the old directory", unix.SYS_CHDIR, b.str("/"))
+	if in.Process.Terminal {
+		if err := b.terminal(in.Process, val(atFDCWD), in.ConsoleSocket, false); err != nil {
+			return nil, err
+		}
+	}
 	pr := process{builder: b, spec: in.Process, seccomp: in.Seccomp, flags: in.SeccompFlags}
 	if err := pr.compile(!in.NoWait); err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package program
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -63,7 +64,7 @@ var signatures = map[uint32]struct{ name, args string }{
 	unix.SYS_SETSID: {"setsid", ""}, unix.SYS_UMASK: {"umask", "o"}, unix.SYS_UNSHARE: {"unshare", "C"}, unix.SYS_SETNS: {"setns", "dC"},
 	unix.SYS_SETHOSTNAME: {"sethostname", "sn"}, unix.SYS_SETDOMAINNAME: {"setdomainname", "sn"},
 	unix.SYS_STATX: {"statx", "dsxxb"}, unix.SYS_NEWFSTATAT: {"newfstatat", "dsbx"}, unix.SYS_FSTATFS: {"fstatfs", "db"},
-	unix.SYS_SOCKET: {"socket", "nxn"}, unix.SYS_IOCTL: {"ioctl", "dxb"}, unix.SYS_CLOSE: {"close", "d"},
+	unix.SYS_SOCKET: {"socket", "nxn"}, unix.SYS_IOCTL: {"ioctl", "dib"}, unix.SYS_DUP3: {"dup3", "dnn"}, unix.SYS_SENDMSG: {"sendmsg", "dMx"}, unix.SYS_CLOSE: {"close", "d"},
 	unix.SYS_MOUNT_SETATTR: {"mount_setattr", "dsxan"}, unix.SYS_MOVE_MOUNT: {"move_mount", "dsdsx"}, unix.SYS_OPEN_TREE: {"open_tree", "dsx"},
 	unix.SYS_FSOPEN: {"fsopen", "sx"}, unix.SYS_FSCONFIG: {"fsconfig", "dfssn"}, unix.SYS_FSMOUNT: {"fsmount", "dxm"},
 	unix.SYS_OPENAT2: {"openat2", "dshn"}, unix.SYS_MKDIRAT: {"mkdirat", "dso"}, unix.SYS_MKNODAT: {"mknodat", "dsoD"},
@@ -74,7 +75,7 @@ var signatures = map[uint32]struct{ name, args string }{
 	unix.SYS_CAPSET: {"capset", "bK"}, unix.SYS_RT_SIGPROCMASK: {"rt_sigprocmask", "nbnn"}, unix.SYS_CLOSE_RANGE: {"close_range", "nnn"},
 	unix.SYS_WRITE: {"write", "dbn"}, unix.SYS_READ: {"read", "dbn"}, unix.SYS_SECCOMP: {"seccomp", "nxF"},
 	unix.SYS_EXECVE: {"execve", "svv"}, unix.SYS_EXECVEAT: {"execveat", "dsvvx"}, unix.SYS_RT_SIGACTION: {"rt_sigaction", "nbbn"},
-	step.OpExpect: {"expect", "xxEx"}, step.OpSet: {"set", "x"},
+	step.OpExpect: {"expect", "xxEx"}, step.OpSet: {"set", "x"}, step.OpStore: {"store", "xbn"},
 }
 
 func (e explainer) step(i int) {
@@ -145,6 +146,7 @@ var constants = map[form]func(uint64) string{
 	'C':    func(v uint64) string { return flagText(v, cloneText) },
 	'D':    func(v uint64) string { return fmt.Sprintf("%d:%d", unix.Major(v), unix.Minor(v)) },
 	'm':    func(v uint64) string { return flagText(v, attrText) },
+	'i':    func(v uint64) string { return cmp.Or(ioctlNames[v], "0x"+strconv.FormatUint(v, 16)) },
 	'f': func(v uint64) string {
 		return map[uint64]string{unix.FSCONFIG_SET_STRING: "SET_STRING", unix.FSCONFIG_SET_FLAG: "SET_FLAG", unix.FSCONFIG_CMD_CREATE: "CREATE"}[v]
 	},
@@ -187,6 +189,8 @@ func (e explainer) pointer(f form, a step.Arg) string {
 		return e.vector(a)
 	case 'R':
 		return fmt.Sprintf("{%d, %d}", int64(c.word(a, 0)), int64(c.word(a, 8)))
+	case 'M':
+		return "{a descriptor}"
 	case 'F':
 		return fmt.Sprintf("{%d instructions}", c.word(a, 0)&0xffff)
 	}

@@ -39,6 +39,12 @@ var propagationText = []flag{
 	{unix.MS_PRIVATE, "PRIVATE"}, {unix.MS_SLAVE, "SLAVE"}, {unix.MS_SHARED, "SHARED"}, {unix.MS_UNBINDABLE, "UNBINDABLE"},
 }
 
+// ioctlNames has the requests that the compiler uses.
+var ioctlNames = map[uint64]string{
+	unix.SIOCSIFFLAGS: "SIOCSIFFLAGS", unix.TIOCSPTLCK: "TIOCSPTLCK", unix.TIOCGPTPEER: "TIOCGPTPEER", unix.TIOCSWINSZ: "TIOCSWINSZ",
+	unix.TIOCSCTTY: "TIOCSCTTY",
+}
+
 // flagText names the flags of v; what has no name is shown in hexadecimal.
 func flagText(v uint64, names []flag) string {
 	var out []string

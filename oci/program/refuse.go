@@ -70,7 +70,6 @@ func hasHooks(h *specs.Hooks) bool {
 
 func refuseProcess(p *specs.Process) error {
 	return firstAsked([]check{
-		{"process.terminal", p.Terminal},
 		{"process.apparmorProfile", p.ApparmorProfile != ""},
 		{"process.selinuxLabel", p.SelinuxLabel != ""},
 		{"process.scheduler", p.Scheduler != nil},

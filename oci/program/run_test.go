@@ -99,6 +99,9 @@ type stage struct {
 	// prepare is called in the namespace that the sources are taken from.
 	prepare  func() error
 	detached *sys.FD // the root, if it was made elsewhere
+	sockets  []int   // further files, behind the sources
+	// change is done to the program after it was checked.
+	change func(p *step.Program)
 }
 
 func (s stage) run(t *testing.T) result {
@@ -109,6 +112,9 @@ func (s stage) run(t *testing.T) result {
 	}
 	if err := program.Check(p); err != nil {
 		t.Fatal(err)
+	}
+	if s.change != nil {
+		s.change(p)
 	}
 	enc, err := p.Encode()
 	if err != nil {
@@ -155,6 +161,7 @@ func (s stage) child(enc []byte, proc, w *os.File) (res result) {
 		defer m.Close()
 		files = append(files, m.Int())
 	}
+	files = append(files, s.sockets...)
 	c, err := executor.Start(executor.Attr{Program: enc, CgroupFD: -1, PIDNS: -1, ProcFD: int(proc.Fd()),
 		Stdio: [3]int{int(null.Fd()), int(w.Fd()), int(w.Fd())}, Files: files})
 	if err != nil {
