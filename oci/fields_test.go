@@ -280,7 +280,11 @@ func TestNoFieldIsIgnored(t *testing.T) {
 var fieldResults = map[string]func(s *specs.Spec) ([]byte, error){
 	"program": func(s *specs.Spec) ([]byte, error) {
 		s.Linux.Seccomp = nil
-		p, err := program.Compile(program.Input{Spec: s})
+		in := program.Input{Spec: s}
+		if s.Process.Terminal {
+			in.ConsoleSocket = 1
+		}
+		p, err := program.Compile(in)
 		if err != nil {
 			return nil, err
 		}

@@ -366,7 +366,7 @@ func swap(p *step.Program, byPath bool) {
 		{Nr: unix.SYS_MOVE_MOUNT, Result: step.NoResult, Args: [6]step.Arg{r(62), data(nil), r(60), data(nil), c(unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH)}, Name: "attack: cover the slave"},
 	}
 	if byPath {
-		add = append(add, step.Step{Nr: unix.SYS_OPENAT2, Result: step.Register(p.Steps[at-1].Result), Name: "open by path",
+		add = append(add, step.Step{Nr: unix.SYS_OPENAT2, Result: p.Steps[at-1].Result, Name: "open by path",
 			Args: [6]step.Arg{c(step.FirstFD), data([]byte("dev/pts/0")), how(unix.O_RDONLY | unix.O_NOCTTY), c(24)}})
 	}
 	p.Steps = slices.Insert(p.Steps, at, add...)

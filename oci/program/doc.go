@@ -6,6 +6,7 @@
 //	           ── root         move_mount of the detached root to /root
 //	           ── mounts       in the order of the spec, by descriptor
 //	           ── devices      mknodat below a descriptor of /dev
+//	           ── terminal     of the container's own devpts, its master sent out
 //	           ── paths        masked and read-only
 //	           ── pivot        pivot_root, detach the old root
 //	           ── process      rlimits, keyring, capabilities, ids, directory
