@@ -3,8 +3,11 @@ package stage
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -77,13 +80,52 @@ func (s *Stage) podCgroup(uid string) string {
 	return s.pods + "/" + strings.TrimSuffix(filepath.Base(s.pods), ".slice") + "-pod" + uid + ".slice"
 }
 
+// MoveToClass gives a pod of PodConfig that has not run yet the cgroup that the kubelet gives pods of a QoS class: "burstable",
+// "besteffort", or "" for Guaranteed. Forget removes it, and those above it with the last pod.
+func (s *Stage) MoveToClass(cfg *runtimeapi.PodSandboxConfig, class string) error {
+	if err := s.removePodCgroup(cfg.Linux.CgroupParent); err != nil {
+		return err
+	}
+	pod := "pod" + cfg.Metadata.Uid
+	switch {
+	case s.Driver != "systemd":
+		cfg.Linux.CgroupParent = path.Join(classRoot, class, pod)
+	case class == "":
+		cfg.Linux.CgroupParent = classRoot + ".slice" + classRoot + "-" + pod + ".slice"
+	default:
+		of := classRoot + "-" + class
+		cfg.Linux.CgroupParent = classRoot + ".slice" + of + ".slice" + of + "-" + pod + ".slice"
+	}
+	return s.makePodCgroup(cfg.Linux.CgroupParent)
+}
+
+// classRoot is what the kubelet calls the cgroup of all pods.
+const classRoot = "/kubepods"
+
+// removeClasses removes the cgroups above a pod's that have no pod any more.
+func (s *Stage) removeClasses(parent string) error {
+	var err error
+	for dir := path.Dir(parent); strings.HasPrefix(parent, classRoot) && dir != "/" && err == nil; dir = path.Dir(dir) {
+		entries, _ := os.ReadDir("/sys/fs/cgroup" + dir)
+		if slices.ContainsFunc(entries, fs.DirEntry.IsDir) {
+			break
+		}
+		err = s.removePodCgroup(dir)
+	}
+	return err
+}
+
 // Forget removes what PodConfig made, as the kubelet does after a pod is gone. A cgroup of the pod that is not empty
 // is an error: the runtime left something in it. One that the runtime chose is the runtime's.
 func (s *Stage) Forget(cfg *runtimeapi.PodSandboxConfig) error {
 	if cfg.Linux.CgroupParent == "" {
 		return os.RemoveAll(cfg.LogDirectory)
 	}
-	return errors.Join(s.removePodCgroup(cfg.Linux.CgroupParent), os.RemoveAll(cfg.LogDirectory))
+	err := s.removePodCgroup(cfg.Linux.CgroupParent)
+	if err == nil && cfg.Linux.CgroupParent != "" {
+		err = s.removeClasses(cfg.Linux.CgroupParent)
+	}
+	return errors.Join(err, os.RemoveAll(cfg.LogDirectory))
 }
 
 // ContainerConfig returns a container that runs command with RuntimeDefault seccomp; it logs to <name>.log.
