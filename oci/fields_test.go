@@ -204,7 +204,11 @@ var fieldSamples = map[string]string{
 	"process.capabilities.bounding": `["CAP_CHOWN"]`, "process.capabilities.permitted": `["CAP_CHOWN"]`, "process.capabilities.effective": `["CAP_CHOWN"]`,
 	"process.capabilities.inheritable": `["CAP_CHOWN","CAP_KILL"]`, "process.capabilities.ambient": `[]`,
 	"process.rlimits[].type": `"RLIMIT_CORE"`, "mounts[].options": `["noexec"]`,
-	"linux.maskedPaths": `["/proc/keys"]`, "linux.readonlyPaths": `["/proc/bus"]`, "linux.rootfsPropagation": `"shared"`,
+	"process.execCPUAffinity.initial": `"x"`, "process.execCPUAffinity.final": `"x"`, // an init has none, but they are looked at
+	"process.ioPriority.class": `"IOPRIO_CLASS_RT"`, "process.scheduler.policy": `"SCHED_BATCH"`, "process.scheduler.flags": `["SCHED_FLAG_RESET_ON_FORK"]`,
+	"linux.memoryPolicy.mode": `"MPOL_BIND"`, "linux.memoryPolicy.nodes": `"0"`, "linux.memoryPolicy.flags": `["MPOL_F_STATIC_NODES"]`,
+	"linux.personality.domain": `"LINUX32"`,
+	"linux.maskedPaths":        `["/proc/keys"]`, "linux.readonlyPaths": `["/proc/bus"]`, "linux.rootfsPropagation": `"shared"`,
 	"linux.namespaces[].type": `"user"`, "linux.namespaces[].path": `"/proc/1/ns/pid"`,
 	"linux.devices[].path": `"/dev/other"`, "linux.devices[].type": `"b"`, "linux.devices[].fileMode": `384`, "linux.devices[].uid": `5`, "linux.devices[].gid": `5`,
 	"linux.seccomp.defaultAction": `"SCMP_ACT_ALLOW"`, "linux.seccomp.architectures": `["SCMP_ARCH_X86"]`, "linux.seccomp.flags": `["SECCOMP_FILTER_FLAG_LOG"]`,
@@ -219,6 +223,16 @@ var fieldSamples = map[string]string{
 
 // fieldSections are what a field is tried in addition to, as JSON over the base.
 var fieldSections = map[string]string{
+	"process.scheduler.policy": `{"process":{"scheduler":{"policy":"SCHED_OTHER"}}}`, "process.scheduler.nice": `{"process":{"scheduler":{"policy":"SCHED_OTHER"}}}`,
+	"process.scheduler.priority": `{"process":{"scheduler":{"policy":"SCHED_RR","priority":3}}}`,
+	"process.scheduler.flags":    `{"process":{"scheduler":{"policy":"SCHED_OTHER"}}}`,
+	"process.scheduler.runtime":  `{"process":{"scheduler":{"policy":"SCHED_DEADLINE"}}}`,
+	"process.scheduler.deadline": `{"process":{"scheduler":{"policy":"SCHED_DEADLINE"}}}`,
+	"process.scheduler.period":   `{"process":{"scheduler":{"policy":"SCHED_DEADLINE"}}}`,
+	"process.ioPriority.class":   `{"process":{"ioPriority":{"class":"IOPRIO_CLASS_BE"}}}`, "process.ioPriority.priority": `{"process":{"ioPriority":{"class":"IOPRIO_CLASS_BE"}}}`,
+	"linux.memoryPolicy.mode":  `{"linux":{"memoryPolicy":{"mode":"MPOL_INTERLEAVE","nodes":"0"}}}`,
+	"linux.memoryPolicy.nodes": `{"linux":{"memoryPolicy":{"mode":"MPOL_BIND"}}}`, "linux.memoryPolicy.flags": `{"linux":{"memoryPolicy":{"mode":"MPOL_BIND"}}}`,
+	"linux.personality.domain": `{"linux":{"personality":{"domain":"LINUX"}}}`, "linux.personality.flags": `{"linux":{"personality":{"domain":"LINUX"}}}`,
 	"linux.seccomp.defaultErrnoRet":         `{"linux":{"seccomp":{"defaultAction":"SCMP_ACT_ERRNO"}}}`,
 	"linux.seccomp.listenerMetadata":        `{"linux":{"seccomp":{"listenerPath":"/run/x","syscalls":[{"names":["chmod"],"action":"SCMP_ACT_NOTIFY"}]}}}`,
 	"linux.seccomp.syscalls[].action":       `{"linux":{"seccomp":{"syscalls":[{"names":["chmod"],"action":"SCMP_ACT_LOG"}]}}}`,

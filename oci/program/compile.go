@@ -71,7 +71,11 @@ func Compile(in Input) (*step.Program, error) {
 			return nil, err
 		}
 	}
-	pr := process{builder: c.builder, spec: in.Spec.Process, seccomp: in.Seccomp, flags: in.SeccompFlags}
+	pr := process{builder: c.builder, spec: in.Spec.Process, seccomp: in.Seccomp, flags: in.SeccompFlags,
+		domain: in.Spec.Linux.Personality, memory: in.Spec.Linux.MemoryPolicy}
+	if err := pr.initialAffinity(); err != nil {
+		return nil, err
+	}
 	if err := pr.compile(true); err != nil {
 		return nil, err
 	}
@@ -139,6 +143,10 @@ type ExecInput struct {
 	// Seccomp and SeccompFlags are as in Input.
 	Seccomp      []byte
 	SeccompFlags uint64
+	// Personality and MemoryPolicy are those of the container's spec: an exec has
+	// them too.
+	Personality  *specs.LinuxPersonality
+	MemoryPolicy *specs.LinuxMemoryPolicy
 	// CgroupNS says that the container has a cgroup namespace of its own.
 	CgroupNS bool
 	// Join are further CLONE_NEW* flags of namespaces to take over from the
@@ -175,6 +183,10 @@ func CompileExec(in ExecInput) (*step.Program, error) {
 	if in.CgroupNS {
 		flags |= unix.CLONE_NEWCGROUP
 	}
+	pr := process{builder: b, spec: in.Process, seccomp: in.Seccomp, flags: in.SeccompFlags, exec: true, domain: in.Personality, memory: in.MemoryPolicy}
+	if err := pr.initialAffinity(); err != nil {
+		return nil, err
+	}
 	b.call("become leader of a session", unix.SYS_SETSID)
 	b.call("join the namespaces of the container", unix.SYS_SETNS, file(0), val(flags))
 	b.call("leave the old directory", unix.SYS_CHDIR, b.str("/"))
@@ -183,7 +195,6 @@ func CompileExec(in ExecInput) (*step.Program, error) {
 			return nil, err
 		}
 	}
-	pr := process{builder: b, spec: in.Process, seccomp: in.Seccomp, flags: in.SeccompFlags}
 	if err := pr.compile(!in.NoWait); err != nil {
 		return nil, err
 	}

@@ -75,6 +75,8 @@ var signatures = map[uint32]struct{ name, args string }{
 	unix.SYS_CAPSET: {"capset", "bK"}, unix.SYS_RT_SIGPROCMASK: {"rt_sigprocmask", "nbnn"}, unix.SYS_CLOSE_RANGE: {"close_range", "nnn"},
 	unix.SYS_WRITE: {"write", "dbn"}, unix.SYS_READ: {"read", "dbn"}, unix.SYS_SECCOMP: {"seccomp", "nxF"},
 	unix.SYS_EXECVE: {"execve", "svv"}, unix.SYS_EXECVEAT: {"execveat", "dsvvx"}, unix.SYS_RT_SIGACTION: {"rt_sigaction", "nbbn"},
+	unix.SYS_SCHED_SETATTR: {"sched_setattr", "nSx"}, unix.SYS_SCHED_SETAFFINITY: {"sched_setaffinity", "nnN"}, unix.SYS_IOPRIO_SET: {"ioprio_set", "nnx"},
+	unix.SYS_PERSONALITY: {"personality", "x"}, unix.SYS_SET_MEMPOLICY: {"set_mempolicy", "xNn"},
 	step.OpExpect: {"expect", "xxEx"}, step.OpSet: {"set", "x"}, step.OpStore: {"store", "xbn"},
 }
 
@@ -189,6 +191,11 @@ func (e explainer) pointer(f form, a step.Arg) string {
 		return e.vector(a)
 	case 'R':
 		return fmt.Sprintf("{%d, %d}", int64(c.word(a, 0)), int64(c.word(a, 8)))
+	case 'S':
+		return fmt.Sprintf("{policy %d, flags %#x, nice %d, priority %d, %d/%d/%d}", c.word(a, 0)>>32, c.word(a, 8), int32(c.word(a, 16)), c.word(a, 16)>>32,
+			c.word(a, 24), c.word(a, 32), c.word(a, 40))
+	case 'N':
+		return fmt.Sprintf("{%#x}", c.word(a, 0))
 	case 'M':
 		return "{a descriptor}"
 	case 'F':

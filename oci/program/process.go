@@ -21,6 +21,9 @@ type process struct {
 	seccomp []byte
 	flags   uint64 // of the seccomp filter
 	cwd     string
+	exec    bool // a further process in a running container
+	domain  *specs.LinuxPersonality
+	memory  *specs.LinuxMemoryPolicy
 }
 
 // compile adds everything from the limits to the execve, with a start wait
@@ -36,6 +39,9 @@ func (b process) compile(wait bool) error {
 		return fmt.Errorf("process.cwd: %.100q: %w", b.spec.Cwd, ErrInvalid)
 	}
 	if err := b.rlimits(); err != nil {
+		return err
+	}
+	if err := b.schedule(); err != nil {
 		return err
 	}
 	b.cwd = path.Clean(b.spec.Cwd) // as the directory was made: a/../b does not need an a

@@ -43,10 +43,8 @@ func refuse(s *specs.Spec) error {
 		{"linux.sysctl", len(l.Sysctl) > 0},
 		{"linux.mountLabel", l.MountLabel != ""},
 		{"linux.intelRdt", l.IntelRdt != nil},
-		{"linux.personality", l.Personality != nil},
 		{"linux.timeOffsets", len(l.TimeOffsets) > 0},
 		{"linux.netDevices", len(l.NetDevices) > 0},
-		{"linux.memoryPolicy", l.MemoryPolicy != nil},
 	}); err != nil {
 		return err
 	}
@@ -72,8 +70,5 @@ func refuseProcess(p *specs.Process) error {
 	return firstAsked([]check{
 		{"process.apparmorProfile", p.ApparmorProfile != ""},
 		{"process.selinuxLabel", p.SelinuxLabel != ""},
-		{"process.scheduler", p.Scheduler != nil},
-		{"process.ioPriority", p.IOPriority != nil},
-		{"process.execCPUAffinity", p.ExecCPUAffinity != nil},
 	})
 }

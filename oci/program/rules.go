@@ -51,10 +51,11 @@ func (c checker) reports(i int, s *step.Step) error {
 var lenient = map[uint32][]unix.Errno{
 	unix.SYS_OPENAT2: {unix.ENOENT, unix.ENOTDIR}, // looked for; what is to be there is opened again
 	unix.SYS_MKDIRAT: {unix.EEXIST}, unix.SYS_MKNODAT: {unix.EEXIST}, unix.SYS_SYMLINKAT: {unix.EEXIST},
-	unix.SYS_KEYCTL: {unix.ENOSYS},             // a kernel without keyrings
-	unix.SYS_CHDIR:  {unix.EACCES, unix.EPERM}, // tried again as the user
-	unix.SYS_PRCTL:  {unix.EINVAL},             // a capability that this kernel does not have: see strict
-	unix.SYS_EXECVE: {unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EACCES},
+	unix.SYS_SCHED_SETAFFINITY: {unix.EINVAL},             // where to begin; the cgroup has no such processors
+	unix.SYS_KEYCTL:            {unix.ENOSYS},             // a kernel without keyrings
+	unix.SYS_CHDIR:             {unix.EACCES, unix.EPERM}, // tried again as the user
+	unix.SYS_PRCTL:             {unix.EINVAL},             // a capability that this kernel does not have: see strict
+	unix.SYS_EXECVE:            {unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EACCES},
 }
 
 // strict demands that a call that fails ends the child (rule R16), but for the
