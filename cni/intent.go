@@ -145,6 +145,24 @@ func (n *Network) remove(podID string) error {
 	return nil
 }
 
+// sweep removes intents that a daemon was killed over while it wrote them: nothing was
+// asked of a plugin yet, and nobody else would take them away.
+func (n *Network) sweep() error {
+	entries, err := os.ReadDir(n.cfg.StateDir)
+	if err != nil {
+		return fmt.Errorf("list intents: %w", err)
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), ".") || !strings.HasSuffix(e.Name(), ".json.tmp") {
+			continue
+		}
+		if err := os.Remove(filepath.Join(n.cfg.StateDir, e.Name())); err != nil {
+			return fmt.Errorf("remove half an intent: %w", err)
+		}
+	}
+	return nil
+}
+
 // Pending returns the ids of all pods that have an intent: those connected,
 // and those that a crash has left behind. The caller knows which is which.
 func (n *Network) Pending() ([]string, error) {

@@ -125,6 +125,22 @@ func TestIntentComesFirst(t *testing.T) {
 	must(t, n.Del(t.Context(), "p"))
 }
 
+// A daemon that was killed while it wrote an intent leaves half of it, which the next one removes, and nothing else.
+func TestHalfAnIntent(t *testing.T) {
+	dir := t.TempDir()
+	half, whole, other := dir+"/.x1.json.tmp", dir+"/x1.json", dir+"/.note"
+	for _, f := range []string{half, whole, other} {
+		must(t, os.WriteFile(f, []byte("{"), 0o600))
+	}
+	_, err := New(Config{StateDir: dir, CacheDir: t.TempDir(), ConfDir: t.TempDir()})
+	must(t, err)
+	for f, want := range map[string]bool{half: false, whole: true, other: true} {
+		if _, err := os.Stat(f); (err == nil) != want {
+			t.Errorf("%s: %v", f, err)
+		}
+	}
+}
+
 // A list that fits into a file fits into an intent, or the pod is refused.
 func TestBigIntent(t *testing.T) {
 	n, ns := newNetwork(t), newNetNS(t)

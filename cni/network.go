@@ -59,6 +59,9 @@ func New(cfg Config) (*Network, error) {
 		cni:   libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.CacheDir, &pluginExec{}),
 		confs: confs{dir: cfg.ConfDir},
 	}
+	if err := n.sweep(); err != nil {
+		return nil, err
+	}
 	pods, err := n.Pending()
 	if err != nil {
 		return nil, err
