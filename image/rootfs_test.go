@@ -392,7 +392,11 @@ func TestNoDescriptorsAndMountsAreLeft(t *testing.T) {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	must(t, err)
 	before := openDescriptors(t)
+	newest := e.overlay
 	for _, e.overlay = range []overlayMode{layersByFD, layersByPath, layersByMount} {
+		if e.overlay < newest {
+			continue // this kernel does not have it
+		}
 		for range 5 {
 			must(t, e.NewRootfs(soon(t), "c", id))
 			fd, err := e.Mount(soon(t), "c", true)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,12 +33,13 @@ func TestChurnUnderKills(t *testing.T) {
 		pods = 2
 	}
 	var busy sync.WaitGroup
+	var answered atomic.Int64
 	for w := range workers {
 		busy.Add(1)
 		go func() {
 			defer busy.Done()
 			for n := range pods {
-				c := &churner{scene: s, name: fmt.Sprintf("churn-%d-%d", w, n)}
+				c := &churner{scene: s, name: fmt.Sprintf("churn-%d-%d", w, n), answered: &answered}
 				if err := c.life(); err != nil {
 					t.Errorf("%s: %v", c.name, err)
 				}
@@ -47,11 +49,16 @@ func TestChurnUnderKills(t *testing.T) {
 	over := make(chan struct{})
 	go func() { busy.Wait(); close(over) }()
 	kills := 0
+	patience := 400 // milliseconds, longer while nothing gets done: a slow machine must have its chance between two kills
 	for alive := true; alive; {
+		before := answered.Load()
 		select {
 		case <-over:
 			alive = false
-		case <-time.After(s.Scale(time.Duration(20+rand.IntN(400)) * time.Millisecond)):
+		case <-time.After(s.Scale(time.Duration(20+rand.IntN(patience)) * time.Millisecond)):
+			if patience = min(2*patience, 20_000); answered.Load() != before {
+				patience = 400
+			}
 			s.killDaemon()
 			kills++
 			if err := s.EnsureDaemon(s.ctx); err != nil {
@@ -68,9 +75,11 @@ func TestChurnUnderKills(t *testing.T) {
 type churner struct {
 	*scene
 	name string
-	cri  runtimeapi.RuntimeServiceClient
-	cfg  *runtimeapi.PodSandboxConfig
-	pod  string
+	// answered counts requests that were served, of all pods.
+	answered *atomic.Int64
+	cri      runtimeapi.RuntimeServiceClient
+	cfg      *runtimeapi.PodSandboxConfig
+	pod      string
 }
 
 // dial makes the connection, which comes back by itself after each death of the daemon.
@@ -91,9 +100,10 @@ func (c *churner) again(what string, f func(context.Context) error) error {
 			continue
 		}
 		if err != nil {
-			err = fmt.Errorf("%s: %w", what, err)
+			return fmt.Errorf("%s: %w", what, err)
 		}
-		return err
+		c.answered.Add(1)
+		return nil
 	}
 }
 

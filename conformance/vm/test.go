@@ -88,13 +88,15 @@ func treeTop(dir string) (string, error) {
 	}
 }
 
-// binaries adds what is tried as a whole to files: the packages below conformance start it, and package oci is measured
-// against the C program of the bound.
+// binaries adds what is tried as a whole to files: the packages below conformance start it, package cni calls the plugins, and
+// package oci is measured against the C program of the bound.
 func binaries(files map[string]string, top, rel string) error {
 	var patterns []string
 	switch {
 	case strings.HasPrefix(rel, "conformance/"):
 		patterns = []string{"bin/vitrine*", "bin/cni/*"}
+	case rel == "cni":
+		patterns = []string{"bin/cni/*"}
 	case rel == "oci":
 		patterns = []string{"bin/dev/bound"}
 	}
