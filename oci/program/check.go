@@ -77,6 +77,8 @@ func (c checker) closes(i int, s *step.Step) error {
 		flag = s.Args[2].Val & unix.OPEN_TREE_CLOEXEC
 	case unix.SYS_FSOPEN:
 		flag = s.Args[1].Val & unix.FSOPEN_CLOEXEC
+	case unix.SYS_FSPICK:
+		flag = s.Args[2].Val & unix.FSPICK_CLOEXEC
 	case unix.SYS_FSMOUNT:
 		flag = s.Args[1].Val & unix.FSMOUNT_CLOEXEC
 	case unix.SYS_SOCKET:
@@ -115,7 +117,7 @@ func (c checker) confined(i int, s *step.Step) error {
 		if s.Args[0] != rootFD || r&unix.RESOLVE_NO_MAGICLINKS == 0 || r&(unix.RESOLVE_IN_ROOT|unix.RESOLVE_BENEATH) == 0 {
 			return c.broken(i, "path that may leave the root")
 		}
-	case unix.SYS_OPEN_TREE, unix.SYS_MOUNT_SETATTR, unix.SYS_STATX:
+	case unix.SYS_OPEN_TREE, unix.SYS_MOUNT_SETATTR, unix.SYS_STATX, unix.SYS_FSPICK:
 		return c.named(i, s.Args[0], s.Args[1])
 	case unix.SYS_MOVE_MOUNT:
 		return errors.Join(c.named(i, s.Args[0], s.Args[1]), c.named(i, s.Args[2], s.Args[3]))

@@ -3,6 +3,7 @@ package program
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -23,6 +24,10 @@ var ErrInvalid = errors.New("invalid")
 type Bind struct {
 	File int  // index in the files that are handed over with the program; 0 is the root
 	Dir  bool // whether the source is a directory, which decides what a missing mount point becomes
+
+	IDMapped bool // it has the mapping of ids that the spec asks for
+	Filled   bool // it is a tmpfs with a copy of what the root has at the destination
+	Proc     bool // it is the root of a procfs, which may be bound to /proc
 }
 
 // Input is what a container's program is compiled from.
@@ -34,8 +39,19 @@ type Input struct {
 	Seccomp []byte
 	// SeccompFlags are SECCOMP_FILTER_FLAG_* for loading it.
 	SeccompFlags uint64
-	// Binds has the source of each bind mount by its index in Spec.Mounts.
+	// Binds has the source of each bind mount by its index in Spec.Mounts, and the
+	// mount of each filesystem that a program does not make itself (see InProgram);
+	// its options are then set already.
 	Binds map[int]Bind
+	// Targets has the place inside the root for a mount whose destination is a
+	// symlink that leads nowhere, by its index in Spec.Mounts.
+	Targets map[int]string
+	// Devices has the files of device nodes by their clean path: where there is one,
+	// it is bound and not made. A container with a user namespace needs all of them.
+	Devices map[string]int
+	// Visible are files of a procfs and a sysfs that a user namespace needs to see
+	// before it may mount its own.
+	Visible []int
 	// Inherit lists the namespaces that the process that forks is already in (or
 	// forks into): the spec may name them with a path for its readers, but nothing
 	// is to be done for them.
@@ -89,6 +105,7 @@ type compiler struct {
 	spec *specs.Spec
 
 	ownCgroupNS bool
+	made        map[string]string // clean destination -> filesystem that the program has mounted there
 }
 
 // terminal gives the process its terminal.
@@ -109,6 +126,16 @@ func (c *compiler) files() error {
 			return fmt.Errorf("%s: there is none: %w", field, ErrInvalid)
 		}
 		if err := c.claim(field, b.File, "source of "+c.spec.Mounts[i].Destination); err != nil {
+			return err
+		}
+	}
+	for _, p := range slices.Sorted(maps.Keys(c.in.Devices)) {
+		if err := c.claim("device "+p, c.in.Devices[p], "device "+p); err != nil {
+			return err
+		}
+	}
+	for _, f := range c.in.Visible {
+		if err := c.claim("visible filesystem", f, "filesystem of the kernel"); err != nil {
 			return err
 		}
 	}

@@ -28,6 +28,30 @@ var devLinks = [][2]string{
 	{"ptmx", "pts/ptmx"},
 }
 
+// Devices returns what a program makes in /dev: the devices of the spec and the
+// default ones that it does not have. There are none where /dev is a bind mount.
+func Devices(spec *specs.Spec) []specs.LinuxDevice {
+	for i := range spec.Mounts {
+		o, err := ParseMount("", &spec.Mounts[i])
+		if dest, _ := MountPoint("", spec.Mounts[i].Destination); err == nil && o.Bind && !o.Remount && dest == "dev" {
+			return nil
+		}
+	}
+	all, done := []specs.LinuxDevice{}, map[string]bool{}
+	if spec.Linux != nil {
+		all = append(all, spec.Linux.Devices...)
+	}
+	for i := range all {
+		done[path.Clean(all[i].Path)] = true
+	}
+	for _, d := range defaultDevices {
+		if !done[d.Path] {
+			all = append(all, d)
+		}
+	}
+	return all
+}
+
 // devices makes device nodes and links. Where /dev is a bind mount it is
 // somebody else's directory, and nothing is made in it.
 func (c *compiler) devices() error {
@@ -64,7 +88,8 @@ func (c *compiler) devices() error {
 func (c *compiler) devBound() (bound bool) {
 	for i := range c.spec.Mounts {
 		if path.Clean(c.spec.Mounts[i].Destination) == "/dev" {
-			_, bound = c.in.Binds[i]
+			b, ok := c.in.Binds[i]
+			bound = ok && !b.Filled
 		}
 	}
 	return bound
@@ -91,6 +116,13 @@ func (c *compiler) device(field, dest string, d *specs.LinuxDevice) error {
 	if d.Major < 0 || d.Minor < 0 || d.Major > 0xfff || d.Minor > 0xfffff {
 		return fmt.Errorf("%s: number %d:%d: %w", field, d.Major, d.Minor, ErrInvalid)
 	}
+	if f, ok := c.in.Devices["/"+dest]; ok {
+		c.bindDevice(dest, f)
+		return nil
+	}
+	if mode&unix.S_IFMT != unix.S_IFIFO && c.userNS() {
+		return fmt.Errorf("%s: %q in a user namespace without a descriptor: %w", field, d.Path, ErrUnsupported)
+	}
 	base := c.str(path.Base(dest))
 	c.mkdirAll(path.Dir(dest), inRoot)
 	dev := unix.Mkdev(uint32(d.Major), uint32(d.Minor))
@@ -104,6 +136,18 @@ func (c *compiler) device(field, dest string, d *specs.LinuxDevice) error {
 	c.here(&done)
 	c.closeParent(path.Dir(dest))
 	return nil
+}
+
+// bindDevice covers what is at dest, or an empty file made for it, with a device
+// node that was made outside of the user namespace. A symlink there is covered
+// itself.
+func (c *compiler) bindDevice(dest string, f int) {
+	c.mkdirAll(path.Dir(dest), inRoot)
+	c.call("make file /"+dest, unix.SYS_MKNODAT, reg(rParent), c.str(path.Base(dest)), val(uint64(unix.S_IFREG|0o644)), val(0)).ok(unix.EEXIST)
+	c.closeParent(path.Dir(dest))
+	c.open("open /"+dest, dest, unix.O_PATH|unix.O_NOFOLLOW, inRoot, rTarget)
+	c.moveMount("bind device /"+dest, file(f))
+	c.closeReg(rTarget)
 }
 
 // sameDevice looks at what is there already. An image or a mount may have

@@ -66,7 +66,7 @@ var signatures = map[uint32]struct{ name, args string }{
 	unix.SYS_STATX: {"statx", "dsxxb"}, unix.SYS_NEWFSTATAT: {"newfstatat", "dsbx"}, unix.SYS_FSTATFS: {"fstatfs", "db"},
 	unix.SYS_SOCKET: {"socket", "nxn"}, unix.SYS_IOCTL: {"ioctl", "dib"}, unix.SYS_DUP3: {"dup3", "dnn"}, unix.SYS_SENDMSG: {"sendmsg", "dMx"}, unix.SYS_CLOSE: {"close", "d"},
 	unix.SYS_MOUNT_SETATTR: {"mount_setattr", "dsxan"}, unix.SYS_MOVE_MOUNT: {"move_mount", "dsdsx"}, unix.SYS_OPEN_TREE: {"open_tree", "dsx"},
-	unix.SYS_FSOPEN: {"fsopen", "sx"}, unix.SYS_FSCONFIG: {"fsconfig", "dfssn"}, unix.SYS_FSMOUNT: {"fsmount", "dxm"},
+	unix.SYS_FSOPEN: {"fsopen", "sx"}, unix.SYS_FSCONFIG: {"fsconfig", "dfssn"}, unix.SYS_FSMOUNT: {"fsmount", "dxm"}, unix.SYS_FSPICK: {"fspick", "dsx"},
 	unix.SYS_OPENAT2: {"openat2", "dshn"}, unix.SYS_MKDIRAT: {"mkdirat", "dso"}, unix.SYS_MKNODAT: {"mknodat", "dsoD"},
 	unix.SYS_SYMLINKAT: {"symlinkat", "sds"}, unix.SYS_FCHOWNAT: {"fchownat", "dsnnx"}, unix.SYS_FCHDIR: {"fchdir", "d"},
 	unix.SYS_PIVOT_ROOT: {"pivot_root", "ss"}, unix.SYS_UMOUNT2: {"umount2", "sx"}, unix.SYS_CHDIR: {"chdir", "s"}, unix.SYS_GETCWD: {"getcwd", "bn"},

@@ -3,38 +3,62 @@ package program
 import (
 	"fmt"
 	"maps"
-	"path"
 	"slices"
 	"strings"
 	"unsafe"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/step"
 )
 
-// filesystems that a container may be given a new instance of, by their type
-// in the spec.
+// filesystems that a program makes a new instance of, by their type in the
+// spec: those of the kernel that need no device and no path of the host. All
+// others arrive as descriptors.
 var filesystems = map[string]string{
 	"proc": "proc", "sysfs": "sysfs", "tmpfs": "tmpfs", "devpts": "devpts", "mqueue": "mqueue",
-	"cgroup": "cgroup2", "cgroup2": "cgroup2",
+	"cgroup": "cgroup2", "cgroup2": "cgroup2", "ramfs": "ramfs", "hugetlbfs": "hugetlbfs", "bpf": "bpf", "binder": "binder",
+	"debugfs": "debugfs", "tracefs": "tracefs", "securityfs": "securityfs", "configfs": "configfs", "fusectl": "fusectl",
+	"pstore": "pstore", "efivarfs": "efivarfs", "selinuxfs": "selinuxfs", "binfmt_misc": "binfmt_misc",
 }
+
+// InProgram says whether a program makes a filesystem of this type itself. A
+// mount of another type, and each bind, needs a descriptor in Input.Binds.
+func InProgram(fstype string) bool { return filesystems[fstype] != "" }
+
+// own are the filesystems of which each mount is an instance of its own: what a
+// remount changes there, it changes for nobody else.
+var own = []string{"tmpfs", "ramfs", "devpts", "proc", "hugetlbfs"}
 
 // mounts adds the mounts of the spec, in its order.
 func (c *compiler) mounts() error {
 	genuine := map[string]uint64{} // destination -> what the last mount there is of
+	c.made = map[string]string{}
 	for i := range c.spec.Mounts {
 		m := &c.spec.Mounts[i]
-		if err := c.mount(i, m); err != nil {
+		o, dest, err := c.mount(i, m)
+		if err != nil {
 			return err
 		}
-		dest := path.Clean(m.Destination)
+		if o.Remount {
+			continue
+		}
 		delete(genuine, dest)
-		if _, bound := c.in.Binds[i]; !bound && magic[m.Type] != 0 {
-			genuine[dest] = magic[m.Type]
+		delete(c.made, dest)
+		b, bound := c.in.Binds[i]
+		switch {
+		case bound && dest == "proc" && b.Proc:
+			genuine[dest] = unix.PROC_SUPER_MAGIC
+		case !bound:
+			c.made[dest] = filesystems[m.Type]
+			if magic[m.Type] != 0 {
+				genuine[dest] = magic[m.Type]
+			}
 		}
 	}
 	for _, dest := range slices.Sorted(maps.Keys(genuine)) {
-		c.genuine(dest[1:], genuine[dest])
+		c.genuine(dest, genuine[dest])
 	}
 	return nil
 }
@@ -53,38 +77,41 @@ func (c *compiler) genuine(dest string, magic uint64) {
 	c.closeReg(rTarget)
 }
 
-func (c *compiler) mount(i int, m *specs.Mount) error {
+// mount adds one mount and says where it is.
+func (c *compiler) mount(i int, m *specs.Mount) (o MountOptions, dest string, err error) {
 	field := fmt.Sprintf("mounts[%d]", i)
-	dest, err := cleanDest(field+".destination", m.Destination)
-	if err != nil {
-		return err
+	if o, err = ParseMount(field, m); err != nil {
+		return o, "", err
 	}
-	if dest == "" {
-		return fmt.Errorf("%s.destination: the root itself: %w", field, ErrInvalid)
+	if dest, err = MountPoint(field+".destination", m.Destination); err != nil {
+		return o, dest, err
 	}
-	o, err := parseOptions(field, m)
-	if err != nil {
-		return err
+	if dest == "" && !o.Remount {
+		return o, dest, fmt.Errorf("%s.destination: the root itself: %w", field, ErrInvalid)
 	}
-	if o.bind {
-		return c.bindMount(i, field, dest, o)
+	if o.Remount {
+		return o, dest, c.remount(field, dest, o)
+	}
+	if b, ok := c.in.Binds[i]; ok || o.Bind {
+		if !ok {
+			return o, dest, fmt.Errorf("%s.source: bind mount without a descriptor: %w", field, ErrUnsupported)
+		}
+		return o, dest, c.bindMount(i, field, dest, o, b)
 	}
 	fstype, ok := filesystems[m.Type]
 	if !ok {
-		return fmt.Errorf("%s.type: %q: %w", field, m.Type, ErrUnsupported)
+		return o, dest, fmt.Errorf("%s.type: %q without a descriptor: %w", field, m.Type, ErrUnsupported)
 	}
-	source := m.Source
-	if source == "" {
-		source = fstype
-	}
-	if strings.ContainsRune(source, 0) {
-		return fmt.Errorf("%s.source: %q: %w", field, source, ErrInvalid)
+	if o.IDMap || o.CopyUp {
+		return o, dest, fmt.Errorf("%s.options: idmap or tmpcopyup without a descriptor: %w", field, ErrUnsupported)
 	}
 	if fstype == "cgroup2" && !c.ownCgroupNS {
-		o.data = hierarchyFlags(o.data)
+		if c.userNS() {
+			return o, dest, fmt.Errorf("%s: cgroup in a user namespace without a cgroup namespace or a descriptor: %w", field, ErrUnsupported)
+		}
+		o.Data = hierarchyFlags(o.Data)
 	}
-	c.fsMount(fstype, source, dest, o)
-	return nil
+	return o, dest, c.fsMount(i, field, fstype, m.Source, dest, o)
 }
 
 // hierarchyFlags keeps the flags of the machine's one cgroup hierarchy as
@@ -101,18 +128,20 @@ func hierarchyFlags(data []string) []string {
 }
 
 // fsMount mounts a new filesystem instance.
-func (c *compiler) fsMount(fstype, source, dest string, o options) {
+func (c *compiler) fsMount(i int, field, fstype, source, dest string, o MountOptions) error {
+	if source == "" {
+		source = fstype
+	}
+	if strings.ContainsRune(source, 0) || len(source) > maxFSValue {
+		return fmt.Errorf("%s.source: %.256q: %w", field, source, ErrInvalid)
+	}
 	c.call("prepare a "+fstype, unix.SYS_FSOPEN, c.str(fstype), val(unix.FSOPEN_CLOEXEC)).to(rContext)
 	c.call("called "+source, unix.SYS_FSCONFIG, reg(rContext), val(unix.FSCONFIG_SET_STRING), c.str("source"), c.str(source), val(0))
-	for _, d := range o.data {
-		if k, v, has := strings.Cut(d, "="); has {
-			c.call("with "+d, unix.SYS_FSCONFIG, reg(rContext), val(unix.FSCONFIG_SET_STRING), c.str(k), c.str(v), val(0))
-		} else {
-			c.call("with "+d, unix.SYS_FSCONFIG, reg(rContext), val(unix.FSCONFIG_SET_FLAG), c.str(k), val(0), val(0))
-		}
+	if err := c.configure(field, append(slices.Clone(o.Super), o.Data...)); err != nil {
+		return err
 	}
 	c.call("make it", unix.SYS_FSCONFIG, reg(rContext), val(unix.FSCONFIG_CMD_CREATE), val(0), val(0), val(0))
-	c.call("make a mount of it", unix.SYS_FSMOUNT, reg(rContext), val(unix.FSMOUNT_CLOEXEC), val(o.set)).to(rMount)
+	c.call("make a mount of it", unix.SYS_FSMOUNT, reg(rContext), val(unix.FSMOUNT_CLOEXEC), val(o.Set)).to(rMount)
 	c.closeReg(rContext)
 	resolve := uint64(inRoot)
 	if fstype == "proc" || fstype == "sysfs" {
@@ -120,157 +149,131 @@ func (c *compiler) fsMount(fstype, source, dest string, o options) {
 		// where later writes and masks would miss them (CVE-2019-19921).
 		resolve |= unix.RESOLVE_NO_SYMLINKS
 	}
-	c.target(dest, true, resolve)
+	c.target(c.place(i, dest), true, resolve)
 	c.attach("mount " + fstype + " on /" + dest)
-	if o.propagation != 0 {
-		c.setattr("set its propagation", reg(rMount), c.str(""), unix.AT_EMPTY_PATH, unix.MountAttr{Propagation: o.propagation})
+	for _, p := range o.Propagation {
+		c.setattr("set its propagation", reg(rMount), c.str(""), unix.AT_EMPTY_PATH, unix.MountAttr{Propagation: p})
 	}
 	c.closeReg(rMount)
 	c.closeReg(rTarget)
+	return nil
+}
+
+// maxFSValue is the longest value that fsconfig takes, without its NUL.
+const maxFSValue = 255
+
+// configure sets options of the filesystem whose context is in rContext.
+func (c *compiler) configure(field string, options []string) error {
+	for _, d := range options {
+		k, v, has := strings.Cut(d, "=")
+		if k == "" || len(k) > maxFSValue || len(v) > maxFSValue {
+			return fmt.Errorf("%s.options: %.256q: longer than the kernel takes, or without a name: %w", field, d, ErrInvalid)
+		}
+		if has {
+			c.call("with "+d, unix.SYS_FSCONFIG, reg(rContext), val(unix.FSCONFIG_SET_STRING), c.str(k), c.str(v), val(0))
+		} else {
+			c.call("with "+d, unix.SYS_FSCONFIG, reg(rContext), val(unix.FSCONFIG_SET_FLAG), c.str(k), val(0), val(0))
+		}
+	}
+	return nil
+}
+
+// place is where a mount goes: its destination, or where a symlink of the root
+// that leads to nothing wants it to be.
+func (c *compiler) place(i int, dest string) string {
+	if t, ok := c.in.Targets[i]; ok {
+		return t
+	}
+	return dest
+}
+
+// remount changes what is mounted at dest: the attributes that the spec names,
+// and no others. What the mount forbids and the spec does not speak of stays
+// forbidden. The options of a filesystem are changed only where it is this
+// program's own; of others, which the host or other containers see too, only the
+// mount changes.
+func (c *compiler) remount(field, dest string, o MountOptions) error {
+	fstype := c.made[dest]
+	if len(o.Super)+len(o.Data) > 0 && (o.Bind || !slices.Contains(own, fstype)) {
+		return fmt.Errorf("%s.options: %q of a filesystem that is not the container's own: %w", field, append(o.Super, o.Data...)[0], ErrUnsupported)
+	}
+	at := dest
+	if at == "" {
+		at = "."
+	}
+	c.open("find /"+dest, at, unix.O_PATH, inRoot, rTarget)
+	options := append(slices.Clone(o.Super), o.Data...)
+	if !o.Bind && slices.Contains(own, fstype) && (o.Set|o.Clear)&unix.MOUNT_ATTR_RDONLY != 0 {
+		options = append(options, map[bool]string{true: "ro", false: "rw"}[o.Set&unix.MOUNT_ATTR_RDONLY != 0])
+	}
+	if len(options) > 0 {
+		c.call("take the "+fstype+" on /"+dest, unix.SYS_FSPICK, reg(rTarget), c.str(""), val(unix.FSPICK_CLOEXEC|unix.FSPICK_EMPTY_PATH)).to(rContext)
+		if err := c.configure(field, options); err != nil {
+			return err
+		}
+		c.call("change it", unix.SYS_FSCONFIG, reg(rContext), val(unix.FSCONFIG_CMD_RECONFIGURE), val(0), val(0), val(0))
+		c.closeReg(rContext)
+	}
+	c.restrict("/"+dest, reg(rTarget), o)
+	for _, p := range o.Propagation {
+		c.setattr("set the propagation of /"+dest, reg(rTarget), c.str(""), unix.AT_EMPTY_PATH, unix.MountAttr{Propagation: p})
+	}
+	c.closeReg(rTarget)
+	return nil
+}
+
+// restrict changes the attributes of a mount, and of all below it.
+func (c *compiler) restrict(what string, fd step.Arg, o MountOptions) {
+	if o.Set != 0 || o.Clear != 0 {
+		c.setattr("change the attributes of "+what, fd, c.str(""), unix.AT_EMPTY_PATH, unix.MountAttr{Attr_set: o.Set, Attr_clr: o.Clear})
+	}
+	if o.SetAll != 0 || o.ClearAll != 0 {
+		c.setattr("and of all below it", fd, c.str(""), unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, unix.MountAttr{Attr_set: o.SetAll, Attr_clr: o.ClearAll})
+	}
 }
 
 // bindMount attaches a detached source. What the source's own mount forbids
 // (noexec, nosuid, nodev, read-only) stays forbidden: attributes are added,
 // and none is cleared that the spec does not name.
-func (c *compiler) bindMount(i int, field, dest string, o options) error {
-	src, ok := c.in.Binds[i]
-	if !ok {
-		return fmt.Errorf("%s.source: bind mount without a descriptor: %w", field, ErrUnsupported)
+func (c *compiler) bindMount(i int, field, dest string, o MountOptions, src Bind) error {
+	if o.IDMap && !src.IDMapped {
+		return fmt.Errorf("%s.options: idmap of a source that is not mapped: %w", field, ErrUnsupported)
 	}
-	if len(o.data) > 0 {
-		return fmt.Errorf("%s.options: %q on a bind mount: %w", field, o.data[0], ErrUnsupported)
+	if o.CopyUp && !src.Filled {
+		return fmt.Errorf("%s.options: tmpcopyup of a source that is not filled: %w", field, ErrUnsupported)
 	}
-	if (dest == "proc" || strings.HasPrefix(dest, "proc/")) && (src.Dir || !slices.Contains(procFiles, dest)) {
+	resolve := uint64(inRoot)
+	switch {
+	case dest == "proc" && src.Proc && src.Dir:
+		resolve |= unix.RESOLVE_NO_SYMLINKS
+	case (dest == "proc" || strings.HasPrefix(dest, "proc/")) && (src.Dir || !slices.Contains(procFiles, dest)):
 		// Labels and sysctls are written through /proc; a volume there would take
 		// them (CVE-2019-16884).
 		return fmt.Errorf("%s.destination: bind mount on /%s: %w", field, dest, ErrInvalid)
 	}
 	fd := file(src.File)
-	prop := o.propagation
-	if prop == 0 {
-		prop = unix.MS_PRIVATE
+	if len(o.Propagation) == 0 {
+		o.Propagation = []uint64{unix.MS_PRIVATE}
 	}
-	c.setattr("set propagation of the source of /"+dest, fd, c.str(""), unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, unix.MountAttr{Propagation: prop})
-	if o.set != 0 || o.clr != 0 {
-		c.setattr("restrict the source of /"+dest, fd, c.str(""), unix.AT_EMPTY_PATH, unix.MountAttr{Attr_set: o.set, Attr_clr: o.clr})
+	for _, p := range o.Propagation {
+		c.setattr("set propagation of the source of /"+dest, fd, c.str(""), unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, unix.MountAttr{Propagation: p})
 	}
-	if o.setRec != 0 || o.clrRec != 0 {
-		c.setattr("restrict all below it", fd, c.str(""), unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, unix.MountAttr{Attr_set: o.setRec, Attr_clr: o.clrRec})
-	}
-	c.target(dest, src.Dir, inRoot)
+	c.restrict("the source of /"+dest, fd, o)
+	c.target(c.place(i, dest), src.Dir, resolve)
 	c.moveMount("bind /"+dest, fd)
 	c.closeReg(rTarget)
 	return nil
 }
 
 // procFiles may be covered by a file: lxcfs shows a container its own numbers
-// there. No label and no sysctl is written to them.
-var procFiles = []string{"proc/cpuinfo", "proc/diskstats", "proc/loadavg", "proc/meminfo", "proc/slabinfo", "proc/stat", "proc/swaps", "proc/uptime"}
-
-// options are the parsed options of one mount.
-type options struct {
-	bind           bool
-	set, clr       uint64 // MOUNT_ATTR_*
-	setRec, clrRec uint64 // the same, for the whole tree
-	propagation    uint64 // MS_PRIVATE, ...; always applied to the whole tree of a bind
-	data           []string
+// there. No label and no setting of the runtime's is written to them.
+var procFiles = []string{
+	"proc/cpuinfo", "proc/diskstats", "proc/loadavg", "proc/meminfo", "proc/slabinfo", "proc/stat", "proc/swaps", "proc/uptime",
+	"proc/net/dev", "proc/sys/kernel/ns_last_pid", "proc/sys/crypto/fips_enabled",
 }
 
-// attribute is what an option of mount(8) does to the mount.
-type attribute struct {
-	bits  uint64
-	clear bool
-}
-
-const atime = unix.MOUNT_ATTR__ATIME
-
-var attributes = map[string]attribute{
-	"ro": {unix.MOUNT_ATTR_RDONLY, false}, "rw": {unix.MOUNT_ATTR_RDONLY, true},
-	"nosuid": {unix.MOUNT_ATTR_NOSUID, false}, "suid": {unix.MOUNT_ATTR_NOSUID, true},
-	"nodev": {unix.MOUNT_ATTR_NODEV, false}, "dev": {unix.MOUNT_ATTR_NODEV, true},
-	"noexec": {unix.MOUNT_ATTR_NOEXEC, false}, "exec": {unix.MOUNT_ATTR_NOEXEC, true},
-	"nodiratime": {unix.MOUNT_ATTR_NODIRATIME, false}, "diratime": {unix.MOUNT_ATTR_NODIRATIME, true},
-	"nosymfollow": {unix.MOUNT_ATTR_NOSYMFOLLOW, false}, "symfollow": {unix.MOUNT_ATTR_NOSYMFOLLOW, true},
-}
-
-// Access-time modes are one field, not bits: its old value has to be cleared.
-var atimes = map[string]uint64{
-	"relatime": unix.MOUNT_ATTR_RELATIME, "noatime": unix.MOUNT_ATTR_NOATIME, "strictatime": unix.MOUNT_ATTR_STRICTATIME,
-}
-
-var propagations = map[string]uint64{
-	"private": unix.MS_PRIVATE, "rprivate": unix.MS_PRIVATE, "slave": unix.MS_SLAVE, "rslave": unix.MS_SLAVE,
-	"shared": unix.MS_SHARED, "rshared": unix.MS_SHARED, "unbindable": unix.MS_UNBINDABLE, "runbindable": unix.MS_UNBINDABLE,
-}
-
-// refusedOptions are options that would otherwise be taken for data of the
-// filesystem.
-var refusedOptions = []string{"idmap", "ridmap", "tmpcopyup", "remount", "sync", "async", "dirsync", "mand", "nomand", "loop"}
-
-// parseOptions sorts the options of a mount.
-func parseOptions(field string, m *specs.Mount) (options, error) {
-	o := options{bind: m.Type == "bind"}
-	if len(m.UIDMappings) > 0 || len(m.GIDMappings) > 0 {
-		return o, fmt.Errorf("%s.uidMappings: %w", field, ErrUnsupported)
-	}
-	for _, opt := range m.Options {
-		if slices.Contains(refusedOptions, opt) {
-			return o, fmt.Errorf("%s.options: %q: %w", field, opt, ErrUnsupported)
-		}
-		if strings.ContainsRune(opt, 0) || len(opt) > 4096 {
-			return o, fmt.Errorf("%s.options: %q: %w", field, opt, ErrInvalid)
-		}
-		o.add(opt)
-	}
-	if o.bind {
-		// "rw" on a bind only says that "ro" was not asked for; clearing the flag would
-		// make a read-only source writable.
-		o.clr &^= unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
-	} else {
-		o.set |= o.setRec // a new mount has nothing below it
-	}
-	return o, nil
-}
-
-// add takes one option in.
-func (o *options) add(opt string) {
-	if opt == "bind" || opt == "rbind" {
-		o.bind = true
-		return
-	}
-	if opt == "defaults" {
-		return
-	}
-	if p, ok := propagations[opt]; ok {
-		o.propagation = p
-		return
-	}
-	if apply(&o.set, &o.clr, opt) {
-		return
-	}
-	if r, ok := strings.CutPrefix(opt, "r"); ok && apply(&o.setRec, &o.clrRec, r) {
-		return
-	}
-	o.data = append(o.data, opt)
-}
-
-// apply sets or clears the attribute that opt names; the last option wins.
-func apply(set, clr *uint64, opt string) bool {
-	if v, ok := atimes[opt]; ok {
-		*set = *set&^atime | v
-		*clr |= atime
-		return true
-	}
-	a, ok := attributes[opt]
-	if !ok {
-		return false
-	}
-	if a.clear {
-		*set &^= a.bits
-		*clr |= a.bits
-	} else {
-		*set |= a.bits
-		*clr &^= a.bits
-	}
-	return true
+// userNS says whether the container has a user namespace, its own or a joined
+// one: no device can be made there, and not every filesystem.
+func (c *compiler) userNS() bool {
+	return slices.ContainsFunc(c.spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.UserNamespace })
 }

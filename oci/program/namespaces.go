@@ -103,8 +103,13 @@ func (c *compiler) loopback() {
 func (c *compiler) root() error {
 	// A root that was cloned from a shared mount of the host would show the
 	// host all that is mounted in it.
-	c.setattr("keep what is mounted in the root to ourselves", rootFD, c.str(""), unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, unix.MountAttr{Propagation: unix.MS_PRIVATE})
+	first, _, _, err := c.rootPropagation()
+	if err != nil {
+		return err
+	}
+	c.setattr("keep what is mounted in the root to ourselves", rootFD, c.str(""), unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, unix.MountAttr{Propagation: first})
 	c.setattr("keep mounts to ourselves", val(atFDCWD), c.str("/"), unix.AT_RECURSIVE, unix.MountAttr{Propagation: unix.MS_PRIVATE})
+	c.visible()
 	c.call("attach the root", unix.SYS_MOVE_MOUNT, rootFD, c.str(""), val(atFDCWD), c.str(ScratchRoot), val(unix.MOVE_MOUNT_F_EMPTY_PATH))
 	return nil
 }
@@ -122,7 +127,7 @@ func (c *compiler) pivot() error {
 	if c.spec.Root != nil && c.spec.Root.Readonly {
 		c.setattr("make the root read-only", rootFD, c.str(""), unix.AT_EMPTY_PATH, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 	}
-	return nil
+	return c.propagateRoot()
 }
 
 // uncovered makes sure that nothing was mounted on the root itself, where a

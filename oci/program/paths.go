@@ -25,6 +25,18 @@ func cleanDest(field, p string) (string, error) {
 	return strings.TrimPrefix(path.Clean(p), "/"), nil
 }
 
+// MountPoint returns the clean destination of a mount without its leading slash:
+// relative ones are below the root, as the spec has it for old configurations.
+func MountPoint(field, p string) (string, error) {
+	if p == "" {
+		return "", fmt.Errorf("%s is missing: %w", field, ErrInvalid)
+	}
+	if p[0] != '/' {
+		p = "/" + p
+	}
+	return cleanDest(field, p)
+}
+
 // open adds an openat2 of a path inside the root.
 func (b *builder) open(name, p string, flags uint64, resolve uint64, to step.Register) op {
 	how := b.words(flags|unix.O_CLOEXEC, 0, resolve)

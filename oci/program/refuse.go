@@ -51,11 +51,7 @@ func refuse(s *specs.Spec) error {
 	if strings.ContainsRune(s.Hostname+s.Domainname, 0) {
 		return fmt.Errorf("hostname: NUL in %q: %w", s.Hostname+s.Domainname, ErrInvalid)
 	}
-	switch l.RootfsPropagation {
-	case "", "private", "rprivate":
-		return nil
-	}
-	return fmt.Errorf("linux.rootfsPropagation: %q: %w", l.RootfsPropagation, ErrUnsupported)
+	return nil
 }
 
 func hasHooks(h *specs.Hooks) bool {

@@ -174,14 +174,14 @@ func closesAll(s *step.Step) bool {
 	return s.Args[0].Kind == step.Const && s.Args[0].Val <= step.FirstFD && s.Args[1] == val(uint64(math.MaxUint32)) && s.Args[2] == val(0)
 }
 
-// private demands that the new root is made private before something is
-// mounted, and that it is the program's own namespace where that happens.
+// private demands that the new root is made private, or a slave, before something
+// is mounted, and that it is the program's own namespace where that happens.
 func (c checker) private() error {
 	ours := false
 	for i := range c.p.Steps {
 		switch s := &c.p.Steps[i]; s.Nr {
 		case unix.SYS_MOUNT_SETATTR:
-			ours = ours || s.Args[0] == rootFD && s.Args[2] == val(unix.AT_EMPTY_PATH|unix.AT_RECURSIVE) && c.word(s.Args[3], 16) == unix.MS_PRIVATE
+			ours = ours || s.Args[0] == rootFD && s.Args[2] == val(unix.AT_EMPTY_PATH|unix.AT_RECURSIVE) && (c.word(s.Args[3], 16) == unix.MS_PRIVATE || c.word(s.Args[3], 16) == unix.MS_SLAVE)
 		case unix.SYS_MOVE_MOUNT:
 			if !ours || c.p.Clone&unix.CLONE_NEWNS == 0 {
 				return c.broken(i, "mount that may be seen outside")

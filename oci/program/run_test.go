@@ -102,6 +102,7 @@ type stage struct {
 	sockets  []int   // further files, behind the sources
 	// change is done to the program after it was checked.
 	change func(p *step.Program)
+	more   []*sys.FD // files behind root and sources
 }
 
 func (s stage) run(t *testing.T) result {
@@ -157,7 +158,7 @@ func (s stage) child(enc []byte, proc, w *os.File) (res result) {
 		mounts[0] = s.detached
 	}
 	var files []int
-	for _, m := range mounts {
+	for _, m := range append(mounts, s.more...) {
 		defer m.Close()
 		files = append(files, m.Int())
 	}
@@ -375,7 +376,7 @@ func TestRefusesByName(t *testing.T) {
 		"hooks":                   func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/x"}}} },
 		"linux.uidMappings":       func(s *specs.Spec) { s.Linux.UIDMappings = []specs.LinuxIDMapping{{Size: 1}} },
 		"linux.sysctl":            func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"a": "b"} },
-		"linux.rootfsPropagation": func(s *specs.Spec) { s.Linux.RootfsPropagation = "shared" },
+		"linux.rootfsPropagation": func(s *specs.Spec) { s.Linux.RootfsPropagation = "sideways" },
 		"mounts[0].type":          func(s *specs.Spec) { s.Mounts[0].Type = "nfs" },
 		"mounts[0].options":       func(s *specs.Spec) { s.Mounts[0].Options = []string{"tmpcopyup"} },
 		"mounts[0].source":        func(s *specs.Spec) { s.Mounts[0].Type = "bind" },
