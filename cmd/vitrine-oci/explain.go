@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
@@ -14,31 +13,50 @@ import (
 	"github.com/vitrine-runtime/vitrine/oci/seccomp"
 )
 
-// explain prints a program: one that ran, or one that a bundle would become.
-func explain(args []string, out, errs io.Writer) int {
-	if len(args) != 2 {
-		say(errs, usage)
-		return 2
+func prepareExplain(c *call) ([]option, func([]string) (int, error)) {
+	var file, dir string
+	options := []option{
+		text("bundle,b", "DIR", "of what DIR/config.json would become", &dir),
+		text("program", "FILE", "of an encoded program", &file),
 	}
-	var p *step.Program
-	var err error
-	switch args[0] {
-	case "--program":
-		p, err = load(args[1])
-	case "--bundle":
-		p, err = compile(args[1])
-	default:
-		say(errs, usage)
-		return 2
+	return options, func(args []string) (int, error) {
+		var p *step.Program
+		var err error
+		switch {
+		case file != "" && dir == "" && len(args) == 0:
+			p, err = load(file)
+		case dir != "" && file == "" && len(args) == 0:
+			p, err = compile(dir)
+		case file == "" && dir == "" && len(args) == 1:
+			p, err = c.programOf(args)
+		default:
+			return 1, fmt.Errorf("explain a bundle, a program or the container of an id: %w", errUsage)
+		}
+		if err == nil {
+			err = program.Explain(c.out, p)
+		}
+		if err != nil {
+			return 1, fmt.Errorf("explain: %w", err)
+		}
+		return 0, nil
 	}
-	if err == nil {
-		err = program.Explain(out, p)
-	}
+}
+
+// programOf returns what a container was made with.
+func (c *call) programOf(args []string) (*step.Program, error) {
+	id, err := oneID(args)
 	if err != nil {
-		say(errs, "vitrine-oci: explain: "+err.Error()+"\n")
-		return 1
+		return nil, err
 	}
-	return 0
+	ctr, err := c.rt.Look(id)
+	if err != nil {
+		return nil, err
+	}
+	b, err := ctr.Program()
+	if err != nil {
+		return nil, err
+	}
+	return step.Decode(b)
 }
 
 // load reads an encoded program, as the daemon leaves it in a container's

@@ -1,38 +1,31 @@
-// Command vitrine-oci is the small one of the two binaries: the monitor behind
-// each pod, and the looking glass for programs.
+// Command vitrine-oci is the small one of the two binaries: an OCI runtime for the
+// command line, the monitor behind each pod, and the looking glass for programs.
 //
+//	vitrine-oci create --bundle DIR ID    and the other verbs of an OCI runtime
+//	vitrine-oci explain --bundle DIR      compile DIR/config.json and print the program
 //	vitrine-oci monitor                   started by the daemon, never by people
-//	vitrine-oci explain --program FILE    print what a container was made with
-//	vitrine-oci explain --bundle DIR      compile DIR/config.json and print that
-//	vitrine-oci version
 //
-// The verbs of the OCI runtime command line are known and answered "not yet".
+// docs/vitrine-oci.md describes the verbs. This package has their flags and what they
+// print; what they do is in package bundle.
 package main
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"io"
 	"os"
-	"slices"
+	"os/signal"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/oci/bundle"
 	"github.com/vitrine-runtime/vitrine/oci/monitor"
 )
 
 // version is set by the linker (-X main.version=...).
 var version = "devel"
-
-// notYet are the other verbs of an OCI runtime. A caller that needs one must
-// hear that it is missing, and not that it was misspelt.
-var notYet = []string{
-	"create", "start", "state", "kill", "delete", "run", "exec", "list", "ps", "update",
-	"pause", "resume", "events", "spec", "features", "checkpoint", "restore",
-}
-
-const usage = `usage: vitrine-oci VERB
-  explain --program FILE   print an encoded program, one system call a line
-  explain --bundle DIR     compile DIR/config.json and print the program
-  version                  print the version
-  monitor                  run as the monitor of a pod (started by vitrine)
-`
 
 // say writes for people; there is nobody to tell that it could not.
 func say(w io.Writer, text string) { _, _ = io.WriteString(w, text) }
@@ -41,28 +34,160 @@ func main() {
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// run executes the command line and returns the exit code: 0, 1 for a failure,
-// 2 for a command line that makes no sense.
+// call is one use of the command line.
+type call struct {
+	ctx     context.Context
+	rt      *bundle.Runtime
+	log     *logger
+	in      io.Reader
+	out     io.Writer
+	errs    io.Writer
+	globals []option
+}
+
+// verb is what the command line can do.
+type verb struct {
+	name string
+	args string // after the flags
+	help string
+	// prepare returns the flags and what is to be done with the rest.
+	prepare func(c *call) (options []option, do func(args []string) (code int, err error))
+}
+
+// verbs in the order of the help.
+func verbs() []verb {
+	return []verb{
+		{"create", "ID", "make a container, up to but without its program", prepareCreate},
+		{"start", "ID", "execute the program of a created container", prepareStart},
+		{"run", "ID", "create and start a container and wait for its end", prepareRun},
+		{"state", "ID", "print the state of a container", prepareState},
+		{"kill", "ID [SIGNAL]", "send a signal, SIGTERM if none is given", prepareKill},
+		{"delete", "ID", "remove a stopped container", prepareDelete},
+		{"list", "", "print all containers", prepareList},
+		{"explain", "[ID]", "print the system calls that make a container", prepareExplain},
+		{"version", "", "print the version", prepareVersion},
+		{"checkpoint", "", "not supported", prepareMissing},
+		{"restore", "", "not supported", prepareMissing},
+	}
+}
+
+// run executes the command line and returns the exit code: 0, 1 for a failure, the
+// program's own for run and exec, 2 for a command line without a verb.
 func run(args []string, out, errs io.Writer) int {
-	if len(args) == 0 {
-		say(errs, usage)
-		return 2
-	}
-	switch verb := args[0]; {
-	case verb == "monitor" && len(args) == 1:
+	if len(args) == 1 && args[0] == "monitor" {
 		return monitor.Main()
-	case verb == "explain":
-		return explain(args[1:], out, errs)
-	case verb == "version" || verb == "--version" || verb == "-v":
-		say(out, "vitrine-oci "+version+"\n")
-		return 0
-	case verb == "help" || verb == "--help" || verb == "-h":
-		say(out, usage)
-		return 0
-	case slices.Contains(notYet, verb):
-		say(errs, "vitrine-oci: "+verb+": not yet\n")
-		return 1
 	}
-	say(errs, usage)
-	return 2
+	// A terminal's interrupt ends a wait for systemd; who waits for a program passes
+	// signals on.
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	c := &call{ctx: ctx, log: &logger{errs: errs}, in: os.Stdin, out: out, errs: errs}
+	c.rt = &bundle.Runtime{Root: bundle.DefaultRoot, Manager: bundle.ManagerCgroupfs, Warn: c.log.warn}
+	code, err := c.run(args)
+	if err != nil {
+		c.log.fail(err)
+	}
+	return code
+}
+
+func (c *call) run(args []string) (int, error) {
+	var help, showVersion bool
+	c.globals = c.globalOptions(&help, &showVersion)
+	rest, err := parse(c.globals, args)
+	if err != nil {
+		return 1, err
+	}
+	if err := c.log.check(); err != nil {
+		return 1, err
+	}
+	switch {
+	case showVersion:
+		rest = []string{"version"}
+	case help || len(rest) > 0 && rest[0] == "help":
+		c.usage(c.out)
+		return 0, nil
+	case len(rest) == 0:
+		c.usage(c.errs)
+		return 2, nil
+	}
+	for _, v := range verbs() {
+		if v.name == rest[0] {
+			return c.verb(&v, rest[1:])
+		}
+	}
+	c.usage(c.errs)
+	return 2, fmt.Errorf("no verb %q: %w", rest[0], errUsage)
+}
+
+func (c *call) verb(v *verb, args []string) (int, error) {
+	options, do := v.prepare(c)
+	help := false
+	rest, err := parse(append(options, toggle("help,h", "print this", &help)), args)
+	if err != nil {
+		return 1, fmt.Errorf("%s: %w", v.name, err)
+	}
+	if help {
+		say(c.out, "usage: vitrine-oci "+v.name+" [flags] "+v.args+"\n"+v.help+"\n")
+		describe(c.out, options)
+		return 0, nil
+	}
+	code, err := do(rest)
+	if err != nil && code == 0 {
+		code = 1
+	}
+	return code, err
+}
+
+func (c *call) globalOptions(help, showVersion *bool) []option {
+	return []option{
+		text("root", "DIR", "where states are kept (default "+bundle.DefaultRoot+")", &c.rt.Root),
+		text("log", "FILE", "write what goes wrong to this file", &c.log.file),
+		text("log-format", "FORM", "of the log: text or json", &c.log.form),
+		toggle("debug", "write more to the log", &c.log.debug),
+		{"systemd-cgroup", "", "let systemd make the cgroups: linux.cgroupsPath is slice:prefix:name", func(v string) error {
+			if v != "false" {
+				c.rt.Manager = bundle.ManagerSystemd
+			}
+			return nil
+		}},
+		text("cgroup-manager", "WHO", "makes cgroups: cgroupfs, systemd or disabled", &c.rt.Manager),
+		{"rootless", "BOOL", "true is refused: containers are made by root", func(v string) error {
+			if v == "true" {
+				return bundle.ErrNotRoot
+			}
+			return nil
+		}},
+		toggle("help,h", "print this", help),
+		toggle("version,v", "print the version", showVersion),
+	}
+}
+
+func (c *call) usage(w io.Writer) {
+	say(w, "usage: vitrine-oci [flags] VERB [flags] [arguments]\n\nverbs (VERB --help has the flags of each):\n")
+	for _, v := range verbs() {
+		say(w, fmt.Sprintf("  %-12s %-14s %s\n", v.name, v.args, v.help))
+	}
+	say(w, "  monitor                     run as the monitor of a pod (started by vitrine)\n\nflags:\n")
+	describe(w, c.globals)
+}
+
+func prepareVersion(c *call) ([]option, func([]string) (int, error)) {
+	return nil, func([]string) (int, error) {
+		say(c.out, "vitrine-oci version "+version+"\nspec: "+specs.Version+"\n")
+		return 0, nil
+	}
+}
+
+func prepareMissing(*call) ([]option, func([]string) (int, error)) {
+	return nil, func([]string) (int, error) {
+		return 1, errors.New("checkpoint and restore: not supported")
+	}
+}
+
+// oneID returns the only argument.
+func oneID(args []string) (string, error) {
+	if len(args) != 1 {
+		return "", fmt.Errorf("%d arguments where the id of a container is expected: %w", len(args), errUsage)
+	}
+	return args[0], bundle.CheckID(args[0])
 }

@@ -27,14 +27,20 @@ func TestVerbs(t *testing.T) {
 		errs string
 	}{
 		{nil, 2, "", "usage:"},
-		{[]string{"version"}, 0, "vitrine-oci devel", ""},
+		{[]string{"version"}, 0, "vitrine-oci version devel", ""},
 		{[]string{"--help"}, 0, "usage:", ""},
-		{[]string{"create", "--bundle", "x", "id"}, 1, "", "vitrine-oci: create: not yet"},
-		{[]string{"features"}, 1, "", "vitrine-oci: features: not yet"},
+		{[]string{"create", "--bundle", "/nonexistent", "id"}, 1, "", "no such file"},
+		{[]string{"create", "--bundle", "/nonexistent", "a/b"}, 1, "", "container id"},
+		{[]string{"create", "--no-pivot", "id"}, 1, "", "pivot_root"},
+		{[]string{"--rootless=true", "list"}, 1, "", "needs root"},
+		{[]string{"--root", "/nonexistent", "state", "x"}, 1, "", "does not exist"},
+		{[]string{"--root", "/nonexistent", "delete", "--force", "x"}, 0, "", ""},
+		{[]string{"kill", "x", "NONE"}, 1, "", "unknown signal"},
+		{[]string{"checkpoint", "x"}, 1, "", "not supported"},
 		{[]string{"crate"}, 2, "", "usage:"},
 		{[]string{"monitor", "extra"}, 2, "", "usage:"},
-		{[]string{"explain"}, 2, "", "usage:"},
-		{[]string{"explain", "--frobnicate", "x"}, 2, "", "usage:"},
+		{[]string{"explain"}, 1, "", "explain a bundle"},
+		{[]string{"explain", "--frobnicate", "x"}, 1, "", "not defined"},
 		{[]string{"explain", "--program", "/nonexistent"}, 1, "", "no such file"},
 		{[]string{"explain", "--program", "/dev/null"}, 1, "", "malformed program"},
 		{[]string{"explain", "--bundle", "/nonexistent"}, 1, "", "no such file"},
@@ -83,6 +89,7 @@ func TestExplain(t *testing.T) {
 	// The same program from its encoding.
 	p, err := program.Compile(program.Input{
 		Spec: &specs.Spec{
+			Version: specs.Version,
 			Process: &specs.Process{Args: []string{"sh"}, Cwd: "/", Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1, Hard: 1}}},
 			Root:    &specs.Root{Path: "rootfs"},
 			Linux:   &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.MountNamespace}}},

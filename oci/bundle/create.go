@@ -1,0 +1,306 @@
+package bundle
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/step"
+	"github.com/vitrine-runtime/vitrine/oci/executor"
+	"github.com/vitrine-runtime/vitrine/oci/program"
+	"github.com/vitrine-runtime/vitrine/oci/seccomp"
+	"github.com/vitrine-runtime/vitrine/oci/source"
+)
+
+// CreateOptions are the settings of Create that are not in the bundle.
+type CreateOptions struct {
+	// Bundle is the directory with config.json.
+	Bundle string
+	// Stdio are descriptors that become the container's 0, 1 and 2, where it has no
+	// terminal. They stay the caller's.
+	Stdio [3]int
+	// PidFile gets the pid of the container's process, if not empty.
+	PidFile string
+}
+
+// Create makes a container and lets it run to its start wait. It returns it locked;
+// the caller closes it. After an error nothing of it is left.
+func (r *Runtime) Create(ctx context.Context, id string, o CreateOptions) (*Container, error) {
+	c, child, err := r.create(ctx, id, o)
+	if err != nil {
+		return nil, err
+	}
+	return c, child.Close()
+}
+
+// create is Create for who wants to start the child himself.
+func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (*Container, *executor.Child, error) {
+	if err := CheckID(id); err != nil {
+		return nil, nil, err
+	}
+	b, err := openBundle(o.Bundle)
+	if err != nil {
+		return nil, nil, err
+	}
+	m := &maker{opts: o, bundle: b}
+	if err := m.compile(); err != nil {
+		return nil, nil, errors.Join(err, m.close())
+	}
+	defer m.close()
+	if err := m.reserve(r, id); err != nil {
+		return nil, nil, err
+	}
+	if err := m.make(ctx); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("create container %s: %w", id, err), m.undo())
+	}
+	return m.c, m.child, nil
+}
+
+// bundle is what a container is to be made from.
+type bundle struct {
+	path string
+	text []byte // of config.json
+	spec *specs.Spec
+}
+
+func openBundle(path string) (*bundle, error) {
+	if path == "" {
+		path = "."
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	b := &bundle{path: abs, spec: new(specs.Spec)}
+	if b.text, err = os.ReadFile(filepath.Join(abs, configName)); err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(b.text, b.spec); err != nil {
+		return nil, fmt.Errorf("read %s: %w", filepath.Join(abs, configName), err)
+	}
+	if b.spec.Root == nil || b.spec.Root.Path == "" {
+		return nil, fmt.Errorf("root.path is missing: %w", program.ErrInvalid)
+	}
+	return b, nil
+}
+
+// rootfs is the host's path of the root filesystem.
+func (b *bundle) rootfs() string {
+	if filepath.IsAbs(b.spec.Root.Path) {
+		return b.spec.Root.Path
+	}
+	return filepath.Join(b.path, b.spec.Root.Path)
+}
+
+// input begins what a program is compiled from.
+func input(spec *specs.Spec) (program.Input, error) {
+	in := program.Input{Spec: spec}
+	if spec.Linux == nil {
+		return in, nil
+	}
+	var err error
+	in.Seccomp, in.SeccompFlags, err = filter(spec.Linux.Seccomp)
+	return in, err
+}
+
+// filter compiles a seccomp section.
+func filter(s *specs.LinuxSeccomp) ([]byte, uint64, error) {
+	if s == nil {
+		return nil, 0, nil
+	}
+	f, err := seccomp.Compile(s)
+	if err != nil {
+		return nil, 0, fmt.Errorf("linux.seccomp: %w", err)
+	}
+	return f.Bytes(), f.Flags, nil
+}
+
+// reserve takes the id and writes down what is known.
+func (m *maker) reserve(r *Runtime, id string) error {
+	b := m.bundle
+	p, err := r.plan(id, b.spec.Linux.CgroupsPath)
+	if err != nil {
+		return err
+	}
+	if m.group, err = p.open(); err != nil {
+		return err
+	}
+	dir, err := r.makeDir(id)
+	if err != nil {
+		return err
+	}
+	m.c = &Container{r: r, dir: dir, spec: b.spec, rec: record{Cgroup: p, State: State{
+		State:  specs.State{Version: specs.Version, ID: id, Status: specs.StateCreating, Bundle: b.path, Annotations: b.spec.Annotations},
+		Rootfs: b.rootfs(), Created: time.Now().UTC(), Owner: owner(),
+	}}}
+	err = dir.write(configName, b.text)
+	if err == nil {
+		err = m.c.save()
+	}
+	if err != nil {
+		return errors.Join(err, dir.remove(), dir.Close())
+	}
+	return nil
+}
+
+// owner is the name of whoever calls, for lists.
+func owner() string {
+	if os.Geteuid() == 0 {
+		return "root"
+	}
+	return strconv.Itoa(os.Geteuid())
+}
+
+// maker makes one container. What it opens is closed by close; what it makes is
+// undone by undo.
+type maker struct {
+	opts    CreateOptions
+	bundle  *bundle
+	sources *source.Set
+	program []byte
+	c       *Container
+	group   *group
+	child   *executor.Child
+}
+
+// compile does what can be found wrong before anything exists.
+func (m *maker) compile() (err error) {
+	spec := *m.bundle.spec
+	spec.Hooks = nil // ours
+	if spec.Process != nil {
+		p := *spec.Process
+		p.Rlimits = withFileLimit(p.Rlimits)
+		spec.Process = &p
+	}
+	in, err := input(&spec)
+	if err != nil {
+		return err
+	}
+	if m.sources, err = source.Open(&spec, m.bundle.path, source.Options{}); err != nil {
+		return err
+	}
+	m.sources.Apply(&in)
+	p, err := program.Compile(in)
+	if err != nil {
+		return err
+	}
+	m.program, err = p.Encode()
+	return err
+}
+
+// make does the rest, in an order in which delete finds what there is.
+func (m *maker) make(ctx context.Context) (err error) {
+	c, spec := m.c, m.bundle.spec
+	if err := c.dir.write(programName, m.program); err != nil {
+		return err
+	}
+	if m.group != nil {
+		if err := m.group.make(c.rec.Cgroup, c.rec.ID, spec.Linux.Resources); err != nil {
+			return err
+		}
+	}
+	if err := m.fork(); err != nil {
+		return err
+	}
+	c.rec.Init.Pid = m.child.Pid()
+	p, err := readProc(m.child.Pid())
+	if err != nil {
+		return err
+	}
+	c.rec.Init.Start = p.start
+	if err := c.save(); err != nil {
+		return err
+	}
+	if err := m.settle(ctx); err != nil {
+		return err
+	}
+	c.rec.Status, c.rec.Pid = specs.StateCreated, m.child.Pid()
+	if err := c.save(); err != nil {
+		return err
+	}
+	return writePidFile(m.opts.PidFile, m.child.Pid())
+}
+
+// fork starts the child, in its cgroup and in a copy of the tiny namespace.
+func (m *maker) fork() error {
+	pipes, err := m.c.dir.pipes()
+	if err != nil {
+		return err
+	}
+	a := executor.Attr{Program: m.program, CgroupFD: -1, PIDNS: -1, ProcFD: -1, Stdio: m.opts.Stdio, Pipes: pipes}
+	for _, f := range m.sources.Files() {
+		a.Files = append(a.Files, f.Int())
+	}
+	if m.group != nil {
+		a.CgroupFD = m.group.dir.Int()
+	}
+	m.child, err = forkTiny(a)
+	return err
+}
+
+// settle does to the child what is to be done before it is created: its unit, its
+// place for the OOM killer.
+func (m *maker) settle(ctx context.Context) error {
+	if adj := m.bundle.spec.Process.OOMScoreAdj; adj != nil {
+		if err := setOOM(m.child.Pid(), *adj); err != nil {
+			return err
+		}
+	}
+	if m.group != nil {
+		if err := m.group.scope.Place(ctx, m.child.Pid()); err != nil {
+			return err
+		}
+	}
+	for err := m.child.Ready(); ; err = m.child.Pass() {
+		if err != nil {
+			return err
+		}
+		switch gate := m.child.At(); gate {
+		case "":
+			return nil
+		default:
+			return fmt.Errorf("the program waits to %s, which nobody does: %w", gate, unix.ENOSYS)
+		case step.GateHooks:
+		}
+	}
+}
+
+// undo takes back what make has made.
+func (m *maker) undo() error {
+	err := m.c.destroy()
+	if m.child != nil {
+		// It is ours to reap.
+		_, _ = unix.Wait4(m.child.Pid(), nil, 0, nil)
+		m.child.Close()
+	}
+	return errors.Join(err, m.c.Close())
+}
+
+func (m *maker) close() error {
+	m.group.close()
+	if m.sources != nil {
+		return m.sources.Close()
+	}
+	return nil
+}
+
+// writePidFile writes a pid where the caller's monitor looks for it, whole.
+func writePidFile(path string, pid int) error {
+	if path == "" {
+		return nil
+	}
+	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
+	if err := os.WriteFile(tmp, []byte(strconv.Itoa(pid)), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+

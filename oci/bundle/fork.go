@@ -1,0 +1,105 @@
+package bundle
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/early"
+	"github.com/vitrine-runtime/vitrine/internal/scratch"
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/oci/executor"
+)
+
+// harden keeps what this process knows (the environment of its caller, the spec)
+// from a child that has not executed anything yet, and from who can look at that.
+func harden() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("prctl PR_SET_DUMPABLE: %w", err)
+	}
+	return executor.HideMemory()
+}
+
+// forkTiny starts a program from a thread that has gone to a tiny mount namespace
+// of its own, and that ends afterwards: the child's namespace is a copy of that, and
+// what nobody can see needs no hiding.
+func forkTiny(a executor.Attr) (c *executor.Child, err error) {
+	if err := harden(); err != nil {
+		return nil, err
+	}
+	proc, err := openProc()
+	if err != nil {
+		return nil, err
+	}
+	// It stays open as long as the child may be asked about: as long as we live.
+	a.ProcFD = proc.Disown()
+	err = sys.OnLostThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return notRoot("unshare the mount namespace", err)
+		}
+		if err := scratch.Enter(); err != nil {
+			return err
+		}
+		c, err = executor.Start(a)
+		return err
+	})
+	return c, err
+}
+
+// notRoot names what is missing where the kernel refuses what only root may do.
+func notRoot(what string, err error) error {
+	if errors.Is(err, unix.EPERM) && os.Geteuid() != 0 {
+		return fmt.Errorf("%s: %w as uid %d: %w", what, ErrNotRoot, os.Geteuid(), err)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// openProc opens /proc and makes sure that it is one: what we write there decides
+// about limits and labels (CVE-2019-16884).
+func openProc() (*sys.FD, error) {
+	fd, err := sys.OpenAt2(unix.AT_FDCWD, "/proc", unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd.Int(), &st); err != nil || st.Type != unix.PROC_SUPER_MAGIC {
+		fd.Close()
+		return nil, fmt.Errorf("use /proc: it is no procfs: %w", errors.Join(unix.EINVAL, err))
+	}
+	return fd, nil
+}
+
+// setOOM sets a child's oom_score_adj.
+func setOOM(pid, adj int) error {
+	proc, err := openProc()
+	if err != nil {
+		return err
+	}
+	defer proc.Close()
+	name := strconv.Itoa(pid) + "/oom_score_adj"
+	fd, err := sys.OpenAt2(proc.Int(), name, unix.O_WRONLY, unix.RESOLVE_NO_SYMLINKS|unix.RESOLVE_NO_XDEV)
+	if err != nil {
+		return err
+	}
+	defer fd.Close()
+	if _, err := unix.Write(fd.Int(), []byte(strconv.Itoa(adj))); err != nil {
+		return fmt.Errorf("process.oomScoreAdj: set to %d: %w", adj, err)
+	}
+	return nil
+}
+
+// withFileLimit adds the limit on descriptors that we were started with, where the
+// spec has none: ours is another one, because the Go runtime raises it.
+func withFileLimit(limits []specs.POSIXRlimit) []specs.POSIXRlimit {
+	for _, l := range limits {
+		if l.Type == "RLIMIT_NOFILE" {
+			return limits
+		}
+	}
+	soft, hard := early.FileLimit()
+	return append(limits[:len(limits):len(limits)], specs.POSIXRlimit{Type: "RLIMIT_NOFILE", Soft: soft, Hard: hard})
+}

@@ -1,0 +1,114 @@
+package bundle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/oci/cgroup"
+)
+
+// Kill sends a signal to the container's process, or with all to everybody in its
+// cgroup. A container that is stopped is ErrNotRunning, unless all is set: what its
+// process has left can still be killed.
+func (c *Container) Kill(sig unix.Signal, all bool) error {
+	if all && c.rec.Cgroup != nil {
+		return c.withGroup(func(s *cgroup.Scope) error {
+			if sig == unix.SIGKILL {
+				return s.Kill()
+			}
+			return signalAll(s, sig)
+		})
+	}
+	pidfd, err := c.rec.Init.open()
+	if err == nil {
+		defer pidfd.Close()
+		err = sys.PidfdSignal(pidfd, sig)
+	}
+	if errors.Is(err, os.ErrProcessDone) {
+		err = ErrNotRunning
+	}
+	if err != nil {
+		return fmt.Errorf("kill container %s: %w", c.rec.ID, err)
+	}
+	return nil
+}
+
+func signalAll(s *cgroup.Scope, sig unix.Signal) error {
+	pids, err := s.Procs()
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		if err := unix.Kill(pid, sig); err != nil && err != unix.ESRCH {
+			return fmt.Errorf("kill process %d: %w", pid, err)
+		}
+	}
+	return nil
+}
+
+// endTime is how long a killed container may take to end: its processes may hold
+// much memory, or sit in the kernel.
+const endTime = 10 * time.Second
+
+// Delete removes a stopped container and everything of it. One that was created but
+// not started is killed before, as others do; with force any is.
+func (c *Container) Delete(force bool) error {
+	s, err := c.status()
+	if err != nil {
+		return err
+	}
+	if s != specs.StateStopped && s != specs.StateCreated && !force {
+		return fmt.Errorf("delete container %s: it is %s and not stopped: %w", c.rec.ID, s, ErrState)
+	}
+	return c.destroy()
+}
+
+// destroy undoes create, whatever of it has happened.
+func (c *Container) destroy() error {
+	ctx, cancel := context.WithTimeout(context.Background(), endTime)
+	defer cancel()
+	pidfd, err := c.rec.Init.open()
+	switch {
+	case err == nil:
+		defer pidfd.Close()
+		if err := sys.PidfdSignal(pidfd, unix.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			return fmt.Errorf("kill container %s: %w", c.rec.ID, err)
+		}
+	case !errors.Is(err, ErrNotRunning):
+		return err
+	}
+	if err := c.removeGroup(ctx); err != nil {
+		return err
+	}
+	if pidfd != nil && !awaitEnd(pidfd, endTime) {
+		return fmt.Errorf("delete container %s: its process %d does not end: %w", c.rec.ID, c.rec.Init.Pid, unix.EBUSY)
+	}
+	return c.dir.remove()
+}
+
+// removeGroup kills who is left in the cgroup, where the process had no pid namespace
+// of its own, and removes it.
+func (c *Container) removeGroup(ctx context.Context) error {
+	g, err := c.group()
+	if g == nil || err != nil {
+		return err
+	}
+	defer g.close()
+	if c.rec.Init.Pid == 0 && !ours(g.scope, c.rec.ID) {
+		return nil // create did not get that far, and who is there is somebody else's
+	}
+	if err := g.scope.Kill(); err != nil {
+		return err
+	}
+	if err := g.scope.WaitEmpty(ctx); err != nil {
+		return err
+	}
+	return g.scope.Remove(ctx)
+}
