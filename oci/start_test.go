@@ -148,6 +148,8 @@ func TestStartPodFails(t *testing.T) {
 		}
 	}
 	n.failsToStart(func(c *PodConfig) { c.Sysctls = map[string]string{"net.ipv4.ip_forward": "many"} }, "invalid request: linux.sysctls: set sysctl")
+	// The kernel takes the first number, and says so with the count only.
+	n.failsToStart(func(c *PodConfig) { c.Sysctls = map[string]string{"net.ipv4.ip_forward": "1 2"} }, "invalid argument")
 	n.failsToStart(func(c *PodConfig) { c.HostNetwork, c.Sysctls = true, map[string]string{"net.ipv4.ip_forward": "1"} }, "not in a namespace of the pod's own")
 	n.failsToStart(func(c *PodConfig) { c.Hostname = strings.Repeat("x", 65) }, "set hostname")
 	n.failsToStart(func(c *PodConfig) { c.HostPID, c.SharedPID = true, true }, "invalid request")

@@ -1,18 +1,12 @@
 package server
 
 import (
-	"slices"
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-)
 
-// ipcSysctls are the keys under kernel. that belong to the IPC namespace. All
-// others there are the node's and stay out of reach of pods.
-var ipcSysctls = []string{
-	"kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem",
-	"kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced",
-}
+	"github.com/vitrine-runtime/vitrine/internal/sysctl"
+)
 
 // checkSysctls lets only those through that are in a namespace of the pod's own,
 // and only where the pod has that namespace: with the host's, a pod would set
@@ -51,14 +45,12 @@ func sysctlKey(k string) string {
 func dotOrSlash(r rune) bool { return r == '.' || r == '/' }
 
 func sysctlPlace(k string, ns *runtimeapi.NamespaceOption) error {
-	// Only the first two separators count for the place of a key.
-	k = strings.Replace(k, "/", ".", 2)
-	switch {
-	case strings.HasPrefix(k, "net."):
+	switch sysctl.Of(sysctl.Path(k)) {
+	case sysctl.Net:
 		if ns.GetNetwork() == runtimeapi.NamespaceMode_NODE {
 			return wrong("", "must not be set in the host's network namespace")
 		}
-	case strings.HasPrefix(k, "fs.mqueue."), slices.Contains(ipcSysctls, k):
+	case sysctl.IPC:
 		if ns.GetIpc() == runtimeapi.NamespaceMode_NODE {
 			return wrong("", "must not be set in the host's IPC namespace")
 		}

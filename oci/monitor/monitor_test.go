@@ -18,22 +18,6 @@ import (
 	"github.com/vitrine-runtime/vitrine/oci/wire"
 )
 
-func TestSysctlPath(t *testing.T) {
-	for key, want := range map[string]string{
-		"net.ipv4.ip_forward":             "net/ipv4/ip_forward",
-		"net/ipv4/ip_forward":             "net/ipv4/ip_forward",
-		"net.ipv4.conf.eth0/1.forwarding": "net/ipv4/conf/eth0.1/forwarding",
-		"net/ipv4/conf/eth0.1/forwarding": "net/ipv4/conf/eth0.1/forwarding",
-		"kernel.sem":                      "kernel/sem",
-		"one":                             "one",
-		"":                                "",
-	} {
-		if got := sysctlPath(key); got != want {
-			t.Errorf("%q is %q, want %q", key, got, want)
-		}
-	}
-}
-
 // Only what lives in a namespace of the pod's own is ever written; a key must not
 // climb out of its directory. Nothing here reaches a file.
 func TestSysctlRefusals(t *testing.T) {
@@ -47,6 +31,9 @@ func TestSysctlRefusals(t *testing.T) {
 		{wire.Setup{}, "kernel.core_pattern"},
 		{wire.Setup{}, "kernel.hostname"},
 		{wire.Setup{}, "kernel.semx"},
+		{wire.Setup{}, "kernel.shmx"},
+		{wire.Setup{}, "kernel.domainname"},
+		{wire.Setup{}, "user.max_user_namespaces"},
 		{wire.Setup{}, "net"},
 		{wire.Setup{}, "/net/ipv4/ip_forward"},
 		{wire.Setup{}, "net.//.kernel.core_pattern"},

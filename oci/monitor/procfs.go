@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/internal/sysctl"
 	"github.com/vitrine-runtime/vitrine/oci/wire"
 )
 
@@ -53,10 +54,11 @@ func (p *procfs) write(path, value string) error {
 		return err
 	}
 	defer f.Close()
-	_, err = f.WriteString(value)
-	var pe *os.PathError
-	if errors.As(err, &pe) {
-		err = pe.Err // the caller names the file
+	// One call: of "1 2" the kernel takes the 1, and would take the rest of a second
+	// call for nothing.
+	n, err := unix.Pwrite(int(f.Fd()), []byte(value), 0)
+	if err == nil && n < len(value) {
+		err = unix.EINVAL
 	}
 	return err
 }
@@ -113,14 +115,12 @@ func (p *procfs) setOOM(pid, want int) (got int, note string) {
 // namespace that the pod shares with the host, or to none, is refused: it would
 // change the host.
 func (p *procfs) sysctl(s *wire.Setup, key, value string) error {
-	path := sysctlPath(key)
+	path := sysctl.Path(key)
 	var own bool
-	switch {
-	case path == "" || strings.Contains("/"+path+"/", "/../") || strings.Contains("/"+path+"/", "/./"):
-	case strings.HasPrefix(path, "net/"):
+	switch sysctl.Of(path) {
+	case sysctl.Net:
 		own = !s.HostNet
-	case strings.HasPrefix(path, "fs/mqueue/"), strings.HasPrefix(path, "kernel/shm"),
-		strings.HasPrefix(path, "kernel/msg"), path == "kernel/sem":
+	case sysctl.IPC:
 		own = !s.HostIPC
 	}
 	if !own {
@@ -130,23 +130,4 @@ func (p *procfs) sysctl(s *wire.Setup, key, value string) error {
 		return fmt.Errorf("set sysctl %s to %q: %w", key, value, err)
 	}
 	return nil
-}
-
-// sysctlPath follows sysctl(8): the first separator decides which of dot and
-// slash separates, and the other one then stands for itself
-// (net.ipv4.conf.eth0/1.forwarding is interface eth0.1).
-func sysctlPath(key string) string {
-	i := strings.IndexAny(key, "./")
-	if i < 0 || key[i] == '/' {
-		return key
-	}
-	return strings.Map(func(r rune) rune {
-		switch r {
-		case '.':
-			return '/'
-		case '/':
-			return '.'
-		}
-		return r
-	}, key)
 }

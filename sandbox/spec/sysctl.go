@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/vitrine-runtime/vitrine/internal/sysctl"
 )
 
 // sysctlName is the grammar of a sysctl in either notation. The name becomes a path below /proc/sys
@@ -31,32 +33,16 @@ func podSysctls(p *Pod, cfg *runtimeapi.PodSandboxConfig, _ Host) error {
 		if len(v) > 1024 || !sysctlValue.MatchString(v) {
 			return Invalid(field, k, "its value is empty, too long, or holds other than plain characters")
 		}
-		// In the notation with slashes dots are literal (net/ipv4/conf/eth0.1/...): keep it.
-		name := k
-		if !strings.Contains(k, "/") {
-			name = strings.ReplaceAll(k, ".", "/")
-		}
-		switch kind := sysctlNamespace(name); {
-		case kind == "":
+		kind := sysctl.Of(sysctl.Path(k))
+		switch {
+		case kind != sysctl.Net && kind != sysctl.IPC:
 			return Invalid(field, k, "belongs to the node, not to a namespace of the pod")
-		case kind == "net" && p.HostNetwork:
+		case kind == sysctl.Net && p.HostNetwork:
 			return Invalid(field, k, "would change the node: the pod uses the host's network")
-		case kind == "ipc" && p.HostIPC:
+		case kind == sysctl.IPC && p.HostIPC:
 			return Invalid(field, k, "would change the node: the pod uses the host's ipc namespace")
 		}
 		p.Sysctls[k] = v
 	}
 	return nil
-}
-
-// sysctlNamespace returns the namespace that a parameter (with slashes) belongs to, "" for the node.
-func sysctlNamespace(name string) string {
-	switch {
-	case strings.HasPrefix(name, "net/"):
-		return "net"
-	case name == "kernel/sem", strings.HasPrefix(name, "kernel/shm"), strings.HasPrefix(name, "kernel/msg"),
-		strings.HasPrefix(name, "fs/mqueue/"):
-		return "ipc"
-	}
-	return ""
 }
