@@ -12,6 +12,7 @@ type View struct {
 	Clone  uint64
 	Wait   int    // index of the start wait, or NoWait
 	Gates  int    // number of waits before it
+	Hands  bool   // whether it hands a descriptor over
 	Steps  []byte // N times Size bytes, as the child's loop reads them
 	N      int
 	Files  int
@@ -75,6 +76,7 @@ func (v *View) check() error {
 		if s.Nr == unix.SYS_READ && s.Args[0] == (Arg{Kind: Const, Val: StartFD}) && i != v.Wait {
 			v.Gates++
 		}
+		v.Hands = v.Hands || s.Nr == OpHand
 	}
 	for r := range v.Relocations() {
 		if r.At%8 != 0 || uint64(r.At)+8 > uint64(len(v.Data)) || uint64(r.To) >= uint64(len(v.Data)) {

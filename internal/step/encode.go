@@ -188,7 +188,7 @@ func (s *Step) validate(i, steps, data int) error {
 // of a later version, and an expectation whose failure is no errno. It also
 // keeps a store within the n bytes of the data.
 func (s *Step) known(n uint64) (problem string) {
-	if s.Nr > OpStore {
+	if s.Nr > OpHand {
 		return "unknown pseudo call"
 	}
 	if s.Nr == OpStore && !s.storable(n) {

@@ -70,6 +70,12 @@ const (
 	// 0: a call that takes a descriptor inside a struct can be given one that the
 	// program has opened.
 	OpStore
+	// OpHand shows a0, a descriptor, to whoever forked the child, waits until he has
+	// taken it (pidfd_getfd) and returns 0. It makes no system call, which the
+	// process's own seccomp filter might forbid or ask about, but looks again and again
+	// at its memory; who is left alone with that dies by an illegal instruction after
+	// some seconds.
+	OpHand
 )
 
 // Register names one of the child's 64-bit result registers.

@@ -42,7 +42,7 @@ func TestEncodeRefuses(t *testing.T) {
 		"wait behind end":    func(p *Program) { p.Wait = 4 },
 		"register":           func(p *Program) { p.Steps[1].Result = 64 },
 		"report register":    func(p *Program) { p.Steps[1].Result = ReportRegister },
-		"pseudo call":        func(p *Program) { p.Steps[2].Nr = OpStore + 1 },
+		"pseudo call":        func(p *Program) { p.Steps[2].Nr = OpHand + 1 },
 		"store over the end": func(p *Program) { p.Steps[3].Args[1].Val = 13 },
 		"store of 3 bytes":   func(p *Program) { p.Steps[3].Args[2].Val = 3 },
 		"store anywhere":     func(p *Program) { p.Steps[3].Args[1].Kind = Const },

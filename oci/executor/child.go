@@ -21,7 +21,8 @@ import (
 const cldExited = 1
 
 // Child is a process that runs, or ran, a program. Its methods are called by
-// one goroutine at a time, in the order Ready, Pass for each gate, Release, Close;
+// one goroutine at a time, in the order Ready, Pass for each gate, Receive,
+// Release, Close;
 // Pid and PidFD at any time before Close.
 type Child struct {
 	pid    int
@@ -33,6 +34,11 @@ type Child struct {
 	at     string  // gate that the child was last seen to wait at
 	proc   int     // procfs directory, or -1
 	names  func(int) string
+	// hands says that the program hands a descriptor over, handsAt where, and take
+	// to whom.
+	hands   bool
+	handsAt uint64
+	take    func(*sys.FD) error
 	// attached says that somebody else is the parent.
 	attached bool
 
@@ -81,7 +87,7 @@ func Attach(pid int, pidfd, report, start *sys.FD, program []byte) (*Child, erro
 	if err != nil {
 		return nil, err
 	}
-	return &Child{pid: pid, pidfd: pidfd, report: report, start: start, wait: v.Wait, proc: -1, names: v.Name, attached: true}, nil
+	return &Child{pid: pid, pidfd: pidfd, report: report, start: start, wait: v.Wait, hands: v.Hands, proc: -1, names: v.Name, attached: true}, nil
 }
 
 // Pid returns the child's process id as the parent sees it. After the child
@@ -122,7 +128,15 @@ func (c *Child) Release() error {
 	if c.at != "" {
 		return fmt.Errorf("start a child that is to %s: %w", c.at, unix.EINVAL)
 	}
+	mem, err := c.open()
+	if err != nil {
+		return err
+	}
+	defer mem.Close()
 	if err := c.allow(); err != nil {
+		return err
+	}
+	if err := c.receive(mem); err != nil {
 		return err
 	}
 	return c.await()
@@ -136,10 +150,18 @@ func (c *Child) Run() error {
 	if c.gates > 0 {
 		return fmt.Errorf("run a program with %d gates: %w", c.gates, unix.EINVAL)
 	}
+	mem, err := c.open()
+	if err != nil {
+		return err
+	}
+	defer mem.Close()
 	if err := c.allow(); err != nil {
 		return err
 	}
 	if err := c.await(); err != nil {
+		return err
+	}
+	if err := c.receive(mem); err != nil {
 		return err
 	}
 	return c.await()

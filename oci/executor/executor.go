@@ -5,6 +5,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -92,7 +93,7 @@ func (a *Attr) check() (*step.View, error) {
 }
 
 func newChild(v *step.View, a Attr) (*Child, error) {
-	c := &Child{wait: v.Wait, gates: v.Gates, proc: a.ProcFD, names: v.Name}
+	c := &Child{wait: v.Wait, gates: v.Gates, hands: v.Hands, proc: a.ProcFD, names: v.Name}
 	if p := a.Pipes; p != nil {
 		c.report, c.start, c.childReport, c.childStart = p.Report, p.Start, p.ChildReport, p.ChildStart
 		return c, nil
@@ -124,6 +125,9 @@ func (c *Child) fork(v *step.View, a Attr) (err error) {
 		return err
 	}
 	defer img.free()
+	if v.Hands {
+		c.handsAt = uint64(uintptr(unsafe.Pointer(&img.ctl.shown)))
+	}
 	if a.PIDNS < 0 {
 		c.pid, c.pidfd, err = img.fork(v.Clone, a.CgroupFD)
 	} else {

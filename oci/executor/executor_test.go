@@ -378,6 +378,7 @@ func TestLayout(t *testing.T) {
 	for name, v := range map[string][2]uintptr{
 		"ARGS": {unsafe.Offsetof(c.args), 512}, "RECORD": {unsafe.Offsetof(c.record), 560}, "CUR": {unsafe.Offsetof(c.cur), 568},
 		"END": {unsafe.Offsetof(c.end), 576}, "DATA": {unsafe.Offsetof(c.data), 584}, "INDEX": {unsafe.Offsetof(c.index), 592},
+		"SHOWN": {unsafe.Offsetof(c.shown), 608}, "TAKEN": {unsafe.Offsetof(c.taken), 616}, "PATIENCE": {unsafe.Offsetof(c.limit), 624},
 		"REPORTFD": {8 * uintptr(step.ReportRegister), 504}, "STEPSIZE": {step.Size, 88},
 	} {
 		if v[0] != v[1] {

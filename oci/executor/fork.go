@@ -23,6 +23,9 @@ type control struct {
 	data   uintptr // Data of the program
 	index  int64   // number of the first step: minus the prologue's length
 	pidfd  int32   // written by clone3, in the parent
+	shown  uint64  // by the child: the descriptor that it hands over plus one
+	taken  uint64  // by whoever took it: not zero
+	limit  int64   // cycles of the processor's clock that the child waits for that
 }
 
 // cloneArgs is struct clone_args of linux/sched.h, as of CLONE_INTO_CGROUP.
@@ -79,6 +82,7 @@ func load(v *step.View, prologue []step.Step, reportFD int) (*image, error) {
 	ctl := (*control)(unsafe.Pointer(&mem[0]))
 	ctl.cur, ctl.end, ctl.data = base+uintptr(stepsAt), base+uintptr(dataAt), base+uintptr(dataAt)
 	ctl.index = -int64(len(prologue))
+	ctl.limit = patience
 	ctl.regs[step.ReportRegister] = uint64(reportFD)
 	return &image{mem: mem, ctl: ctl}, nil
 }

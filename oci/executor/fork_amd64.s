@@ -23,6 +23,9 @@
 #define DATA      584
 #define INDEX     592
 #define REPORTFD  504
+#define SHOWN     608
+#define TAKEN     616
+#define PATIENCE  624
 
 #define STEPSIZE  88
 #define SYS_write 1
@@ -124,6 +127,8 @@ other:
 	JMP	done
 
 save:
+	CMPL	AX, $0x10002
+	JNE	hand
 	XORL	AX, AX		// OpStore
 	CMPL	DX, $8
 	JEQ	save64
@@ -132,6 +137,33 @@ save:
 
 save64:
 	MOVQ	DI, (SI)
+	JMP	done
+
+	// OpHand: from here to the end of the wait nothing is asked of the kernel. The
+	// clock is the processor's own, so that the wait ends although the parent may be
+	// gone or stopped; it may differ a little between processors, hence the signed
+	// comparison. Descriptor 0 is shown as 1.
+hand:
+	INCQ	DI
+	MOVQ	DI, SHOWN(R12)
+	RDTSC
+	SHLQ	$32, DX
+	ORQ	DX, AX
+	MOVQ	AX, R14
+
+unseen:
+	CMPQ	TAKEN(R12), $0
+	JNE	held
+	PAUSE
+	RDTSC
+	SHLQ	$32, DX
+	ORQ	DX, AX
+	SUBQ	R14, AX
+	CMPQ	AX, PATIENCE(R12)
+	JLT	unseen
+	CMPQ	TAKEN(R12), $0	// a frozen child finds at last what came meanwhile
+	JNE	held
+	UD2
 
 done:
 	MOVBLZX	4(BX), CX

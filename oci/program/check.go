@@ -22,6 +22,8 @@ var ErrRule = errors.New("program breaks a rule")
 //   - it has left the old root, given up groups, ids and capabilities, looked
 //     where it is and closed its descriptors, in this order, before it executes,
 //     and no way through the program leads around one of these;
+//   - the listener of a filter that notifies is handed over at once, and nothing
+//     else is;
 //   - every descriptor that it opens is closed by execve;
 //   - before the pivot no path is used but single components below a
 //     descriptor, openat2 confined to the root, and the few paths of the
@@ -42,11 +44,11 @@ func Check(p *step.Program) error {
 	for i := range p.Steps {
 		s := &p.Steps[i]
 		executes = executes || s.Nr == unix.SYS_EXECVE || s.Nr == unix.SYS_EXECVEAT
-		if filtered && s.Nr != unix.SYS_EXECVE && s.Nr != unix.SYS_EXECVEAT && s.Nr != step.OpExpect && s.Nr != step.OpSet {
+		if filtered && s.Nr != unix.SYS_EXECVE && s.Nr != unix.SYS_EXECVEAT && s.Nr < step.OpExpect {
 			return c.broken(i, "call after the seccomp filter")
 		}
 		filtered = filtered || s.Nr == unix.SYS_SECCOMP
-		for _, rule := range []func(int, *step.Step) error{c.known, c.closes, c.confined, c.strict, c.jumps, c.reports, c.terminals, c.stores} {
+		for _, rule := range []func(int, *step.Step) error{c.known, c.closes, c.confined, c.strict, c.jumps, c.reports, c.terminals, c.stores, c.hands} {
 			if err := rule(i, s); err != nil {
 				return err
 			}

@@ -73,11 +73,11 @@ var signatures = map[uint32]struct{ name, args string }{
 	unix.SYS_PRLIMIT64: {"prlimit64", "nnRn"}, unix.SYS_KEYCTL: {"keyctl", "nn"}, unix.SYS_PRCTL: {"prctl", "nnnnn"},
 	unix.SYS_SETGROUPS: {"setgroups", "nb"}, unix.SYS_SETRESGID: {"setresgid", "nnn"}, unix.SYS_SETRESUID: {"setresuid", "nnn"},
 	unix.SYS_CAPSET: {"capset", "bK"}, unix.SYS_RT_SIGPROCMASK: {"rt_sigprocmask", "nbnn"}, unix.SYS_CLOSE_RANGE: {"close_range", "nnn"},
-	unix.SYS_WRITE: {"write", "dbn"}, unix.SYS_READ: {"read", "dbn"}, unix.SYS_SECCOMP: {"seccomp", "nxF"},
+	unix.SYS_WRITE: {"write", "dbn"}, unix.SYS_READ: {"read", "dbn"}, unix.SYS_SECCOMP: {"seccomp", "nLF"},
 	unix.SYS_EXECVE: {"execve", "svv"}, unix.SYS_EXECVEAT: {"execveat", "dsvvx"}, unix.SYS_RT_SIGACTION: {"rt_sigaction", "nbbn"},
 	unix.SYS_SCHED_SETATTR: {"sched_setattr", "nSx"}, unix.SYS_SCHED_SETAFFINITY: {"sched_setaffinity", "nnN"}, unix.SYS_IOPRIO_SET: {"ioprio_set", "nnx"},
 	unix.SYS_PERSONALITY: {"personality", "x"}, unix.SYS_SET_MEMPOLICY: {"set_mempolicy", "xNn"},
-	step.OpExpect: {"expect", "xxEx"}, step.OpSet: {"set", "x"}, step.OpStore: {"store", "xbn"},
+	step.OpExpect: {"expect", "xxEx"}, step.OpSet: {"set", "x"}, step.OpStore: {"store", "xbn"}, step.OpHand: {"hand", "d"},
 }
 
 func (e explainer) step(i int) {
@@ -149,6 +149,12 @@ var constants = map[form]func(uint64) string{
 	'D':    func(v uint64) string { return fmt.Sprintf("%d:%d", unix.Major(v), unix.Minor(v)) },
 	'm':    func(v uint64) string { return flagText(v, attrText) },
 	'i':    func(v uint64) string { return cmp.Or(ioctlNames[v], "0x"+strconv.FormatUint(v, 16)) },
+	'L': func(v uint64) string {
+		if v == 0 {
+			return "0"
+		}
+		return flagText(v, filterText)
+	},
 	'f': func(v uint64) string {
 		return map[uint64]string{unix.FSCONFIG_SET_STRING: "SET_STRING", unix.FSCONFIG_SET_FLAG: "SET_FLAG", unix.FSCONFIG_CMD_CREATE: "CREATE"}[v]
 	},

@@ -186,7 +186,9 @@ func (b process) wait() {
 }
 
 // filter loads the seccomp filter. Only execve and the pseudo calls follow, so
-// a profile need not allow anything for our sake but execve itself.
+// a profile need not allow anything for our sake but execve itself. The listener
+// of one that notifies is handed over without a call, too: the profile may ask
+// its holder about any.
 func (b process) filter() {
 	if len(b.seccomp) == 0 {
 		return
@@ -197,7 +199,11 @@ func (b process) filter() {
 	at := b.room(len(fprog))
 	copy(b.p.Data[at.Val:], fprog)
 	b.point(at.Val+8, b.bytes(b.seccomp))
-	b.call("load the seccomp filter", unix.SYS_SECCOMP, val(unix.SECCOMP_SET_MODE_FILTER), val(b.flags), at)
+	o := b.call("load the seccomp filter", unix.SYS_SECCOMP, val(unix.SECCOMP_SET_MODE_FILTER), val(b.flags), at)
+	if b.flags&unix.SECCOMP_FILTER_FLAG_NEW_LISTENER != 0 {
+		o.to(rAny)
+		b.call("hand its listener over", step.OpHand, reg(rAny))
+	}
 }
 
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -94,3 +94,24 @@ func (c checker) stores(i int, s *step.Step) error {
 	}
 	return nil
 }
+
+// hands demands that what seccomp(2) returns for a filter that notifies is what
+// is handed over, as the very next step: without a holder of the listener each
+// notification would be ENOSYS, or wait for ever.
+func (c checker) hands(i int, s *step.Step) error {
+	listens := func(s *step.Step) bool {
+		return s.Nr == unix.SYS_SECCOMP && s.Args[1].Val&unix.SECCOMP_FILTER_FLAG_NEW_LISTENER != 0
+	}
+	given := func(s, to *step.Step) bool {
+		return to.Nr == step.OpHand && s.Result != step.NoResult && to.Args[0] == reg(s.Result) && s.Then == 0 && len(s.OnErr)+len(to.OnErr) == 0
+	}
+	switch {
+	case s.Nr == unix.SYS_SECCOMP && s.Args[1].Kind != step.Const:
+		return c.broken(i, "filter with flags that nobody sees")
+	case listens(s) && (i+1 == len(c.p.Steps) || !given(s, &c.p.Steps[i+1])):
+		return c.broken(i, "listener that nobody gets")
+	case s.Nr == step.OpHand && (i == 0 || !listens(&c.p.Steps[i-1])):
+		return c.broken(i, "descriptor handed over that is no listener")
+	}
+	return nil
+}
