@@ -209,7 +209,7 @@ var fieldSamples = map[string]string{
 	"linux.memoryPolicy.mode": `"MPOL_BIND"`, "linux.memoryPolicy.nodes": `"0"`, "linux.memoryPolicy.flags": `["MPOL_F_STATIC_NODES"]`,
 	"linux.personality.domain": `"LINUX32"`,
 	"linux.maskedPaths":        `["/proc/keys"]`, "linux.readonlyPaths": `["/proc/bus"]`, "linux.rootfsPropagation": `"shared"`,
-	"linux.namespaces[].type": `"user"`, "linux.namespaces[].path": `"/proc/1/ns/pid"`,
+	"linux.namespaces[].type": `"time"`, "linux.namespaces[].path": `"/proc/1/ns/pid"`,
 	"linux.devices[].path": `"/dev/other"`, "linux.devices[].type": `"b"`, "linux.devices[].fileMode": `384`, "linux.devices[].uid": `5`, "linux.devices[].gid": `5`,
 	"linux.seccomp.defaultAction": `"SCMP_ACT_ALLOW"`, "linux.seccomp.architectures": `["SCMP_ARCH_X86"]`, "linux.seccomp.flags": `["SECCOMP_FILTER_FLAG_LOG"]`,
 	"linux.seccomp.defaultErrnoRet": `2`, "linux.seccomp.syscalls[].names": `["fchmod"]`, "linux.seccomp.syscalls[].action": `"SCMP_ACT_ALLOW"`, "linux.seccomp.syscalls[].args[].op": `"SCMP_CMP_GT"`,

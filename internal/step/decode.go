@@ -13,6 +13,7 @@ type View struct {
 	Wait   int    // index of the start wait, or NoWait
 	Gates  int    // number of waits before it
 	Hands  bool   // whether it hands a descriptor over
+	Hops   bool   // whether the child has a sibling go on in its place
 	Steps  []byte // N times Size bytes, as the child's loop reads them
 	N      int
 	Files  int
@@ -77,6 +78,7 @@ func (v *View) check() error {
 			v.Gates++
 		}
 		v.Hands = v.Hands || s.Nr == OpHand
+		v.Hops = v.Hops || s.Nr == unix.SYS_CLONE3
 	}
 	for r := range v.Relocations() {
 		if r.At%8 != 0 || uint64(r.At)+8 > uint64(len(v.Data)) || uint64(r.To) >= uint64(len(v.Data)) {

@@ -156,5 +156,10 @@ type Record struct {
 	Errno uint32
 }
 
+// Born in the place of the errno says that Step is the pid, as its parent sees it,
+// of a sibling that goes on with the program in the place of the child that forked
+// it and now ends.
+const Born = 1 << 16
+
 // RecordSize is the encoded size of a Record.
 const RecordSize = 8

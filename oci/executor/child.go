@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"time"
@@ -27,12 +28,14 @@ const cldExited = 1
 type Child struct {
 	pid    int
 	pidfd  *sys.FD
-	report *sys.FD // read end: records, EOF at execve
-	start  *sys.FD // write end: one byte releases the start wait
-	wait   int     // index of the start wait, or step.NoWait
-	gates  int     // waits before it
-	at     string  // gate that the child was last seen to wait at
-	proc   int     // procfs directory, or -1
+	report *sys.FD      // read end: records, EOF at execve
+	start  *sys.FD      // write end: one byte releases the start wait
+	wait   int          // index of the start wait, or step.NoWait
+	gates  int          // waits before it
+	early  *step.Record // of a sibling that was faster than the news of its birth
+	at     string       // gate that the child was last seen to wait at
+	maps   *sys.IDMaps
+	proc   int // procfs directory, or -1
 	names  func(int) string
 	// hands says that the program hands a descriptor over, handsAt where, and take
 	// to whom.
@@ -101,8 +104,16 @@ func (c *Child) PidFD() *sys.FD { return c.pidfd }
 // tells, or its start wait. For a program without any it blocks until execve
 // succeeded. A step that failed is returned as *StepError, a child that vanished as
 // ErrDied.
+//
+// It passes step.GateMaps by itself if there are maps to write.
 func (c *Child) Ready() error {
-	return c.await()
+	if err := c.await(); err != nil || c.at != step.GateMaps || c.maps == nil {
+		return err
+	}
+	if err := c.maps.Write(c.proc, c.pid); err != nil {
+		return fmt.Errorf("map ids: %w", err)
+	}
+	return c.Pass()
 }
 
 // At returns the gate that the child waits at (step.GateMaps, ...), or "" if it
@@ -199,18 +210,14 @@ func (c *Child) closeChildEnds() {
 // await reads one record. End of file comes from execve, which closed the
 // pipe, or from death.
 func (c *Child) await() error {
-	var b [step.RecordSize]byte
-	n, err := readFull(c.report.Int(), b[:])
-	switch {
-	case err != nil:
-		return os.NewSyscallError("read report pipe", err)
-	case n == 0:
+	rec, err := c.read()
+	if err == io.EOF {
 		return c.executed()
-	case n < len(b):
-		return fmt.Errorf("report of %d bytes: %w", n, ErrDied)
 	}
-	i := int(int32(binary.NativeEndian.Uint32(b[:])))
-	errno := unix.Errno(binary.NativeEndian.Uint32(b[4:]))
+	if err != nil {
+		return err
+	}
+	i, errno := int(rec.Step), unix.Errno(rec.Errno)
 	if errno == 0 {
 		if c.at = ""; i != c.wait {
 			c.at = cmp.Or(c.names(i), "step "+strconv.Itoa(i))
@@ -218,6 +225,25 @@ func (c *Child) await() error {
 		return nil
 	}
 	return &StepError{Step: i, Name: c.names(i), Errno: errno}
+}
+
+// read returns the next record.
+func (c *Child) read() (rec step.Record, err error) {
+	if c.early != nil {
+		rec, c.early = *c.early, nil
+		return rec, nil
+	}
+	var b [step.RecordSize]byte
+	n, err := readFull(c.report.Int(), b[:])
+	switch {
+	case err != nil:
+		return rec, os.NewSyscallError("read report pipe", err)
+	case n == 0:
+		return rec, io.EOF
+	case n < len(b):
+		return rec, fmt.Errorf("report of %d bytes: %w", n, ErrDied)
+	}
+	return step.Record{Step: int32(binary.NativeEndian.Uint32(b[:])), Errno: binary.NativeEndian.Uint32(b[4:])}, nil
 }
 
 func readFull(fd int, b []byte) (int, error) {
@@ -276,25 +302,32 @@ func (c *Child) dead(wait time.Duration) (bool, error) {
 // died says how the child ended, and leaves it to the reaper. It has closed its
 // descriptors already, so the wait is short.
 func (c *Child) died() error {
-	var si struct {
-		signo, errno, code, _ int32
-		pid                   int32
-		uid                   uint32
-		status                int32
-		_                     [100]byte // to the size of siginfo_t
+	var si siginfo
+	switch errno := c.waitid(&si, unix.WNOWAIT); {
+	case errno != 0: // not ours to wait for: it still is dead
+		return ErrDied
+	case si.code == cldExited:
+		return fmt.Errorf("%w: exit status %d", ErrDied, si.status)
 	}
+	return fmt.Errorf("%w: %s", ErrDied, unix.SignalName(unix.Signal(si.status)))
+}
+
+// siginfo is what waitid says of a child.
+type siginfo struct {
+	signo, errno, code, _ int32
+	pid                   int32
+	uid                   uint32
+	status                int32
+	_                     [100]byte // to the size of siginfo_t
+}
+
+// waitid blocks until the child has ended.
+func (c *Child) waitid(si *siginfo, options uintptr) unix.Errno {
 	for {
-		_, _, errno := unix.Syscall6(unix.SYS_WAITID, unix.P_PIDFD, uintptr(c.pidfd.Int()), uintptr(unsafe.Pointer(&si)),
-			unix.WEXITED|unix.WNOWAIT, 0, 0)
-		switch {
-		case errno == unix.EINTR:
-			continue
-		case errno != 0: // not ours to wait for: it still is dead
-			return ErrDied
-		case si.code == cldExited:
-			return fmt.Errorf("%w: exit status %d", ErrDied, si.status)
+		_, _, errno := unix.Syscall6(unix.SYS_WAITID, unix.P_PIDFD, uintptr(c.pidfd.Int()), uintptr(unsafe.Pointer(si)), unix.WEXITED|options, 0, 0)
+		if errno != unix.EINTR {
+			return errno
 		}
-		return fmt.Errorf("%w: %s", ErrDied, unix.SignalName(unix.Signal(si.status)))
 	}
 }
 

@@ -31,6 +31,9 @@ type Attr struct {
 	ProcFD int
 	// Stdio become descriptors 0, 1 and 2. None may be negative.
 	Stdio [3]int
+	// IDMaps are written to the user namespace of the child at step.GateMaps, as part
+	// of Ready. With nil the caller sees that gate himself.
+	IDMaps *sys.IDMaps
 	// Files become descriptors step.FirstFD and up, in the order of the program's
 	// own table.
 	Files []int
@@ -57,7 +60,8 @@ func (p *Pipes) close() {
 	}
 }
 
-// Start forks a child and lets it run. It does not wait for anything: Ready
+// Start forks a child and lets it run. It does not wait for anything but the birth
+// of a sibling where the program goes on in one: the Child is that. Ready
 // tells when the program got to its start wait or failed.
 func Start(a Attr) (*Child, error) {
 	v, err := a.check()
@@ -74,6 +78,13 @@ func Start(a Attr) (*Child, error) {
 		c.Close()
 		return nil, err
 	}
+	if v.Hops {
+		c.closeChildEnds() // else the pipe never ends
+		if err := c.follow(); err != nil {
+			c.Close()
+			return nil, err
+		}
+	}
 	return c, nil
 }
 
@@ -89,11 +100,14 @@ func (a *Attr) check() (*step.View, error) {
 	if min(a.Stdio[0], a.Stdio[1], a.Stdio[2]) < 0 || slices.ContainsFunc(a.Files, func(fd int) bool { return fd < 0 }) {
 		return nil, fmt.Errorf("start program with a closed descriptor: %w", unix.EBADF)
 	}
+	if v.Hops && a.PIDNS >= 0 {
+		return nil, fmt.Errorf("start program that forks in a foreign pid namespace: %w", unix.EINVAL)
+	}
 	return v, nil
 }
 
 func newChild(v *step.View, a Attr) (*Child, error) {
-	c := &Child{wait: v.Wait, gates: v.Gates, hands: v.Hands, proc: a.ProcFD, names: v.Name}
+	c := &Child{wait: v.Wait, gates: v.Gates, hands: v.Hands, maps: a.IDMaps, proc: a.ProcFD, names: v.Name}
 	if p := a.Pipes; p != nil {
 		c.report, c.start, c.childReport, c.childStart = p.Report, p.Start, p.ChildReport, p.ChildStart
 		return c, nil

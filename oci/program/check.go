@@ -36,10 +36,19 @@ var ErrRule = errors.New("program breaks a rule")
 //     looked at, and it changes nothing of its data that a rule has read;
 //   - it waits for nobody but its parent, before the descriptors are closed (a
 //     gate) or once behind, and only after it has reported just that;
+//   - it forks once at most, a sibling that goes on in its place before anything but
+//     namespaces was changed;
+//   - it joins no mount namespace but a container's, for an exec, and nothing once
+//     its own root is at work;
 //   - a failure of a protection is never passed over, and a mask or a mount is
 //     left out only where its path does not exist.
 func Check(p *step.Program) error {
-	c := checker{p: p, pivot: slices.IndexFunc(p.Steps, func(s step.Step) bool { return s.Nr == unix.SYS_PIVOT_ROOT })}
+	c := checker{p: p, flags: p.Clone, hop: -1, pivot: slices.IndexFunc(p.Steps, func(s step.Step) bool { return s.Nr == unix.SYS_PIVOT_ROOT })}
+	if i := slices.IndexFunc(p.Steps, func(s step.Step) bool { return s.Nr == unix.SYS_CLONE3 }); i >= 0 {
+		if err := c.hops(i); err != nil {
+			return err
+		}
+	}
 	executes, filtered := false, false
 	for i := range p.Steps {
 		s := &p.Steps[i]
@@ -48,7 +57,7 @@ func Check(p *step.Program) error {
 			return c.broken(i, "call after the seccomp filter")
 		}
 		filtered = filtered || s.Nr == unix.SYS_SECCOMP
-		for _, rule := range []func(int, *step.Step) error{c.known, c.closes, c.confined, c.strict, c.jumps, c.reports, c.terminals, c.stores, c.hands} {
+		for _, rule := range []func(int, *step.Step) error{c.known, c.closes, c.confined, c.strict, c.jumps, c.reports, c.enters, c.terminals, c.stores, c.hands} {
 			if err := rule(i, s); err != nil {
 				return err
 			}
@@ -62,7 +71,9 @@ func Check(p *step.Program) error {
 
 type checker struct {
 	p     *step.Program
-	pivot int // index of pivot_root, or -1
+	pivot int    // index of pivot_root, or -1
+	hop   int    // index of a second clone, or -1
+	flags uint64 // of the namespaces that one of the clones makes
 }
 
 func (c checker) broken(i int, what string) error {

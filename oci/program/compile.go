@@ -56,6 +56,15 @@ type Input struct {
 	// forks into): the spec may name them with a path for its readers, but nothing
 	// is to be done for them.
 	Inherit []specs.LinuxNamespaceType
+	// Join has the descriptor of each namespace that the spec names with a path and
+	// that is not in Inherit, as its index in the files that are handed over.
+	Join map[specs.LinuxNamespaceType]int
+	// KeepGroups says that the container's user namespace does not allow
+	// setgroups(2), as one that an unprivileged user has mapped himself.
+	KeepGroups bool
+	// Rootless says that the forking process has its privileges only from the user
+	// namespace that it joins, which is then the first that it joins.
+	Rootless bool
 	// HookGate makes the program wait at step.GateHooks, just before the root is
 	// entered, and NetGate at step.GateNet, when its network namespace is there.
 	HookGate, NetGate bool
@@ -77,18 +86,15 @@ func Compile(in Input) (*step.Program, error) {
 	if err := checkTerminal(in.Spec.Process, in.ConsoleSocket); err != nil {
 		return nil, err
 	}
-	if err := c.files(); err != nil {
-		return nil, err
-	}
 	for _, section := range []func() error{
-		c.namespaces, c.root, c.mounts, c.devices, c.terminal, c.paths, c.workdir, c.pivot,
+		c.files, c.sort, c.idMaps, c.namespaces, c.root, c.mounts, c.devices, c.terminal, c.paths, c.workdir, c.pivot,
 	} {
 		if err := section(); err != nil {
 			return nil, err
 		}
 	}
 	pr := process{builder: c.builder, spec: in.Spec.Process, seccomp: in.Seccomp, flags: in.SeccompFlags,
-		domain: in.Spec.Linux.Personality, memory: in.Spec.Linux.MemoryPolicy}
+		domain: in.Spec.Linux.Personality, memory: in.Spec.Linux.MemoryPolicy, keepGroups: in.KeepGroups}
 	if err := pr.initialAffinity(); err != nil {
 		return nil, err
 	}
@@ -104,8 +110,9 @@ type compiler struct {
 	in   Input
 	spec *specs.Spec
 
-	ownCgroupNS bool
-	made        map[string]string // clean destination -> filesystem that the program has mounted there
+	ns               namespaceSets
+	rootUID, rootGID uint32            // who makes the mounts, in a user namespace that is not the forking process's
+	made             map[string]string // clean destination -> filesystem that the program has mounted there
 }
 
 // terminal gives the process its terminal.
@@ -132,6 +139,13 @@ func (c *compiler) files() error {
 	for _, p := range slices.Sorted(maps.Keys(c.in.Devices)) {
 		if err := c.claim("device "+p, c.in.Devices[p], "device "+p); err != nil {
 			return err
+		}
+	}
+	for _, t := range joinOrder {
+		if f, ok := c.in.Join[t]; ok {
+			if err := c.claim("linux.namespaces", f, string(t)+" namespace"); err != nil {
+				return err
+			}
 		}
 	}
 	for _, f := range c.in.Visible {
@@ -177,12 +191,19 @@ type ExecInput struct {
 	// CgroupNS says that the container has a cgroup namespace of its own.
 	CgroupNS bool
 	// Join are further CLONE_NEW* flags of namespaces to take over from the
-	// container. The mount namespace is always joined.
+	// container, among them CLONE_NEWUSER if it has a user namespace that is not the
+	// forking process's. The mount namespace is always joined.
 	Join uint64
 	// ConsoleSocket is as in Input; it can only be 1, or 0 without a terminal.
 	ConsoleSocket int
 	// NoWait leaves out the start wait, for a monitor that would not end it.
 	NoWait bool
+	// KeepGroups is as in Input.
+	KeepGroups bool
+	// Sibling makes the program enter the container's pid namespace itself, by a
+	// second clone, for who may not enter it before the first: a thread of an
+	// unprivileged process has no rights over it until it is in the user namespace.
+	Sibling bool
 }
 
 // CompileExec returns the program that joins the container whose init is
@@ -210,12 +231,23 @@ func CompileExec(in ExecInput) (*step.Program, error) {
 	if in.CgroupNS {
 		flags |= unix.CLONE_NEWCGROUP
 	}
-	pr := process{builder: b, spec: in.Process, seccomp: in.Seccomp, flags: in.SeccompFlags, exec: true, domain: in.Personality, memory: in.MemoryPolicy}
-	if err := pr.initialAffinity(); err != nil {
+	pr := process{builder: b, spec: in.Process, seccomp: in.Seccomp, flags: in.SeccompFlags, exec: true, domain: in.Personality, memory: in.MemoryPolicy,
+		keepGroups: in.KeepGroups}
+	if in.Sibling {
+		flags |= unix.CLONE_NEWPID
+	} else if err := pr.begin(); err != nil {
 		return nil, err
 	}
-	b.call("become leader of a session", unix.SYS_SETSID)
+	if flags&unix.CLONE_NEWUSER != 0 {
+		b.hide()
+	}
 	b.call("join the namespaces of the container", unix.SYS_SETNS, file(0), val(flags))
+	if in.Sibling {
+		b.secondClone(0)
+		if err := pr.begin(); err != nil {
+			return nil, err
+		}
+	}
 	b.call("leave the old directory", unix.SYS_CHDIR, b.str("/"))
 	if in.Process.Terminal {
 		if err := b.terminal(in.Process, val(atFDCWD), in.ConsoleSocket, false); err != nil {
@@ -226,4 +258,13 @@ func CompileExec(in ExecInput) (*step.Program, error) {
 		return nil, err
 	}
 	return b.finish()
+}
+
+// begin makes an exec a process of its own, on the processors that it begins on.
+func (b process) begin() error {
+	if err := b.initialAffinity(); err != nil {
+		return err
+	}
+	b.call("become leader of a session", unix.SYS_SETSID)
+	return nil
 }

@@ -74,6 +74,7 @@ var signatures = map[uint32]struct{ name, args string }{
 	unix.SYS_SETGROUPS: {"setgroups", "nb"}, unix.SYS_SETRESGID: {"setresgid", "nnn"}, unix.SYS_SETRESUID: {"setresuid", "nnn"},
 	unix.SYS_CAPSET: {"capset", "bK"}, unix.SYS_RT_SIGPROCMASK: {"rt_sigprocmask", "nbnn"}, unix.SYS_CLOSE_RANGE: {"close_range", "nnn"},
 	unix.SYS_WRITE: {"write", "dbn"}, unix.SYS_READ: {"read", "dbn"}, unix.SYS_SECCOMP: {"seccomp", "nLF"},
+	unix.SYS_CLONE3: {"clone3", "Pn"}, unix.SYS_EXIT_GROUP: {"exit_group", "n"},
 	unix.SYS_EXECVE: {"execve", "svv"}, unix.SYS_EXECVEAT: {"execveat", "dsvvx"}, unix.SYS_RT_SIGACTION: {"rt_sigaction", "nbbn"},
 	unix.SYS_SCHED_SETATTR: {"sched_setattr", "nSx"}, unix.SYS_SCHED_SETAFFINITY: {"sched_setaffinity", "nnN"}, unix.SYS_IOPRIO_SET: {"ioprio_set", "nnx"},
 	unix.SYS_PERSONALITY: {"personality", "x"}, unix.SYS_SET_MEMPOLICY: {"set_mempolicy", "xNn"},
@@ -195,6 +196,8 @@ func (e explainer) pointer(f form, a step.Arg) string {
 		return "{" + strings.Join(t, ", ") + "}"
 	case argv:
 		return e.vector(a)
+	case 'P':
+		return "{" + flagText(c.word(a, 0), cloneText) + "}"
 	case 'R':
 		return fmt.Sprintf("{%d, %d}", int64(c.word(a, 0)), int64(c.word(a, 8)))
 	case 'S':

@@ -16,7 +16,7 @@ type flag struct {
 var cloneText = []flag{
 	{unix.CLONE_NEWNS, "NEWNS"}, {unix.CLONE_NEWPID, "NEWPID"}, {unix.CLONE_NEWNET, "NEWNET"}, {unix.CLONE_NEWIPC, "NEWIPC"},
 	{unix.CLONE_NEWUTS, "NEWUTS"}, {unix.CLONE_NEWCGROUP, "NEWCGROUP"}, {unix.CLONE_NEWUSER, "NEWUSER"}, {unix.CLONE_PIDFD, "PIDFD"},
-	{unix.CLONE_CLEAR_SIGHAND, "CLEAR_SIGHAND"},
+	{unix.CLONE_NEWTIME, "NEWTIME"}, {unix.CLONE_CLEAR_SIGHAND, "CLEAR_SIGHAND"}, {unix.CLONE_PARENT, "PARENT"}, {unix.CLONE_PARENT_SETTID, "PARENT_SETTID"},
 }
 
 var openText = []flag{

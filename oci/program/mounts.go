@@ -105,7 +105,7 @@ func (c *compiler) mount(i int, m *specs.Mount) (o MountOptions, dest string, er
 	if o.IDMap || o.CopyUp {
 		return o, dest, fmt.Errorf("%s.options: idmap or tmpcopyup without a descriptor: %w", field, ErrUnsupported)
 	}
-	if fstype == "cgroup2" && !c.ownCgroupNS {
+	if fstype == "cgroup2" && c.ns.fresh&unix.CLONE_NEWCGROUP == 0 {
 		if c.userNS() {
 			return o, dest, fmt.Errorf("%s: cgroup in a user namespace without a cgroup namespace or a descriptor: %w", field, ErrUnsupported)
 		}

@@ -11,54 +11,91 @@ import (
 	"github.com/vitrine-runtime/vitrine/internal/step"
 )
 
-// cloneFlags has the namespaces that clone3 makes. The cgroup namespace is not
-// among them: its root is the cgroup that the process is in when it is made,
-// and with a driver that moves the process later that would be the monitor's.
-var cloneFlags = map[specs.LinuxNamespaceType]uint64{
+// namespaceFlags are the kernel's flags of the namespaces of the spec.
+var namespaceFlags = map[specs.LinuxNamespaceType]uint64{
 	specs.PIDNamespace:     unix.CLONE_NEWPID,
 	specs.MountNamespace:   unix.CLONE_NEWNS,
 	specs.NetworkNamespace: unix.CLONE_NEWNET,
 	specs.IPCNamespace:     unix.CLONE_NEWIPC,
 	specs.UTSNamespace:     unix.CLONE_NEWUTS,
+	specs.CgroupNamespace:  unix.CLONE_NEWCGROUP,
+	specs.TimeNamespace:    unix.CLONE_NEWTIME,
+	specs.UserNamespace:    unix.CLONE_NEWUSER,
 }
 
-// namespaces sets the clone flags and begins the program: session, cgroup
-// namespace, host name, loopback.
-func (c *compiler) namespaces() error {
-	seen := map[specs.LinuxNamespaceType]bool{}
-	fresh := map[specs.LinuxNamespaceType]bool{}
+// namespaceSets says, in CLONE_NEW* flags, where a container's namespaces come
+// from. What is in none of the three is the forking process's.
+type namespaceSets struct {
+	fresh     uint64 // made for it
+	joined    uint64 // behind descriptors of the table
+	inherited uint64 // of the process that forks, and named in the spec
+}
+
+// sort fills the sets from the spec.
+func (c *compiler) sort() error {
 	for i, ns := range c.spec.Linux.Namespaces {
-		if seen[ns.Type] {
-			return fmt.Errorf("linux.namespaces[%d]: second %s namespace: %w", i, ns.Type, ErrInvalid)
+		field := fmt.Sprintf("linux.namespaces[%d]", i)
+		flag, known := namespaceFlags[ns.Type]
+		if !known {
+			return fmt.Errorf("%s.type: %q: %w", field, ns.Type, ErrUnsupported)
 		}
-		seen[ns.Type] = true
-		flag, known := cloneFlags[ns.Type]
+		if (c.ns.fresh|c.ns.joined|c.ns.inherited)&flag != 0 {
+			return fmt.Errorf("%s: second %s namespace: %w", field, ns.Type, ErrInvalid)
+		}
+		_, join := c.in.Join[ns.Type]
 		switch {
 		case slices.Contains(c.in.Inherit, ns.Type):
-		case ns.Path != "":
-			return fmt.Errorf("linux.namespaces[%d]: join %s namespace by path: %w", i, ns.Type, ErrUnsupported)
-		case ns.Type == specs.CgroupNamespace:
-			fresh[ns.Type] = true
-		case !known:
-			return fmt.Errorf("linux.namespaces[%d]: %q namespace: %w", i, ns.Type, ErrUnsupported)
+			c.ns.inherited |= flag
+		case ns.Path == "" && !join:
+			c.ns.fresh |= flag
+		case flag == unix.CLONE_NEWNS:
+			// Its tree is somebody's in use. To attach a root to it and to pivot would
+			// be seen by everybody who is there.
+			return fmt.Errorf("%s.path: join a mount namespace: %w", field, ErrUnsupported)
+		case ns.Path == "" || !join:
+			return fmt.Errorf("%s.path: %q, and a descriptor of the namespace is there: %v: %w", field, ns.Path, join, ErrInvalid)
 		default:
-			fresh[ns.Type] = true
-			c.p.Clone |= flag
+			c.ns.joined |= flag
 		}
 	}
-	if !fresh[specs.MountNamespace] {
+	for t := range c.in.Join {
+		if c.ns.joined&namespaceFlags[t] == 0 {
+			return fmt.Errorf("linux.namespaces: descriptor of a %q namespace that is not to be joined: %w", t, ErrInvalid)
+		}
+	}
+	if c.ns.fresh&unix.CLONE_NEWNS == 0 {
 		return fmt.Errorf("linux.namespaces: without a mount namespace of its own: %w", ErrUnsupported)
+	}
+	return nil
+}
+
+// namespaces begins the program: namespaces, session, host name, loopback.
+func (c *compiler) namespaces() error {
+	// The root of a cgroup namespace is the cgroup that the process is in when it is
+	// made, and with a driver that moves the process later that would be the
+	// monitor's, were it made by the clone.
+	flags := c.ns.fresh &^ unix.CLONE_NEWCGROUP
+	if c.twice() {
+		c.hop(flags)
+	} else {
+		c.p.Clone = flags
+		c.join()
+	}
+	if c.ns.fresh&unix.CLONE_NEWUSER != 0 {
+		c.gate(step.GateMaps)
+	}
+	if (c.ns.fresh|c.ns.joined)&unix.CLONE_NEWUSER != 0 {
+		c.becomeRoot()
 	}
 	c.call("become leader of a session", unix.SYS_SETSID)
 	c.call("make files with the modes given", unix.SYS_UMASK, val(0))
-	c.ownCgroupNS = fresh[specs.CgroupNamespace]
-	if c.ownCgroupNS {
+	if c.ns.fresh&unix.CLONE_NEWCGROUP != 0 {
 		c.call("make the own cgroup the root of the view", unix.SYS_UNSHARE, val(uint64(unix.CLONE_NEWCGROUP)))
 	}
-	if err := c.uts(fresh[specs.UTSNamespace]); err != nil {
+	if err := c.uts(c.ns.fresh&unix.CLONE_NEWUTS != 0); err != nil {
 		return err
 	}
-	if fresh[specs.NetworkNamespace] {
+	if c.ns.fresh&unix.CLONE_NEWNET != 0 {
 		c.loopback()
 	}
 	if c.in.NetGate {

@@ -24,6 +24,8 @@ type process struct {
 	exec    bool // a further process in a running container
 	domain  *specs.LinuxPersonality
 	memory  *specs.LinuxMemoryPolicy
+
+	keepGroups bool // setgroups is not allowed in the user namespace
 }
 
 // compile adds everything from the limits to the execve, with a start wait
@@ -147,7 +149,13 @@ func (b process) ids() error {
 		groups = binary.NativeEndian.AppendUint32(groups, g)
 	}
 	list := b.bytes(append(groups, 0, 0, 0, 0)) // never empty, so that it has an address
-	b.call("set the groups", unix.SYS_SETGROUPS, val(len(u.AdditionalGids)), list)
+	set := b.call("set the groups", unix.SYS_SETGROUPS, val(len(u.AdditionalGids)), list)
+	if b.keepGroups {
+		if len(u.AdditionalGids) > 0 {
+			return fmt.Errorf("process.user.additionalGids: in a user namespace that denies setgroups: %w", ErrInvalid)
+		}
+		set.ok(unix.EPERM)
+	}
 	b.call("set the gid", unix.SYS_SETRESGID, val(u.GID), val(u.GID), val(u.GID))
 	b.call("set the uid", unix.SYS_SETRESUID, val(u.UID), val(u.UID), val(u.UID))
 	return nil

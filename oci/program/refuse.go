@@ -39,7 +39,6 @@ func refuse(s *specs.Spec) error {
 	if err := firstAsked([]check{
 		{"solaris", s.Solaris != nil}, {"windows", s.Windows != nil}, {"vm", s.VM != nil}, {"zos", s.ZOS != nil}, {"freebsd", s.FreeBSD != nil},
 		{"hooks", hasHooks(s.Hooks)},
-		{"linux.uidMappings", len(l.UIDMappings) > 0}, {"linux.gidMappings", len(l.GIDMappings) > 0},
 		{"linux.sysctl", len(l.Sysctl) > 0},
 		{"linux.mountLabel", l.MountLabel != ""},
 		{"linux.intelRdt", l.IntelRdt != nil},

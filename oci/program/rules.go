@@ -29,6 +29,9 @@ func (c checker) known(i int, s *step.Step) error {
 func (c checker) reports(i int, s *step.Step) error {
 	switch s.Nr {
 	case unix.SYS_WRITE:
+		if c.hop >= 0 && i == c.hop+2 {
+			return nil // the birth of a sibling: see hops
+		}
 		if s.Then != 0 || i+1 >= len(c.p.Steps) || c.p.Steps[i+1].Nr != unix.SYS_READ || s.Args[2] != val(step.RecordSize) || c.word(s.Args[1], 0) != uint64(uint32(i+1)) {
 			return c.broken(i, "report of something that is no wait")
 		}
@@ -55,7 +58,10 @@ var lenient = map[uint32][]unix.Errno{
 	unix.SYS_KEYCTL:            {unix.ENOSYS},             // a kernel without keyrings
 	unix.SYS_CHDIR:             {unix.EACCES, unix.EPERM}, // tried again as the user
 	unix.SYS_PRCTL:             {unix.EINVAL},             // a capability that this kernel does not have: see strict
-	unix.SYS_EXECVE:            {unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EACCES},
+	// To give up groups may be denied in a user namespace, since a group can be what
+	// keeps somebody out. To set some may not be passed over.
+	unix.SYS_SETGROUPS: {unix.EPERM},
+	unix.SYS_EXECVE:    {unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EACCES},
 }
 
 // strict demands that a call that fails ends the child (rule R16), but for the
@@ -65,7 +71,8 @@ func (c checker) strict(i int, s *step.Step) error {
 		return nil // a question, which jumps looks after
 	}
 	for _, b := range s.OnErr {
-		if !slices.Contains(lenient[s.Nr], unix.Errno(b.Errno)) || s.Nr == unix.SYS_PRCTL && !dropsBounding(s) {
+		if !slices.Contains(lenient[s.Nr], unix.Errno(b.Errno)) || s.Nr == unix.SYS_PRCTL && !dropsBounding(s) ||
+			s.Nr == unix.SYS_SETGROUPS && s.Args[0] != val(0) {
 			return c.broken(i, "failure passed over")
 		}
 	}
@@ -78,6 +85,9 @@ func dropsBounding(s *step.Step) bool {
 
 // jumps looks at what the branches of a step leave out.
 func (c checker) jumps(i int, s *step.Step) error {
+	if c.hop >= 0 && i == c.hop+1 {
+		return nil // the way of the sibling: see hops
+	}
 	over := func(n int, errno unix.Errno) error {
 		for j := i + 1; j <= i+n && j < len(c.p.Steps); j++ {
 			if !mayLeaveOut(s, errno, &c.p.Steps[j]) {
@@ -120,7 +130,7 @@ func mayLeaveOut(s *step.Step, errno unix.Errno, to *step.Step) bool {
 // order.
 func (c checker) spine() error {
 	calls := []uint32{unix.SYS_SETNS}
-	if c.p.Clone&unix.CLONE_NEWNS != 0 {
+	if c.flags&unix.CLONE_NEWNS != 0 {
 		calls = []uint32{unix.SYS_PIVOT_ROOT, unix.SYS_UMOUNT2}
 	}
 	calls = append(calls, unix.SYS_SETGROUPS, unix.SYS_SETRESGID, unix.SYS_SETRESUID, unix.SYS_CAPSET, unix.SYS_GETCWD, unix.SYS_CLOSE_RANGE)
@@ -183,7 +193,7 @@ func (c checker) private() error {
 		case unix.SYS_MOUNT_SETATTR:
 			ours = ours || s.Args[0] == rootFD && s.Args[2] == val(unix.AT_EMPTY_PATH|unix.AT_RECURSIVE) && (c.word(s.Args[3], 16) == unix.MS_PRIVATE || c.word(s.Args[3], 16) == unix.MS_SLAVE)
 		case unix.SYS_MOVE_MOUNT:
-			if !ours || c.p.Clone&unix.CLONE_NEWNS == 0 {
+			if !ours || c.flags&unix.CLONE_NEWNS == 0 {
 				return c.broken(i, "mount that may be seen outside")
 			}
 		}

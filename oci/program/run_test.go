@@ -94,6 +94,10 @@ type stage struct {
 	sources []string                // of the bind mounts, by the number of their file minus one
 	before  func(c *executor.Child) // while the child is blocked
 	after   func(c *executor.Child) // while the program runs
+	// namespaces are opened and stand behind the sources in the table, and behind
+	// them copies of whole filesystems.
+	namespaces, whole []string
+	maps              *sys.IDMaps
 	// gate is called while the child waits at a gate.
 	gate func(c *executor.Child) error
 	// prepare is called in the namespace that the sources are taken from.
@@ -149,6 +153,23 @@ func (s stage) run(t *testing.T) result {
 func (s stage) child(enc []byte, proc, w *os.File) (res result) {
 	null, _ := os.Open("/dev/null")
 	defer null.Close()
+	var more []int
+	for _, n := range s.namespaces {
+		fd, err := unix.Open(n, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return result{err: fmt.Errorf("open %v: %w", s.namespaces, err)}
+		}
+		defer unix.Close(fd)
+		more = append(more, fd)
+	}
+	for _, dir := range s.whole {
+		fd, err := sys.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE)
+		if err != nil {
+			return result{err: fmt.Errorf("open %v: %w", s.namespaces, err)}
+		}
+		defer fd.Close()
+		more = append(more, fd.Int())
+	}
 	mounts, err := tinyNamespace(s.root, s.sources, s.prepare)
 	if err != nil {
 		res.err = err
@@ -162,8 +183,8 @@ func (s stage) child(enc []byte, proc, w *os.File) (res result) {
 		defer m.Close()
 		files = append(files, m.Int())
 	}
-	files = append(files, s.sockets...)
-	c, err := executor.Start(executor.Attr{Program: enc, CgroupFD: -1, PIDNS: -1, ProcFD: int(proc.Fd()),
+	files = append(append(files, s.sockets...), more...)
+	c, err := executor.Start(executor.Attr{Program: enc, CgroupFD: -1, PIDNS: -1, ProcFD: int(proc.Fd()), IDMaps: s.maps,
 		Stdio: [3]int{int(null.Fd()), int(w.Fd()), int(w.Fd())}, Files: files})
 	if err != nil {
 		res.err = err
@@ -374,15 +395,11 @@ func TestRefusesByName(t *testing.T) {
 	for name, change := range map[string]func(*specs.Spec){
 		"process.terminal":        func(s *specs.Spec) { s.Process.Terminal = true },
 		"hooks":                   func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/x"}}} },
-		"linux.uidMappings":       func(s *specs.Spec) { s.Linux.UIDMappings = []specs.LinuxIDMapping{{Size: 1}} },
 		"linux.sysctl":            func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"a": "b"} },
 		"linux.rootfsPropagation": func(s *specs.Spec) { s.Linux.RootfsPropagation = "sideways" },
 		"mounts[0].type":          func(s *specs.Spec) { s.Mounts[0].Type = "nfs" },
 		"mounts[0].options":       func(s *specs.Spec) { s.Mounts[0].Options = []string{"tmpcopyup"} },
 		"mounts[0].source":        func(s *specs.Spec) { s.Mounts[0].Type = "bind" },
-		"linux.namespaces[6]": func(s *specs.Spec) {
-			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "user"})
-		},
 		"process.capabilities":    func(s *specs.Spec) { s.Process.Capabilities.Bounding = []string{"CAP_NOPE"} },
 		"process.rlimits":         func(s *specs.Spec) { s.Process.Rlimits = nil },
 		"process.user":            func(s *specs.Spec) { s.Process.User.UID = 1<<32 - 1 },

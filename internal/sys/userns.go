@@ -1,0 +1,173 @@
+package sys
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// IDMap is one line of a user namespace's map: Count ids from Inside are those
+// from Outside in the namespace of who writes the map.
+type IDMap struct {
+	Inside, Outside, Count uint32
+}
+
+// IDMaps are the maps of a new user namespace.
+type IDMaps struct {
+	UIDs, GIDs []IDMap
+	// DenySetgroups denies setgroups(2) in the namespace for good. The kernel demands
+	// it of an unprivileged user who maps his own group himself.
+	DenySetgroups bool
+	// Helpers has newuidmap(1) and newgidmap(1) write what the kernel does not let us
+	// write: the subordinate ids of an unprivileged user. They refuse processes that
+	// are not dumpable.
+	Helpers bool
+}
+
+// Write maps the ids of the user namespace that process pid was born in. pid must
+// be a child of the caller that was not reaped, so that the number is its own. proc
+// is a directory of a procfs that shows the process, or -1 for /proc; either is
+// verified. A map is written once; a second time is EPERM.
+func (m *IDMaps) Write(proc, pid int) error {
+	dir, err := openProcess(proc, pid)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if m.DenySetgroups {
+		if err := writeProc(dir, "setgroups", "deny"); err != nil {
+			return err
+		}
+	}
+	for _, k := range []struct {
+		file, helper string
+		lines        []IDMap
+	}{{"uid_map", "newuidmap", m.UIDs}, {"gid_map", "newgidmap", m.GIDs}} {
+		err := writeMap(dir, k.file, k.lines)
+		if m.Helpers && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES)) {
+			err = runHelper(k.helper, pid, k.lines)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// openProcess opens the directory of a process in a procfs.
+func openProcess(proc, pid int) (*FD, error) {
+	if proc < 0 {
+		host, err := OpenAt2(unix.AT_FDCWD, "/proc", unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_NO_SYMLINKS)
+		if err != nil {
+			return nil, err
+		}
+		defer host.Close()
+		proc = host.Int()
+	}
+	const inside = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV
+	dir, err := OpenAt2(proc, strconv.Itoa(pid), unix.O_PATH|unix.O_DIRECTORY, inside)
+	if err != nil {
+		return nil, err
+	}
+	if err := isProcfs(dir); err != nil {
+		dir.Close()
+		return nil, err
+	}
+	return dir, nil
+}
+
+// isProcfs refuses what only looks like a procfs.
+func isProcfs(f *FD) error {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(f.Int(), &st); err != nil {
+		return os.NewSyscallError("fstatfs", err)
+	}
+	if st.Type != unix.PROC_SUPER_MAGIC {
+		return fmt.Errorf("procfs of magic %#x: %w", st.Type, unix.EXDEV)
+	}
+	return nil
+}
+
+func writeMap(dir *FD, name string, lines []IDMap) error {
+	var text strings.Builder
+	for _, l := range lines {
+		fmt.Fprintf(&text, "%d %d %d\n", l.Inside, l.Outside, l.Count)
+	}
+	if text.Len() >= os.Getpagesize() {
+		return fmt.Errorf("write %s: %d bytes do not fit a page: %w", name, text.Len(), unix.EINVAL)
+	}
+	return writeProc(dir, name, text.String())
+}
+
+// writeProc writes a file of a process in one call, as the maps demand.
+func writeProc(dir *FD, name, text string) error {
+	f, err := OpenAt2(dir.Int(), name, unix.O_WRONLY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS|unix.RESOLVE_NO_MAGICLINKS|unix.RESOLVE_NO_XDEV)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := isProcfs(f); err != nil {
+		return err
+	}
+	_, err = unix.Write(f.Int(), []byte(text))
+	if err != nil {
+		return fmt.Errorf("write %s of child: %w", name, err)
+	}
+	return nil
+}
+
+// runHelper has a set-user-ID program write a map.
+func runHelper(name string, pid int, lines []IDMap) error {
+	path, err := findHelper(name)
+	if err != nil {
+		return err
+	}
+	args := []string{name, strconv.Itoa(pid)}
+	for _, l := range lines {
+		for _, v := range []uint32{l.Inside, l.Outside, l.Count} {
+			args = append(args, strconv.FormatUint(uint64(v), 10))
+		}
+	}
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	p, err := os.StartProcess(path, args, &os.ProcAttr{Env: []string{}, Files: []*os.File{null, null, w}})
+	w.Close()
+	if err != nil {
+		return err
+	}
+	said := make([]byte, 512)
+	n, _ := r.Read(said) // what it says is for people; its status decides
+	state, err := p.Wait()
+	if err != nil {
+		return err
+	}
+	if !state.Success() {
+		return fmt.Errorf("%s: %s: %s: %w", name, state, strings.TrimSpace(string(said[:n])), unix.EPERM)
+	}
+	return nil
+}
+
+// findHelper looks for a program in $PATH, which is the caller's own and gives him
+// nothing that he does not have; only absolute directories count.
+func findHelper(name string) (string, error) {
+	for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
+		path := filepath.Join(dir, name)
+		if filepath.IsAbs(dir) && unix.Access(path, unix.X_OK) == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("find %s in $PATH: %w", name, unix.ENOENT)
+}
