@@ -7,7 +7,6 @@ import (
 	"io"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -166,11 +165,28 @@ func prepareList(c *call) ([]option, func([]string) (int, error)) {
 		case format != "table":
 			return 1, fmt.Errorf("format %q: table or json: %w", format, errUsage)
 		}
-		w := tabwriter.NewWriter(c.out, 12, 1, 3, ' ', 0)
-		say(w, "ID\tPID\tSTATUS\tBUNDLE\tCREATED\tOWNER\n")
+		rows := [][]string{{"ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"}}
 		for _, s := range states {
-			fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\n", s.ID, s.Pid, s.Status, s.Bundle, s.Created.Format(time.RFC3339Nano), s.Owner)
+			rows = append(rows, []string{s.ID, strconv.Itoa(s.Pid), string(s.Status), s.Bundle, s.Created.Format(time.RFC3339Nano), s.Owner})
 		}
-		return 0, w.Flush()
+		table(c.out, rows)
+		return 0, nil
+	}
+}
+
+// table prints rows in columns that are as wide as what is in them.
+func table(w io.Writer, rows [][]string) {
+	width := make([]int, len(rows[0]))
+	for _, r := range rows {
+		for i, f := range r {
+			width[i] = max(width[i], len(f)+3)
+		}
+	}
+	for _, r := range rows {
+		line := ""
+		for i, f := range r {
+			line += f + strings.Repeat(" ", width[i]-len(f))
+		}
+		say(w, strings.TrimRight(line, " ")+"\n")
 	}
 }

@@ -303,4 +303,3 @@ func writePidFile(path string, pid int) error {
 	}
 	return os.Rename(tmp, path)
 }
-

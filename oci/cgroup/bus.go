@@ -1,20 +1,12 @@
 package cgroup
 
 import (
-	"bytes"
 	"context"
-	"encoding/hex"
 	"errors"
-	"fmt"
-	"io"
-	"net"
-	"os"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/godbus/dbus/v5"
+	"github.com/vitrine-runtime/vitrine/internal/dbus"
 )
 
 // Where systemd can be asked. The first one is PID 1's own socket, the one that
@@ -28,7 +20,7 @@ const (
 
 const (
 	busName     = "org.freedesktop.systemd1"
-	managerPath = dbus.ObjectPath("/org/freedesktop/systemd1")
+	managerPath = "/org/freedesktop/systemd1"
 	manager     = busName + ".Manager"
 	properties  = "org.freedesktop.DBus.Properties"
 )
@@ -55,23 +47,21 @@ func newBus() *bus {
 	return &bus{private: privateSocket, public: busSocket, dialing: make(chan struct{}, 1)}
 }
 
-// line is one connection. It is the reader's SignalHandler and hands on the only
-// signal that is waited for: the end of a job.
+// line is one connection. The only signal that is waited for is the end of a job.
 type line struct {
 	conn *dbus.Conn
-	lost chan struct{} // closed with the connection
 
 	mu   sync.Mutex
 	jobs map[string]chan string // by unit: the result of its next job to end
 }
 
-// DeliverSignal is called by the reader for every signal, in their order.
-func (l *line) DeliverSignal(iface, name string, s *dbus.Signal) {
-	if iface != manager || name != "JobRemoved" || len(s.Body) != 4 {
+// signal is called by the reader for every signal, in their order.
+func (l *line) signal(iface, name string, body []any) {
+	if iface != manager || name != "JobRemoved" || len(body) != 4 {
 		return
 	}
-	unit, _ := s.Body[2].(string)
-	result, _ := s.Body[3].(string)
+	unit, _ := body[2].(string)
+	result, _ := body[3].(string)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if c := l.jobs[unit]; c != nil {
@@ -81,9 +71,6 @@ func (l *line) DeliverSignal(iface, name string, s *dbus.Signal) {
 		}
 	}
 }
-
-// Terminate is called when the connection ends.
-func (l *line) Terminate() { close(l.lost) }
 
 // watch returns the channel for the result of the unit's next job. It must be
 // called before the job exists, whose end may be heard of before its beginning.
@@ -130,7 +117,7 @@ func (b *bus) take(fresh *line) *line {
 		return nil
 	}
 	select {
-	case <-b.line.lost:
+	case <-b.line.conn.Lost():
 		b.line = nil
 		return nil
 	default:
@@ -199,102 +186,24 @@ func (b *bus) dial(ctx context.Context) (*line, error) {
 }
 
 // dialLine connects and says who we are, which the kernel vouches for.
-func dialLine(ctx context.Context, path string) (*line, error) {
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", path)
-	if err != nil {
+func dialLine(ctx context.Context, path string) (l *line, err error) {
+	l = &line{jobs: map[string]chan string{}}
+	if l.conn, err = dbus.Dial(ctx, path, l.signal); err != nil {
 		return nil, err
-	}
-	stop := context.AfterFunc(ctx, func() { _ = c.Close() }) // its way into the reads
-	err = greet(c)
-	if !stop() {
-		return nil, errors.Join(ctx.Err(), err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("authenticate at %s: %w", path, errors.Join(err, c.Close()))
-	}
-	l := &line{lost: make(chan struct{}), jobs: map[string]chan string{}}
-	if l.conn, err = dbus.NewConn(&greeted{Conn: c}, dbus.WithSignalHandler(l)); err != nil {
-		return nil, errors.Join(err, c.Close())
-	}
-	if err := l.conn.Auth([]dbus.Auth{dbus.AuthExternal("")}); err != nil {
-		return nil, errors.Join(err, l.conn.Close())
 	}
 	return l, nil
 }
 
-// greet is the client's side of the authentication, in one message, and the wait
-// for its answer.
-//
-// The library's own sends BEGIN by itself and the first call right behind it. If PID
-// 1 is slow, it reads both at once, begins, and goes back to sleep with the call in
-// its buffer: nothing is left in the socket that would wake it. The answer to the
-// call then comes when we hang up. Here BEGIN was read when the answer comes, as
-// with systemctl.
-func greet(c net.Conn) error {
-	uid := hex.EncodeToString([]byte(strconv.Itoa(os.Geteuid())))
-	if _, err := c.Write([]byte("\x00AUTH EXTERNAL " + uid + "\r\nBEGIN\r\n")); err != nil {
-		return err
-	}
-	var answer []byte
-	for b := make([]byte, 1); !bytes.HasSuffix(answer, []byte("\r\n")); { // not a byte more, the rest is the library's
-		if _, err := io.ReadFull(c, b); err != nil {
-			return err
-		}
-		if answer = append(answer, b...); len(answer) > 512 {
-			return errors.New("a long answer")
-		}
-	}
-	if !bytes.HasPrefix(answer, []byte("OK ")) {
-		return fmt.Errorf("the answer is %q", answer)
-	}
-	return nil
-}
-
-// greeted is a connection on which greet was done. It plays the other side to the
-// library, which insists on doing it.
-type greeted struct {
-	net.Conn
-	begun   bool
-	answers []byte
-}
-
-func (g *greeted) Write(p []byte) (int, error) {
-	if g.begun {
-		return g.Conn.Write(p)
-	}
-	switch line := string(p); {
-	case line == "AUTH\r\n":
-		g.answers = append(g.answers, "REJECTED EXTERNAL\r\n"...)
-	case strings.HasPrefix(line, "AUTH "):
-		g.answers = append(g.answers, "OK 0\r\n"...)
-	case line == "BEGIN\r\n":
-		g.begun = true
-	}
-	return len(p), nil
-}
-
-func (g *greeted) Read(p []byte) (int, error) {
-	if g.begun {
-		return g.Conn.Read(p)
-	}
-	n := copy(p, g.answers)
-	g.answers = g.answers[n:]
-	if n == 0 {
-		return 0, io.ErrUnexpectedEOF // asked for more than was foreseen
-	}
-	return n, nil
-}
-
 // join makes us a member of the bus, to which signals come when asked for.
 func (l *line) join(ctx context.Context) error {
-	bus := l.conn.BusObject()
-	if err := bus.CallWithContext(ctx, "org.freedesktop.DBus.Hello", 0).Err; err != nil {
+	const bus = "org.freedesktop.DBus"
+	if _, err := l.conn.Call(ctx, bus, "/org/freedesktop/DBus", bus, "Hello"); err != nil {
 		return err
 	}
 	rule := "type='signal',sender='" + busName + "',interface='" + manager + "',member='JobRemoved'"
-	if err := bus.CallWithContext(ctx, "org.freedesktop.DBus.AddMatch", 0, rule).Err; err != nil {
+	if _, err := l.conn.Call(ctx, bus, "/org/freedesktop/DBus", bus, "AddMatch", rule); err != nil {
 		return err
 	}
-	return l.conn.Object(busName, managerPath).CallWithContext(ctx, manager+".Subscribe", 0).Err
+	_, err := l.conn.Call(ctx, busName, managerPath, manager, "Subscribe")
+	return err
 }

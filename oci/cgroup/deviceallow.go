@@ -6,10 +6,12 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/vitrine-runtime/vitrine/internal/dbus"
 )
 
-// deviceEntry is an entry of DeviceAllow.
-type deviceEntry struct{ Path, Access string }
+// deviceEntry is an entry of DeviceAllow: a path, and what may be done there.
+type deviceEntry = dbus.Pair
 
 // deviceProperties says the device rules to systemd, which then attaches a filter
 // beside ours, and shows and attaches it anew whenever it likes. Both must agree, so

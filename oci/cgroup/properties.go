@@ -3,7 +3,7 @@ package cgroup
 import (
 	"context"
 	"math"
-	"math/big"
+	"math/bits"
 	"slices"
 	"strconv"
 	"strings"
@@ -83,12 +83,16 @@ func translateQuota(f []string, step func() uint64) (props []property, exact boo
 	if err != nil {
 		return nil, false
 	}
-	// In big numbers, because quotas may be anything.
-	perSec, rest := new(big.Int).DivMod(new(big.Int).Mul(new(big.Int).SetUint64(quota), big.NewInt(1000000)), new(big.Int).SetUint64(period), new(big.Int))
-	if !perSec.IsUint64() || perSec.Uint64() > math.MaxInt64 {
+	// In 128 bits, because quotas may be anything.
+	hi, lo := bits.Mul64(quota, 1000000)
+	if hi >= period {
 		return nil, false
 	}
-	n, exact := perSec.Uint64(), rest.Sign() == 0
+	n, rest := bits.Div64(hi, lo, period)
+	if n > math.MaxInt64 {
+		return nil, false
+	}
+	exact = rest == 0
 	if !exact {
 		n++
 	}

@@ -112,7 +112,7 @@ func TestTranslate(t *testing.T) {
 		props, exact := translate(tt.file, tt.content, func() uint64 { return tt.step })
 		var got []string
 		for _, p := range props {
-			got = append(got, fmt.Sprintf("%s=%v", p.Name, p.Value.Value()))
+			got = append(got, fmt.Sprintf("%s=%v", p.Name, p.Value))
 		}
 		if s := strings.Join(got, " "); s != tt.want || exact != tt.exact {
 			t.Errorf("%s %q: %s, exact %v; want %s, %v", tt.file, tt.content, s, exact, tt.want, tt.exact)
@@ -126,9 +126,9 @@ func TestDeviceProperties(t *testing.T) {
 		if p == nil {
 			return "none"
 		}
-		return fmt.Sprint(p[0].Value.Value(), p[1].Value.Value())
+		return fmt.Sprint(p[0].Value, p[1].Value)
 	}
-	if got := entries(usualDevices()[:4]); got != "strict[{char-* m} {block-* m} {/dev/char/1:3 mrw}]" {
+	if got := entries(usualDevices()[:4]); got != "strict[[char-* m] [block-* m] [/dev/char/1:3 mrw]]" {
 		t.Error(got)
 	}
 	if got := entries(usualDevices()); got == "none" {

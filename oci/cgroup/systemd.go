@@ -6,14 +6,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
+	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
 
-	"github.com/godbus/dbus/v5"
+	"github.com/vitrine-runtime/vitrine/internal/dbus"
 )
 
 // ErrUnavailable: systemd did not do in time what it was asked for. Nothing of it
@@ -49,12 +49,9 @@ type unit struct {
 }
 
 // property is a unit's, as D-Bus has it.
-type property struct {
-	Name  string
-	Value dbus.Variant
-}
+type property = dbus.Property
 
-func prop(name string, value any) property { return property{name, dbus.MakeVariant(value)} }
+func prop(name string, value any) property { return property{Name: name, Value: value} }
 
 // systemd asks PID 1, one message for one wish.
 //
@@ -86,7 +83,7 @@ var away = []string{
 }
 
 func errorName(err error) string {
-	var e dbus.Error
+	var e *dbus.Error
 	if errors.As(err, &e) {
 		return e.Name
 	}
@@ -101,9 +98,8 @@ func lost(err error) bool {
 		}
 	}
 	var sys syscall.Errno
-	var dial *net.OpError // also the deadline, which the dialer notices before the context does
-	return errors.As(err, &dial) || errors.Is(err, dbus.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
-		errors.Is(err, net.ErrClosed) || errors.As(err, &sys)
+	return errors.Is(err, dbus.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, os.ErrClosed) || errors.As(err, &sys)
 }
 
 // ask runs f with a connection, again with a new one when that is lost, until the
@@ -140,18 +136,29 @@ func (s *systemd) ask(caller context.Context, what string, f func(ctx context.Co
 	}
 }
 
-func (s *systemd) call(ctx context.Context, l *line, path dbus.ObjectPath, method string, args ...any) *dbus.Call {
+func (s *systemd) call(ctx context.Context, l *line, path, iface, method string, args ...any) ([]any, error) {
 	s.calls.Add(1)
-	return l.conn.Object(busName, path).CallWithContext(ctx, method, 0, args...)
+	return l.conn.Call(ctx, busName, path, iface, method, args...)
+}
+
+// get reads a property that is a string.
+func (s *systemd) get(ctx context.Context, l *line, path, iface, name string) (string, error) {
+	v, err := s.call(ctx, l, path, properties, "Get", iface, name)
+	if err != nil {
+		return "", err
+	}
+	if len(v) == 1 {
+		if text, ok := v[0].(string); ok {
+			return text, nil
+		}
+	}
+	return "", fmt.Errorf("read property %s: it is no string: %w", name, fs.ErrInvalid)
 }
 
 func (s *systemd) start(ctx context.Context, u unit) error {
 	return s.ask(ctx, "start unit "+u.name, func(ctx context.Context, l *line) error {
 		for range 3 {
-			err := s.job(ctx, l, u.name, "StartTransientUnit", u.name, "fail", u.props, []struct {
-				Name  string
-				Props []property
-			}{})
+			err := s.job(ctx, l, u.name, "StartTransientUnit", u.name, "fail", u.props, []dbus.Unit{})
 			if errorName(err) != errExists {
 				return err
 			}
@@ -178,7 +185,7 @@ func (s *systemd) settle(ctx context.Context, l *line, u unit) (done bool, err e
 			}
 			return false, fmt.Errorf("a unit of that name is active: %w", fs.ErrExist)
 		case state == "inactive" || state == "failed":
-			err := s.call(ctx, l, managerPath, manager+".ResetFailedUnit", u.name).Err
+			_, err := s.call(ctx, l, managerPath, manager, "ResetFailedUnit", u.name)
 			if errorName(err) == errNoUnit {
 				err = nil
 			}
@@ -194,7 +201,7 @@ func (s *systemd) settle(ctx context.Context, l *line, u unit) (done bool, err e
 
 func (s *systemd) state(ctx context.Context, l *line, name string) (state, path string, err error) {
 	o := unitPath(name)
-	if err := s.call(ctx, l, o, properties+".Get", busName+".Unit", "ActiveState").Store(&state); err != nil {
+	if state, err = s.get(ctx, l, o, busName+".Unit", "ActiveState"); err != nil {
 		if n := errorName(err); n == errNoUnit || n == errNotHere {
 			return "inactive", "", nil
 		}
@@ -204,7 +211,7 @@ func (s *systemd) state(ctx context.Context, l *line, name string) (state, path 
 		return state, "", nil
 	}
 	kind := name[strings.LastIndexByte(name, '.')+1:]
-	err = s.call(ctx, l, o, properties+".Get", busName+"."+strings.ToUpper(kind[:1])+kind[1:], "ControlGroup").Store(&path)
+	path, err = s.get(ctx, l, o, busName+"."+strings.ToUpper(kind[:1])+kind[1:], "ControlGroup")
 	return state, path, err
 }
 
@@ -229,7 +236,7 @@ func (s *systemd) stop(ctx context.Context, name string) error {
 
 func (s *systemd) set(ctx context.Context, name string, props []property) error {
 	return s.ask(ctx, "set properties of unit "+name, func(ctx context.Context, l *line) error {
-		err := s.call(ctx, l, managerPath, manager+".SetUnitProperties", name, true, props).Err
+		_, err := s.call(ctx, l, managerPath, manager, "SetUnitProperties", name, true, props)
 		if errorName(err) == errNoUnit {
 			err = fmt.Errorf("%w: %w", fs.ErrNotExist, err)
 		}
@@ -241,7 +248,7 @@ func (s *systemd) set(ctx context.Context, name string, props []property) error 
 func (s *systemd) job(ctx context.Context, l *line, name, method string, args ...any) error {
 	end := l.watch(name)
 	defer l.unwatch(name)
-	if err := s.call(ctx, l, managerPath, manager+"."+method, args...).Err; err != nil {
+	if _, err := s.call(ctx, l, managerPath, manager, method, args...); err != nil {
 		return err
 	}
 	select {
@@ -250,7 +257,7 @@ func (s *systemd) job(ctx context.Context, l *line, name, method string, args ..
 			return fmt.Errorf("the job ended: %s", result)
 		}
 		return nil
-	case <-l.lost:
+	case <-l.conn.Lost():
 		return dbus.ErrClosed
 	case <-ctx.Done():
 		return ctx.Err()
@@ -265,8 +272,9 @@ func (s *systemd) quotaStep(ctx context.Context) uint64 {
 		return n
 	}
 	var version string
-	err := s.ask(ctx, "ask for the version", func(ctx context.Context, l *line) error {
-		return s.call(ctx, l, managerPath, properties+".Get", manager, "Version").Store(&version)
+	err := s.ask(ctx, "ask for the version", func(ctx context.Context, l *line) (err error) {
+		version, err = s.get(ctx, l, managerPath, manager, "Version")
+		return err
 	})
 	if err != nil {
 		return 10000
@@ -285,9 +293,9 @@ func (s *systemd) quotaStep(ctx context.Context) uint64 {
 
 // unitPath is the unit's object: what is neither letter nor digit becomes _ and
 // two hex digits.
-func unitPath(name string) dbus.ObjectPath {
+func unitPath(name string) string {
 	var b strings.Builder
-	b.WriteString(string(managerPath) + "/unit/")
+	b.WriteString(managerPath + "/unit/")
 	for i := range len(name) {
 		c := name[i]
 		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' && i > 0 {
@@ -296,5 +304,5 @@ func unitPath(name string) dbus.ObjectPath {
 			fmt.Fprintf(&b, "_%02x", c)
 		}
 	}
-	return dbus.ObjectPath(b.String())
+	return b.String()
 }
