@@ -207,8 +207,8 @@ var fieldSamples = map[string]string{
 	"process.execCPUAffinity.initial": `"x"`, "process.execCPUAffinity.final": `"x"`, // an init has none, but they are looked at
 	"process.ioPriority.class": `"IOPRIO_CLASS_RT"`, "process.scheduler.policy": `"SCHED_BATCH"`, "process.scheduler.flags": `["SCHED_FLAG_RESET_ON_FORK"]`,
 	"linux.memoryPolicy.mode": `"MPOL_BIND"`, "linux.memoryPolicy.nodes": `"0"`, "linux.memoryPolicy.flags": `["MPOL_F_STATIC_NODES"]`,
-	"linux.personality.domain": `"LINUX32"`,
-	"linux.maskedPaths":        `["/proc/keys"]`, "linux.readonlyPaths": `["/proc/bus"]`, "linux.rootfsPropagation": `"shared"`,
+	"linux.personality.domain": `"LINUX32"`, "linux.sysctl": `{"net.ipv4.ip_forward":"1"}`,
+	"linux.maskedPaths": `["/proc/keys"]`, "linux.readonlyPaths": `["/proc/bus"]`, "linux.rootfsPropagation": `"shared"`,
 	"linux.namespaces[].type": `"time"`, "linux.namespaces[].path": `"/proc/1/ns/pid"`,
 	"linux.devices[].path": `"/dev/other"`, "linux.devices[].type": `"b"`, "linux.devices[].fileMode": `384`, "linux.devices[].uid": `5`, "linux.devices[].gid": `5`,
 	"linux.seccomp.defaultAction": `"SCMP_ACT_ALLOW"`, "linux.seccomp.architectures": `["SCMP_ARCH_X86"]`, "linux.seccomp.flags": `["SECCOMP_FILTER_FLAG_LOG"]`,

@@ -20,6 +20,7 @@ const (
 	rWalk                         // next directory on a walk
 	rCwd                          // result of the first chdir; lives until the second
 	rExec                         // whether an execve met EACCES
+	rProc                         // detached procfs of our own; lives until everything is closed
 )
 
 // builder collects steps and data.
@@ -28,6 +29,7 @@ type builder struct {
 	intern map[string]uint64 // content of Data -> offset
 	skips  int               // skips that wait for their label
 	far    bool              // whether one is too long for a step
+	proc   bool              // whether rProc is there
 }
 
 func newBuilder() *builder {

@@ -30,7 +30,8 @@ var ErrRule = errors.New("program breaks a rule")
 //     monitor's own namespace (rule R1 of the security page);
 //   - what is mounted in the new root cannot propagate out of it;
 //   - nothing but the five fixed descriptors is open while it waits;
-//   - it writes to nothing but the report pipe, and sends nothing but one
+//   - it writes to nothing but the report pipe and, whole, files of a procfs of
+//     its own that are its process's or a namespace's; it sends nothing but one
 //     descriptor over a socket of its file table;
 //   - what becomes its stdio is a terminal that came from its own master and was
 //     looked at, and it changes nothing of its data that a rule has read;
@@ -57,7 +58,7 @@ func Check(p *step.Program) error {
 			return c.broken(i, "call after the seccomp filter")
 		}
 		filtered = filtered || s.Nr == unix.SYS_SECCOMP
-		for _, rule := range []func(int, *step.Step) error{c.known, c.closes, c.confined, c.strict, c.jumps, c.reports, c.enters, c.terminals, c.stores, c.hands} {
+		for _, rule := range []func(int, *step.Step) error{c.known, c.closes, c.confined, c.strict, c.jumps, c.reports, c.enters, c.terminals, c.stores, c.hands, c.writes} {
 			if err := rule(i, s); err != nil {
 				return err
 			}
@@ -126,6 +127,9 @@ func (c checker) confined(i int, s *step.Step) error {
 		r := c.word(s.Args[2], 16)
 		if r&below == below && s.Args[0].Kind == step.Reg {
 			return c.component(i, s.Args[0], s.Args[1])
+		}
+		if c.ownProcfs(i, s) {
+			return nil
 		}
 		if s.Args[0] != rootFD || r&unix.RESOLVE_NO_MAGICLINKS == 0 || r&(unix.RESOLVE_IN_ROOT|unix.RESOLVE_BENEATH) == 0 {
 			return c.broken(i, "path that may leave the root")

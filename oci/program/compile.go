@@ -65,6 +65,9 @@ type Input struct {
 	// Rootless says that the forking process has its privileges only from the user
 	// namespace that it joins, which is then the first that it joins.
 	Rootless bool
+	// Host are namespaces that are the host's own although the spec names them, by a
+	// path say. Parameters of theirs are not written.
+	Host []specs.LinuxNamespaceType
 	// HookGate makes the program wait at step.GateHooks, just before the root is
 	// entered, and NetGate at step.GateNet, when its network namespace is there.
 	HookGate, NetGate bool
@@ -87,7 +90,7 @@ func Compile(in Input) (*step.Program, error) {
 		return nil, err
 	}
 	for _, section := range []func() error{
-		c.files, c.sort, c.idMaps, c.namespaces, c.root, c.mounts, c.devices, c.terminal, c.paths, c.workdir, c.pivot,
+		c.files, c.sort, c.idMaps, c.namespaces, c.root, c.sysctls, c.mounts, c.devices, c.terminal, c.paths, c.workdir, c.pivot,
 	} {
 		if err := section(); err != nil {
 			return nil, err
@@ -240,6 +243,9 @@ func CompileExec(in ExecInput) (*step.Program, error) {
 	}
 	if flags&unix.CLONE_NEWUSER != 0 {
 		b.hide()
+	}
+	if in.Process.ApparmorProfile != "" || in.Process.SelinuxLabel != "" {
+		b.procfs() // in the container one might not be had: its own is masked
 	}
 	b.call("join the namespaces of the container", unix.SYS_SETNS, file(0), val(flags))
 	if in.Sibling {

@@ -47,7 +47,9 @@ func (b process) compile(wait bool) error {
 		return err
 	}
 	b.cwd = path.Clean(b.spec.Cwd) // as the directory was made: a/../b does not need an a
+	b.keyLabel(b.spec.SelinuxLabel)
 	b.call("join a session keyring of its own", unix.SYS_KEYCTL, val(unix.KEYCTL_JOIN_SESSION_KEYRING), val(0)).ok(unix.ENOSYS)
+	b.keyLabel("\n") // and no others
 	b.call("enter the working directory", unix.SYS_CHDIR, b.str(b.cwd)).to(rCwd).ok(unix.EACCES).ok(unix.EPERM)
 	if err := b.credentials(); err != nil {
 		return err
@@ -59,6 +61,7 @@ func (b process) compile(wait bool) error {
 	}
 	b.call("set the umask", unix.SYS_UMASK, val(umask&0o777))
 	b.call("let all signals through", unix.SYS_RT_SIGPROCMASK, val(unix.SIG_SETMASK), b.words(0), val(0), val(8))
+	b.labels()
 	b.call("close what is no longer needed", unix.SYS_CLOSE_RANGE, val(step.FirstFD), val(uint64(^uint32(0))), val(0))
 	if wait {
 		b.wait()

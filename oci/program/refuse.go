@@ -39,7 +39,6 @@ func refuse(s *specs.Spec) error {
 	if err := firstAsked([]check{
 		{"solaris", s.Solaris != nil}, {"windows", s.Windows != nil}, {"vm", s.VM != nil}, {"zos", s.ZOS != nil}, {"freebsd", s.FreeBSD != nil},
 		{"hooks", hasHooks(s.Hooks)},
-		{"linux.sysctl", len(l.Sysctl) > 0},
 		{"linux.mountLabel", l.MountLabel != ""},
 		{"linux.intelRdt", l.IntelRdt != nil},
 		{"linux.timeOffsets", len(l.TimeOffsets) > 0},
@@ -61,9 +60,4 @@ func hasHooks(h *specs.Hooks) bool {
 	return len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0
 }
 
-func refuseProcess(p *specs.Process) error {
-	return firstAsked([]check{
-		{"process.apparmorProfile", p.ApparmorProfile != ""},
-		{"process.selinuxLabel", p.SelinuxLabel != ""},
-	})
-}
+func refuseProcess(p *specs.Process) error { return checkLabels(p) }

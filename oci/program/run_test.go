@@ -405,7 +405,7 @@ func TestRefusesByName(t *testing.T) {
 		"process.user":            func(s *specs.Spec) { s.Process.User.UID = 1<<32 - 1 },
 		"linux.maskedPaths[0]":    func(s *specs.Spec) { s.Linux.MaskedPaths[0] = "relative" },
 		"process.args":            func(s *specs.Spec) { s.Process.Args = nil },
-		"process.apparmorProfile": func(s *specs.Spec) { s.Process.ApparmorProfile = "x" },
+		"process.apparmorProfile": func(s *specs.Spec) { s.Process.ApparmorProfile = "x\n" },
 	} {
 		b, _ := json.Marshal(testSpec("true"))
 		s := &specs.Spec{}
