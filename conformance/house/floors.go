@@ -23,6 +23,7 @@ var floors = map[string]int{
 	"oci/seccomp":         1,
 	"oci/seccomp/profile": 1,
 	"oci/cgroup":          1,
+	"oci/notify":          1,
 	"image":               1,
 	"cni":                 1,
 	"internal/sys":        0,

@@ -111,7 +111,6 @@ func TestNotify(t *testing.T) {
 		"unable, as default": {&specs.LinuxSeccomp{DefaultAction: specs.ActNotify}, Options{}, "nobody to pass the listener on"},
 		"default":            {with(rule("mount"), func(p *specs.LinuxSeccomp) { p.DefaultAction = specs.ActNotify }), able, "cannot be the default"},
 		"no path":            {with(rule("mount"), func(p *specs.LinuxSeccomp) { p.ListenerPath = "" }), able, "needs listenerPath"},
-		"write":              {rule("write"), able, "cannot be used for write"},
 		"errno":              {with(rule("mount"), func(p *specs.LinuxSeccomp) { p.Syscalls[0].ErrnoRet = ptr(uint(1)) }), able, "takes no errno"},
 	} {
 		f, err := CompileWith(c.p, c.o)
@@ -131,6 +130,9 @@ func TestNotify(t *testing.T) {
 	}
 	if got, _ := f.Run(Call{Number: uint32(host().lookup("mount")[0]), Arch: host().abis[0].token}); got != Notify {
 		t.Error(got)
+	}
+	if _, err := CompileWith(rule("write"), able); err != nil { // the listener is handed over without one
+		t.Error(err)
 	}
 	c := NewCache(2)
 	if _, err := c.CompileWith(p, able); err != nil {

@@ -38,7 +38,7 @@
 //     x32 is not included. Architectures of other machines are ignored with a warning, since no call can come from them.
 //   - Names that this machine has in none of its ABIs are ignored with a warning; an unknown architecture, action, operator
 //     or flag is an error.
-//   - SCMP_ACT_NOTIFY is for those who can pass a listener on (Options.Notify), needs listenerPath, and is neither the default nor for write.
+//   - SCMP_ACT_NOTIFY is for those who can pass a listener on (Options.Notify), needs listenerPath, and is not the default.
 //
 // # Numbers that are newer than the profile
 //

@@ -304,9 +304,6 @@ func (g *program) addEntry(s *specs.LinuxSyscall, o Options, w *warnings) error 
 			return ErrNotify
 		case g.listenerPath == "":
 			return errors.New("seccomp action SCMP_ACT_NOTIFY: needs listenerPath")
-		case slices.Contains(e.names, "write"):
-			// A failed execve is reported by a write, which must not wait for somebody who may wait for the report.
-			return errors.New("seccomp action SCMP_ACT_NOTIFY: cannot be used for write")
 		}
 	}
 	if len(e.tests) > 1 {

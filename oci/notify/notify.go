@@ -1,0 +1,103 @@
+// Package notify passes the listener of a seccomp filter to whoever answers its
+// notifications: the process behind linux.seccomp.listenerPath.
+//
+//	connect ── before the container is released: nobody there is an error then
+//	send    ── {ContainerProcessState} + listener, in one message of a stream
+//	close   ── the one who answers now is the only holder of the listener
+//
+// The process under the filter waits meanwhile and executes nothing before it
+// was sent. What the message says is fixed but for the pid, which is put in at
+// the end: the monitor of a pod sends what the daemon has written, and needs
+// no JSON for it.
+package notify
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+)
+
+// patience bounds in seconds how long connecting and sending may take: the
+// other side's queue of connections may be full.
+const patience = 10
+
+// Unknown is the pid that Send replaces by that of the process.
+const Unknown = -1
+
+// Dial connects to the socket at path. A path that is too long for an address
+// is reached through its directory.
+func Dial(path string) (*sys.FD, error) {
+	if !filepath.IsAbs(path) || strings.ContainsRune(path, 0) {
+		return nil, fmt.Errorf("linux.seccomp.listenerPath: %q is no absolute path: %w", path, unix.EINVAL)
+	}
+	n, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	sock := sys.NewFD(n)
+	if err = unix.SetsockoptTimeval(n, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: patience}); err == nil {
+		err = connect(n, path)
+	}
+	if err != nil {
+		sock.Close()
+		return nil, fmt.Errorf("connect to seccomp listener %s: %w", path, err)
+	}
+	return sock, nil
+}
+
+func connect(sock int, path string) error {
+	if len(path) >= len(unix.RawSockaddrUnix{}.Path) {
+		dir, err := sys.OpenAt2(unix.AT_FDCWD, filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		path = "/proc/self/fd/" + strconv.Itoa(dir.Int()) + "/" + filepath.Base(path)
+	}
+	for {
+		if err := unix.Connect(sock, &unix.SockaddrUnix{Name: path}); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// Message returns what is sent with the listener. The pid of the process, and
+// that of the container where it is the same, is Unknown until Send.
+func Message(state specs.State, metadata string) ([]byte, error) {
+	b, err := json.Marshal(specs.ContainerProcessState{
+		Version: specs.Version, Fds: []string{specs.SeccompFdName}, Pid: Unknown, Metadata: metadata, State: state,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("write state for the seccomp listener: %w", err)
+	}
+	return b, nil
+}
+
+// Send sends the listener of the process pid with a message of Message over a
+// connected socket. It closes neither.
+func Send(sock int, message []byte, pid int, listener *sys.FD) error {
+	// Only a number of ours can look like this: a quote inside of a string is
+	// written with a backslash, and other objects have no numbers.
+	message = bytes.ReplaceAll(message, []byte(`"pid":-1`), strconv.AppendInt([]byte(`"pid":`), int64(pid), 10))
+	rights := unix.UnixRights(listener.Int())
+	for len(message) > 0 {
+		n, err := unix.SendmsgN(sock, message, rights, nil, unix.MSG_NOSIGNAL)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return fmt.Errorf("send to seccomp listener: %w", err)
+		}
+		message, rights = message[n:], nil
+	}
+	return nil
+}
