@@ -20,6 +20,7 @@ func makeOptions(o *bundle.CreateOptions) []option {
 	return []option{
 		text("bundle,b", "DIR", "directory with config.json (default .)", &o.Bundle),
 		text("pid-file", "FILE", "write the pid of the container there", &o.PidFile),
+		text("console-socket", "SOCKET", "send the master of the terminal there", &o.ConsoleSocket),
 		refused("no-pivot", "", "the root is always entered by pivot_root"),
 	}
 }

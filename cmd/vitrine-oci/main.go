@@ -63,6 +63,7 @@ func verbs() []verb {
 		{"state", "ID", "print the state of a container", prepareState},
 		{"kill", "ID [SIGNAL]", "send a signal, SIGTERM if none is given", prepareKill},
 		{"delete", "ID", "remove a stopped container", prepareDelete},
+		{"exec", "ID COMMAND...", "run a further process in a container", prepareExec},
 		{"list", "", "print all containers", prepareList},
 		{"explain", "[ID]", "print the system calls that make a container", prepareExplain},
 		{"version", "", "print the version", prepareVersion},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -14,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vitrine-runtime/vitrine/internal/step"
+	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/executor"
 	"github.com/vitrine-runtime/vitrine/oci/program"
-	"github.com/vitrine-runtime/vitrine/oci/seccomp"
 	"github.com/vitrine-runtime/vitrine/oci/source"
 )
 
@@ -29,6 +30,11 @@ type CreateOptions struct {
 	Stdio [3]int
 	// PidFile gets the pid of the container's process, if not empty.
 	PidFile string
+	// ConsoleSocket is the path of a Unix socket that gets the master of the
+	// container's terminal.
+	ConsoleSocket string
+
+	console *sys.FD // in place of ConsoleSocket, where it is Run that serves the terminal
 }
 
 // Create makes a container and lets it run to its start wait. It returns it locked;
@@ -100,29 +106,6 @@ func (b *bundle) rootfs() string {
 	return filepath.Join(b.path, b.spec.Root.Path)
 }
 
-// input begins what a program is compiled from.
-func input(spec *specs.Spec) (program.Input, error) {
-	in := program.Input{Spec: spec}
-	if spec.Linux == nil {
-		return in, nil
-	}
-	var err error
-	in.Seccomp, in.SeccompFlags, err = filter(spec.Linux.Seccomp)
-	return in, err
-}
-
-// filter compiles a seccomp section.
-func filter(s *specs.LinuxSeccomp) ([]byte, uint64, error) {
-	if s == nil {
-		return nil, 0, nil
-	}
-	f, err := seccomp.Compile(s)
-	if err != nil {
-		return nil, 0, fmt.Errorf("linux.seccomp: %w", err)
-	}
-	return f.Bytes(), f.Flags, nil
-}
-
 // reserve takes the id and writes down what is known.
 func (m *maker) reserve(r *Runtime, id string) error {
 	b := m.bundle
@@ -165,6 +148,9 @@ type maker struct {
 	opts    CreateOptions
 	bundle  *bundle
 	sources *source.Set
+	table   table
+	opened  []*sys.FD // of the table, but for the sources
+	maps    *sys.IDMaps
 	program []byte
 	c       *Container
 	group   *group
@@ -180,20 +166,45 @@ func (m *maker) compile() (err error) {
 		p.Rlimits = withFileLimit(p.Rlimits)
 		spec.Process = &p
 	}
-	in, err := input(&spec)
+	if spec.Process == nil || spec.Linux == nil {
+		return fmt.Errorf("spec without process or linux section: %w", program.ErrInvalid)
+	}
+	f, err := filter(spec.Linux.Seccomp)
 	if err != nil {
 		return err
 	}
+	in := program.Input{Spec: &spec, Seccomp: f.Bytes(), SeccompFlags: f.Flags, HookGate: hasCreateHooks(m.bundle.spec.Hooks)}
 	if m.sources, err = source.Open(&spec, m.bundle.path, source.Options{}); err != nil {
 		return err
 	}
 	m.sources.Apply(&in)
+	m.table.files = slices.Clone(m.sources.Files())
+	if m.opened, err = joinNamespaces(&spec, &in, &m.table); err != nil {
+		return err
+	}
+	if err := m.terminal(&spec, &in); err != nil {
+		return err
+	}
+	m.maps = idMaps(spec.Linux)
 	p, err := program.Compile(in)
 	if err != nil {
 		return err
 	}
 	m.program, err = p.Encode()
 	return err
+}
+
+// terminal opens the way out for the master of a terminal.
+func (m *maker) terminal(spec *specs.Spec, in *program.Input) (err error) {
+	s := m.opts.console
+	if s == nil {
+		if s, err = socketFor(spec.Process, m.opts.ConsoleSocket); s == nil || err != nil {
+			return err
+		}
+		m.opened = append(m.opened, s)
+	}
+	in.ConsoleSocket = m.table.add(s)
+	return nil
 }
 
 // make does the rest, in an order in which delete finds what there is.
@@ -210,7 +221,7 @@ func (m *maker) make(ctx context.Context) (err error) {
 	if err := m.fork(); err != nil {
 		return err
 	}
-	c.rec.Init.Pid = m.child.Pid()
+	c.rec.Init.Pid, c.rec.Hands = m.child.Pid(), m.child.Hands()
 	p, err := readProc(m.child.Pid())
 	if err != nil {
 		return err
@@ -235,10 +246,7 @@ func (m *maker) fork() error {
 	if err != nil {
 		return err
 	}
-	a := executor.Attr{Program: m.program, CgroupFD: -1, PIDNS: -1, ProcFD: -1, Stdio: m.opts.Stdio, Pipes: pipes}
-	for _, f := range m.sources.Files() {
-		a.Files = append(a.Files, f.Int())
-	}
+	a := executor.Attr{Program: m.program, CgroupFD: -1, PIDNS: -1, ProcFD: -1, Stdio: m.opts.Stdio, Pipes: pipes, IDMaps: m.maps, Files: m.table.ints()}
 	if m.group != nil {
 		a.CgroupFD = m.group.dir.Int()
 	}
@@ -266,9 +274,12 @@ func (m *maker) settle(ctx context.Context) error {
 		switch gate := m.child.At(); gate {
 		case "":
 			return nil
+		case step.GateHooks:
+			if err := m.c.createHooks(m.child); err != nil {
+				return err
+			}
 		default:
 			return fmt.Errorf("the program waits to %s, which nobody does: %w", gate, unix.ENOSYS)
-		case step.GateHooks:
 		}
 	}
 }
@@ -286,6 +297,9 @@ func (m *maker) undo() error {
 
 func (m *maker) close() error {
 	m.group.close()
+	for _, f := range m.opened {
+		f.Close()
+	}
 	if m.sources != nil {
 		return m.sources.Close()
 	}

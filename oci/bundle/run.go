@@ -27,6 +27,14 @@ type RunOptions struct {
 // signals that come, waits for the program's end, deletes the container and returns
 // the exit code: 128 and the signal's number for one that was killed.
 func (r *Runtime) Run(ctx context.Context, id string, o RunOptions) (code int, err error) {
+	var tty *screen
+	if !o.Detach && o.ConsoleSocket == "" && hasTerminal(o.Bundle) {
+		if tty, o.console, err = newScreen(); err != nil {
+			return 0, err
+		}
+		defer tty.close()
+		defer o.console.Close()
+	}
 	c, child, err := r.create(ctx, id, o.CreateOptions)
 	if err != nil {
 		return 0, err
@@ -47,7 +55,12 @@ func (r *Runtime) Run(ctx context.Context, id string, o RunOptions) (code int, e
 	if err := c.Close(); err != nil { // for others to kill it
 		return 0, err
 	}
-	code, err = reap(child.PidFD())
+	if tty != nil {
+		o.console.Close() // the child has its own
+		code, err = tty.serve(child.PidFD())
+	} else {
+		code, err = reap(child.PidFD())
+	}
 	if err != nil || o.Keep {
 		return code, err
 	}
@@ -59,6 +72,13 @@ func (r *Runtime) Run(ctx context.Context, id string, o RunOptions) (code int, e
 	}
 	defer c.Close()
 	return code, c.Delete(true)
+}
+
+// hasTerminal says whether a bundle's process wants a terminal. What is wrong with
+// the bundle is told by who makes it.
+func hasTerminal(dir string) bool {
+	b, err := openBundle(dir)
+	return err == nil && b.spec.Process != nil && b.spec.Process.Terminal
 }
 
 // forward passes signals on to a process until the returned function is called.

@@ -25,6 +25,9 @@ func (c *Container) Start() error {
 
 // release starts a child that waits.
 func (c *Container) release(child *executor.Child) error {
+	if err := c.listen(child, c.rec.Hands); err != nil {
+		return err
+	}
 	if err := child.Release(); err != nil {
 		return fmt.Errorf("start container %s: %w", c.rec.ID, err)
 	}

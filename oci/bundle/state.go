@@ -49,6 +49,8 @@ type record struct {
 	State
 	Init   identity `json:"init"`
 	Cgroup *place   `json:"cgroup,omitempty"`
+	// Hands is where in the process's memory its filter's listener is handed over.
+	Hands uint64 `json:"hands,omitempty"`
 }
 
 // MarshalJSON writes the fields of the specification and ours on one level.
@@ -60,7 +62,8 @@ func (r record) MarshalJSON() ([]byte, error) {
 	own, err := json.Marshal(struct {
 		Init   identity `json:"init"`
 		Cgroup *place   `json:"cgroup,omitempty"`
-	}{r.Init, r.Cgroup})
+		Hands  uint64   `json:"hands,omitempty"`
+	}{r.Init, r.Cgroup, r.Hands})
 	if err != nil {
 		return nil, err
 	}

@@ -54,7 +54,10 @@ type op struct {
 	i int
 }
 
-// call adds a system call. name is what it is for.
+// call adds a system call. name is what it is for. It is used some hundred times:
+// inlined it and its neighbours cost a tenth of a megabyte.
+//
+//go:noinline
 func (b *builder) call(name string, nr uint32, args ...step.Arg) op {
 	s := step.Step{Nr: nr, Result: step.NoResult, Name: name}
 	copy(s.Args[:], args)
@@ -63,12 +66,16 @@ func (b *builder) call(name string, nr uint32, args ...step.Arg) op {
 }
 
 // to keeps the result in a register.
+//
+//go:noinline
 func (o op) to(r step.Register) op {
 	o.b.p.Steps[o.i].Result = r
 	return o
 }
 
 // ok goes on with the next step when the call fails with errno.
+//
+//go:noinline
 func (o op) ok(errno unix.Errno) op {
 	s := &o.b.p.Steps[o.i]
 	s.OnErr = append(s.OnErr, step.Branch{Errno: uint16(errno)})
@@ -76,6 +83,8 @@ func (o op) ok(errno unix.Errno) op {
 }
 
 // on goes on at l when the call fails with errno.
+//
+//go:noinline
 func (o op) on(errno unix.Errno, l *label) op {
 	s := &o.b.p.Steps[o.i]
 	s.OnErr = append(s.OnErr, step.Branch{Errno: uint16(errno)})
@@ -85,6 +94,8 @@ func (o op) on(errno unix.Errno, l *label) op {
 }
 
 // then goes on at l when the call succeeds.
+//
+//go:noinline
 func (o op) then(l *label) op {
 	l.uses = append(l.uses, use{o.i, -1})
 	o.b.skips++
@@ -92,6 +103,8 @@ func (o op) then(l *label) op {
 }
 
 // here puts the label before the next step that is added.
+//
+//go:noinline
 func (b *builder) here(l *label) {
 	for _, u := range l.uses {
 		n := len(b.p.Steps) - u.step - 1
@@ -127,6 +140,8 @@ func (b *builder) finish() (*step.Program, error) {
 }
 
 // expect fails with errno unless got&mask == want.
+//
+//go:noinline
 func (b *builder) expect(name string, got step.Arg, want uint64, mask uint64, errno unix.Errno) op {
 	return b.call(name, step.OpExpect, got, val(want), val(uint64(errno)), val(mask))
 }
@@ -149,6 +164,8 @@ func (b *builder) milestone(report, wait string) int {
 }
 
 // closeReg closes the descriptor in a register.
+//
+//go:noinline
 func (b *builder) closeReg(r step.Register) { b.call("close it", unix.SYS_CLOSE, reg(r)) }
 
 func val[T ~int | ~uint64 | ~uint32 | ~uint | ~int64](v T) step.Arg {
@@ -174,6 +191,8 @@ func file(i int) step.Arg { return val(step.FirstFD + i) }
 var rootFD = file(0)
 
 // str puts a NUL-terminated string into the data.
+//
+//go:noinline
 func (b *builder) str(s string) step.Arg { return b.bytes(append([]byte(s), 0)) }
 
 // bytes puts constant bytes into the data, 8-byte aligned and shared with equal
@@ -189,6 +208,8 @@ func (b *builder) bytes(c []byte) step.Arg {
 }
 
 // words puts 64-bit words into the data.
+//
+//go:noinline
 func (b *builder) words(w ...uint64) step.Arg {
 	c := make([]byte, 0, 8*len(w))
 	for _, v := range w {

@@ -1,0 +1,55 @@
+package bundle
+
+import (
+	"encoding/json"
+	"fmt"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/oci/executor"
+	"github.com/vitrine-runtime/vitrine/oci/seccomp"
+)
+
+// filter compiles a seccomp section.
+func filter(s *specs.LinuxSeccomp) (*seccomp.Filter, error) {
+	if s == nil {
+		return &seccomp.Filter{}, nil
+	}
+	f, err := seccomp.CompileWith(s, seccomp.Options{Notify: true})
+	if err != nil {
+		return nil, fmt.Errorf("linux.seccomp: %w", err)
+	}
+	return f, nil
+}
+
+// listen has the listener of a child's filter sent to whoever the profile names,
+// with the container's state, before the child executes anything. It does nothing
+// where there is none.
+func (c *Container) listen(child *executor.Child, at uint64) error {
+	if at == 0 {
+		return nil
+	}
+	spec, err := c.Spec()
+	if err != nil {
+		return err
+	}
+	s := spec.Linux.Seccomp
+	to, err := connect(s.ListenerPath)
+	if err != nil {
+		return fmt.Errorf("linux.seccomp.listenerPath: %w", err)
+	}
+	state := c.rec.State.State
+	state.Pid = c.rec.Init.Pid
+	text, err := json.Marshal(specs.ContainerProcessState{Version: specs.Version, Fds: []string{specs.SeccompFdName}, Pid: child.Pid(), Metadata: s.ListenerMetadata, State: state})
+	if err != nil {
+		to.Close()
+		return err
+	}
+	child.Receive(at, func(fd *sys.FD) error {
+		defer to.Close()
+		defer fd.Close()
+		return send(to, text, fd)
+	})
+	return nil
+}

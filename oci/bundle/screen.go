@@ -1,0 +1,100 @@
+package bundle
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+)
+
+// screen is a terminal that this process serves, for a container or an exec that is
+// not detached: between our own stdin and stdout and the master.
+type screen struct{ ours *sys.FD }
+
+// newScreen returns the screen and the socket that the program sends the master
+// over. The caller closes both.
+func newScreen() (s *screen, socket *sys.FD, err error) {
+	p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	return &screen{sys.NewFD(p[0])}, sys.NewFD(p[1]), nil
+}
+
+func (s *screen) close() {
+	if s != nil {
+		s.ours.Close()
+	}
+}
+
+// serve copies between the terminals until the process behind pidfd has ended and
+// everything that it wrote was shown, and returns its exit code.
+func (s *screen) serve(pidfd *sys.FD) (int, error) {
+	fd, err := receive(s.ours)
+	if err != nil {
+		return 0, err
+	}
+	if err := unix.SetNonblock(fd.Int(), true); err != nil { // for Close to end a Read
+		fd.Close()
+		return 0, fmt.Errorf("make terminal non-blocking: %w", err)
+	}
+	n := fd.Int()
+	master := fd.File("terminal")
+	defer master.Close()
+	defer rawMode()()
+	defer followSize(n)()
+	go func() { _, _ = io.Copy(master, os.Stdin) }() // ends with the process: nobody else reads our stdin
+	shown := make(chan struct{})
+	go func() { // ends with EIO, when the last one has closed the other side, or with Close
+		defer close(shown)
+		_, _ = io.Copy(os.Stdout, master)
+	}()
+	code, err := reap(pidfd)
+	<-shown
+	return code, err
+}
+
+// rawMode has our own terminal pass on every key, and returns what undoes that.
+func rawMode() (undo func()) {
+	old, err := unix.IoctlGetTermios(0, unix.TCGETS)
+	if err != nil {
+		return func() {} // stdin is no terminal
+	}
+	raw := *old
+	raw.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
+	raw.Oflag &^= unix.OPOST
+	raw.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
+	raw.Cflag = raw.Cflag&^(unix.CSIZE|unix.PARENB) | unix.CS8
+	raw.Cc[unix.VMIN], raw.Cc[unix.VTIME] = 1, 0
+	_ = unix.IoctlSetTermios(0, unix.TCSETS, &raw) // it works worse without
+	return func() { _ = unix.IoctlSetTermios(0, unix.TCSETS, old) }
+}
+
+// followSize gives the master the size of our own terminal, now and whenever that
+// changes, until the returned function is called.
+func followSize(master int) (stop func()) {
+	resize := func() {
+		if size, err := unix.IoctlGetWinsize(1, unix.TIOCGWINSZ); err == nil {
+			_ = unix.IoctlSetWinsize(master, unix.TIOCSWINSZ, size)
+		}
+	}
+	resize()
+	ch, done, ended := make(chan os.Signal, 1), make(chan struct{}), make(chan struct{})
+	signal.Notify(ch, unix.SIGWINCH)
+	go func() { // ends with stop
+		defer close(ended)
+		for {
+			select {
+			case <-done:
+				return
+			case <-ch:
+				resize()
+			}
+		}
+	}()
+	return func() { signal.Stop(ch); close(done); <-ended }
+}
