@@ -76,6 +76,11 @@ func gated(p *step.Program, at func(s *step.Step) bool) *step.Program {
 			r.Args = [6]step.Arg{{Val: in}, {Kind: step.Addr, Val: uint64(recs + 8*last)}, {Val: 1}}
 			q.Steps = append(q.Steps, w, r)
 		}
+		if s.Nr == unix.SYS_WRITE && s.Args[0].Val == step.ReportFD { // a milestone names its wait, the next step
+			rec := make([]byte, step.RecordSize)
+			binary.NativeEndian.PutUint32(rec, uint32(pos[i+2]-1))
+			s.Args[1] = addData(q, rec)
+		}
 		skip := func(n uint16) uint16 { return uint16(pos[i+1+int(n)] - pos[i+1]) }
 		s.Then = skip(s.Then)
 		s.OnErr = append([]step.Branch(nil), s.OnErr...)
@@ -244,6 +249,9 @@ func (s *siege) inside(enc []byte, proc, w *os.File) (res result) {
 			s.before(c)
 		}
 		res.err = c.Release()
+	}
+	if res.err != nil {
+		_ = unix.Kill(c.Pid(), unix.SIGKILL) // one that waits would do so for ever
 	}
 	if _, err := unix.Wait4(c.Pid(), &res.status, 0, nil); err != nil && res.err == nil {
 		res.err = err

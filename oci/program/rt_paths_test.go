@@ -258,15 +258,9 @@ func TestRT17DevIsALink(t *testing.T) {
 
 // TestRT19RandomRoots makes containers of trees that nobody would write:
 // directories and links of all kinds where a pod's usual mounts, devices, masks
-// and directory go. VITRINE_TREES asks for more than the usual number.
+// and directory go.
 func TestRT19RandomRoots(t *testing.T) {
-	trees := 300
-	if n := os.Getenv("VITRINE_TREES"); n != "" {
-		fmt.Sscan(n, &trees)
-	}
-	if testing.Short() {
-		trees = 60
-	}
+	trees := sieges(100)
 	worked := 0
 	for seed := range trees {
 		res, harm := randomRoot(t, uint64(seed), nil)
