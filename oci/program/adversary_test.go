@@ -313,8 +313,8 @@ func addData(p *step.Program, b []byte) step.Arg {
 	return step.Arg{Kind: step.Addr, Val: uint64(at)}
 }
 
-// drop makes each step nothing that the function chooses.
-func drop(which func(s *step.Step) bool) func(p *step.Program) {
+// nullify makes each step nothing that the function chooses.
+func nullify(which func(s *step.Step) bool) func(p *step.Program) {
 	return func(p *step.Program) {
 		for i := range p.Steps {
 			if s := &p.Steps[i]; which(s) {

@@ -154,7 +154,7 @@ func TestRT12LeakedDirectories(t *testing.T) {
 	if res := leak("/proc/self/fd/6", dir); !errors.Is(res.err, unix.EXDEV) {
 		t.Errorf("in a leaked directory: %v, %s", res.err, res.out)
 	}
-	if res := leak("/proc/self/fd/6", func(p *step.Program) { dir(p); drop(named("be inside the root"))(p) }); res.err != nil {
+	if res := leak("/proc/self/fd/6", func(p *step.Program) { dir(p); nullify(named("be inside the root"))(p) }); res.err != nil {
 		t.Errorf("without the look at getcwd the leak is not reached: %v", res.err)
 	}
 	s := newStage(root, "pwd")
@@ -348,7 +348,7 @@ func TestRT28ManyMasks(t *testing.T) {
 		t.Errorf("masked:\n%s", out)
 	}
 	n := 0
-	if out := run(drop(func(s *step.Step) bool { // without the mask of one processor in the middle
+	if out := run(nullify(func(s *step.Step) bool { // without the mask of one processor in the middle
 		if strings.HasPrefix(s.Name, "mask /etc/cpu/") {
 			n++
 		}
