@@ -20,6 +20,7 @@ var floors = map[string]int{
 	"oci/executor":        1,
 	"oci/wire":            1,
 	"oci/crilog":          1,
+	"oci/netdev":          1,
 	"oci/seccomp":         1,
 	"oci/seccomp/profile": 1,
 	"oci/cgroup":          1,

@@ -17,6 +17,7 @@ import (
 	"github.com/vitrine-runtime/vitrine/internal/step"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/executor"
+	"github.com/vitrine-runtime/vitrine/oci/netdev"
 	"github.com/vitrine-runtime/vitrine/oci/program"
 	"github.com/vitrine-runtime/vitrine/oci/source"
 )
@@ -173,7 +174,8 @@ func (m *maker) compile() (err error) {
 	if err != nil {
 		return err
 	}
-	in := program.Input{Spec: &spec, Seccomp: f.Bytes(), SeccompFlags: f.Flags, HookGate: hasCreateHooks(m.bundle.spec.Hooks)}
+	in := program.Input{Spec: &spec, Seccomp: f.Bytes(), SeccompFlags: f.Flags, HookGate: hasCreateHooks(m.bundle.spec.Hooks),
+		NetGate: len(spec.Linux.NetDevices) > 0}
 	if m.sources, err = source.Open(&spec, m.bundle.path, source.Options{}); err != nil {
 		return err
 	}
@@ -276,6 +278,10 @@ func (m *maker) settle(ctx context.Context) error {
 			return nil
 		case step.GateHooks:
 			if err := m.c.createHooks(m.child); err != nil {
+				return err
+			}
+		case step.GateNet:
+			if err := netdev.Move(m.bundle.spec.Linux.NetDevices, -1, m.child.PidFD().Int()); err != nil {
 				return err
 			}
 		default:

@@ -50,8 +50,30 @@ func joinNamespaces(spec *specs.Spec, in *program.Input, t *table) (opened []*sy
 			in.Join = map[specs.LinuxNamespaceType]int{}
 		}
 		in.Join[ns.Type] = t.add(fd)
+		if own, err := isOwn(fd, ns.Type); err != nil {
+			return opened, err
+		} else if own {
+			in.Host = append(in.Host, ns.Type)
+		}
 	}
 	return opened, nil
+}
+
+// isOwn says whether a namespace is the one that we are in: the host's, whose
+// parameters and devices no container is given.
+func isOwn(fd *sys.FD, typ specs.LinuxNamespaceType) (bool, error) {
+	name := string(typ)
+	if typ == specs.NetworkNamespace {
+		name = "net"
+	}
+	var own, it unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/"+name, &own); err != nil {
+		return false, fmt.Errorf("look at our own %s namespace: %w", typ, err)
+	}
+	if err := unix.Fstat(fd.Int(), &it); err != nil {
+		return false, fmt.Errorf("look at the %s namespace: %w", typ, err)
+	}
+	return own.Dev == it.Dev && own.Ino == it.Ino, nil
 }
 
 // openNamespace opens a namespace's file and makes sure that it is one of the

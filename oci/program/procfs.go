@@ -51,10 +51,35 @@ var sysctlTypes = map[sysctl.Namespace]specs.LinuxNamespaceType{
 	sysctl.Net: specs.NetworkNamespace, sysctl.IPC: specs.IPCNamespace, sysctl.UTS: specs.UTSNamespace, sysctl.User: specs.UserNamespace,
 }
 
+// netDevices makes sure that there is somebody to move them, and a place that is
+// not the host's.
+func (c *compiler) netDevices() error {
+	if len(c.spec.Linux.NetDevices) == 0 {
+		return nil
+	}
+	if !c.in.NetGate {
+		return fmt.Errorf("linux.netDevices: nobody is there to move them: %w", ErrUnsupported)
+	}
+	if !c.owns(specs.NetworkNamespace) {
+		return fmt.Errorf("linux.netDevices: the network namespace is the host's: %w", ErrInvalid)
+	}
+	return nil
+}
+
+// owns says whether the container has a namespace of this type that is not the
+// host's, its own or shared with others.
+func (c *compiler) owns(typ specs.LinuxNamespaceType) bool {
+	named := slices.ContainsFunc(c.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == typ })
+	return named && !slices.Contains(c.in.Host, typ)
+}
+
 // sysctls writes parameters of the container's namespaces, from within them.
 // What belongs to the machine, or to a namespace that the spec does not name or
 // that is the host's, is refused.
 func (c *compiler) sysctls() error {
+	if err := c.netDevices(); err != nil {
+		return err
+	}
 	l := c.spec.Linux
 	if c.spec.Process.ApparmorProfile != "" || c.spec.Process.SelinuxLabel != "" {
 		c.procfs() // for the end: there its place is covered
@@ -65,8 +90,7 @@ func (c *compiler) sysctls() error {
 		if !ok {
 			return fmt.Errorf("linux.sysctl[%.100q]: belongs to no namespace of the container: %w", key, ErrUnsupported)
 		}
-		named := slices.ContainsFunc(l.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == typ })
-		if !named || slices.Contains(c.in.Host, typ) {
+		if !c.owns(typ) {
 			return fmt.Errorf("linux.sysctl[%.100q]: the %s namespace is the host's: %w", key, typ, ErrInvalid)
 		}
 		if value == "" || len(value) > 4096 || strings.ContainsRune(value, 0) {

@@ -42,7 +42,6 @@ func refuse(s *specs.Spec) error {
 		{"linux.mountLabel", l.MountLabel != ""},
 		{"linux.intelRdt", l.IntelRdt != nil},
 		{"linux.timeOffsets", len(l.TimeOffsets) > 0},
-		{"linux.netDevices", len(l.NetDevices) > 0},
 	}); err != nil {
 		return err
 	}
