@@ -114,7 +114,7 @@ func TestFieldsAreInTheTable(t *testing.T) {
 			t.Errorf("%s: no row", f)
 		}
 	}
-	exist := testsOfTheTree(t)
+	exist, inTree := testsOfTheTree(t), os.Getenv("VITRINE_VM") == "" // no sources in the guest
 	for f, r := range rows {
 		if !slices.Contains(fields, f) {
 			t.Errorf("%s: no such field in the Linux part of the runtime spec", f)
@@ -129,7 +129,7 @@ func TestFieldsAreInTheTable(t *testing.T) {
 			t.Errorf("%s: no test", f)
 		}
 		for _, name := range r.tests {
-			if !exist[name] {
+			if inTree && !exist[name] {
 				t.Errorf("%s: there is no %s in the tree", f, name)
 			}
 		}
