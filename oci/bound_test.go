@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/oci/wire"
 )
 
 // boundPath is the C program that makes the same system calls as a container of ours and nothing else; `make bound`.
@@ -28,7 +30,7 @@ func (l *limited) bound(p *Pod, path string, limit int, argv ...string) (code, p
 			l.t.Fatal(err)
 		}
 	}()
-	encoded, table, err := compile(&c, false)
+	encoded, table, _, err := compile(&c, false, wire.Highest)
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -95,7 +97,7 @@ func TestBound(t *testing.T) {
 	path := findBound(t)
 	c := n.config(n.pod(nil), "bound", "sh", "-c", "test -c /dev/null && test -d /proc/1 && echo $$ > /tmp/pid && read p < /tmp/pid && exit $((p + 6))")
 	defer c.close()
-	encoded, table, err := compile(&c, false)
+	encoded, table, _, err := compile(&c, false, wire.Highest)
 	if err != nil {
 		t.Fatal(err)
 	}

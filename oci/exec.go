@@ -17,6 +17,10 @@ import (
 type ExecConfig struct {
 	Process *specs.Process
 	Seccomp *specs.LinuxSeccomp // the container's own, as a rule
+	// Bundle and Annotations are what is said of the container to who answers the
+	// notifications of such a profile.
+	Bundle      string
+	Annotations map[string]string
 	// Cgroup is the exec's leaf, so that all that it starts can be killed as one;
 	// nil runs it in the monitor's cgroup. It moves into Exec.
 	Cgroup *sys.FD
@@ -45,7 +49,7 @@ func (pr *Process) Exec(ctx context.Context, c ExecConfig) (*Exec, error) {
 }
 
 func (pr *Process) exec(ctx context.Context, c *ExecConfig) (*Exec, error) {
-	filter, flags, err := compileSeccomp(c.Seccomp)
+	filter, flags, asked, err := compileSeccomp(c.Seccomp, pr.pod.version)
 	if err != nil {
 		return nil, err
 	}
@@ -80,6 +84,16 @@ func (pr *Process) exec(ctx context.Context, c *ExecConfig) (*Exec, error) {
 		}
 		r.Stdio |= 1 << i
 		files = append(files, raw)
+	}
+	if asked != nil {
+		state := specs.State{Version: specs.Version, ID: pr.id, Status: specs.StateRunning, Pid: pr.Pid(), Bundle: c.Bundle, Annotations: c.Annotations}
+		dir, message, name, err := openListener(asked, state)
+		if err != nil {
+			return nil, err
+		}
+		defer dir.Close()
+		defer message.Close()
+		r.Listener, files = name, append(files, dir.Int(), message.Int())
 	}
 	id, call, err := pr.pod.send(&r, files, true)
 	runtime.KeepAlive(c)

@@ -11,7 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/oci/notify"
 	"github.com/vitrine-runtime/vitrine/oci/program"
+	"github.com/vitrine-runtime/vitrine/oci/seccomp"
 	"github.com/vitrine-runtime/vitrine/oci/wire"
 )
 
@@ -134,7 +136,7 @@ func newOrder(c *ContainerConfig, sharedPID bool, version uint16) (_ *order, err
 			o.close()
 		}
 	}()
-	code, table, err := compile(c, sharedPID)
+	code, table, asked, err := compile(c, sharedPID, version)
 	if err != nil {
 		return nil, err
 	}
@@ -161,6 +163,15 @@ func newOrder(c *ContainerConfig, sharedPID bool, version uint16) (_ *order, err
 	if c.PodCgroup != nil && version >= 2 {
 		o.files, o.request.PodCgroup = append(o.files, c.PodCgroup.Int()), true
 	}
+	if asked != nil {
+		state := specs.State{Version: specs.Version, ID: c.ID, Status: specs.StateCreated, Pid: notify.Unknown, Bundle: c.Dir, Annotations: c.Spec.Annotations}
+		dir, message, name, err := openListener(asked, state)
+		if err != nil {
+			return nil, err
+		}
+		_, _ = o.keep(dir, nil), o.keep(message, nil)
+		o.request.Listener = name
+	}
 	o.files = append(o.files, table...)
 	o.request.Table = uint16(len(table))
 	o.request.UID = c.Spec.Process.User.UID
@@ -170,15 +181,15 @@ func newOrder(c *ContainerConfig, sharedPID bool, version uint16) (_ *order, err
 	return o, nil
 }
 
-// compile returns the encoded program and the descriptors of its table, which
-// stay the config's.
-func compile(c *ContainerConfig, sharedPID bool) (code []byte, table []int, err error) {
+// compile returns the encoded program, the descriptors of its table, which stay
+// the config's, and who answers the notifications of its filter, if anybody does.
+func compile(c *ContainerConfig, sharedPID bool, version uint16) (code []byte, table []int, asked *seccomp.Listener, err error) {
 	if c.Rootfs == nil || c.Spec == nil || c.Spec.Process == nil || c.Spec.Linux == nil {
-		return nil, nil, fmt.Errorf("spec or root filesystem is missing: %w", ErrInvalid)
+		return nil, nil, nil, fmt.Errorf("spec or root filesystem is missing: %w", ErrInvalid)
 	}
 	in := program.Input{Spec: c.Spec, Binds: map[int]program.Bind{}, Inherit: inherited(sharedPID)}
-	if in.Seccomp, in.SeccompFlags, err = compileSeccomp(c.Spec.Linux.Seccomp); err != nil {
-		return nil, nil, err
+	if in.Seccomp, in.SeccompFlags, asked, err = compileSeccomp(c.Spec.Linux.Seccomp, version); err != nil {
+		return nil, nil, nil, err
 	}
 	table = []int{c.Rootfs.Int()}
 	for i := range c.Spec.Mounts {
@@ -188,17 +199,17 @@ func compile(c *ContainerConfig, sharedPID bool) (code []byte, table []int, err 
 		}
 		var st unix.Stat_t
 		if err := unix.Fstat(source.Int(), &st); err != nil {
-			return nil, nil, fmt.Errorf("stat source of %s: %w", c.Spec.Mounts[i].Destination, err)
+			return nil, nil, nil, fmt.Errorf("stat source of %s: %w", c.Spec.Mounts[i].Destination, err)
 		}
 		in.Binds[i] = program.Bind{File: len(table), Dir: st.Mode&unix.S_IFMT == unix.S_IFDIR}
 		table = append(table, source.Int())
 	}
 	p, err := program.Compile(in)
 	if err != nil {
-		return nil, nil, fmt.Errorf("compile spec: %w", err)
+		return nil, nil, nil, fmt.Errorf("compile spec: %w", err)
 	}
 	code, err = p.Encode()
-	return code, table, err
+	return code, table, asked, err
 }
 
 // inherited lists the namespaces that a container finds itself in: the

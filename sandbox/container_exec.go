@@ -139,7 +139,8 @@ func (c *Container) startExec(ctx context.Context, s *specs.Spec, pr process, le
 	if err != nil {
 		return nil, leafError(err)
 	}
-	return pr.exec(ctx, oci.ExecConfig{Process: &p, Seccomp: s.Linux.Seccomp, Cgroup: dir, Stdout: out, Stderr: errs})
+	return pr.exec(ctx, oci.ExecConfig{Process: &p, Seccomp: s.Linux.Seccomp, Cgroup: dir, Stdout: out, Stderr: errs,
+		Bundle: c.dir, Annotations: s.Annotations})
 }
 
 // leafError is cgroupError, but that a scope which is gone says that its container has just ended: a probe meets that

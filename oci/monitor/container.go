@@ -30,7 +30,8 @@ type container struct {
 	cgroup *sys.FD // nil without
 	stdin  *sys.FD // write end, nil without
 	log    *crilog.Writer
-	oom    int // oom_score_adj, for its execs too
+	oom    int       // oom_score_adj, for its execs too
+	asked  *listener // answers the notifications of its filter; nil without
 	kills  *oomAccount
 	p      *process
 	shot   atomic.Bool // it was us who sent SIGKILL
@@ -201,6 +202,7 @@ func (m *monitor) fork(c *container, r *wire.Create, p *wire.Packet) (note strin
 		above = take()
 	}
 	c.kills = m.ledger.add(c.cgroup, above)
+	c.asked = takeListener(r.Listener, take)
 	for _, f := range p.Files[next:] {
 		a.Files = append(a.Files, f.Int())
 	}
@@ -249,11 +251,17 @@ func (m *monitor) start(id string, answer func(wire.Body)) error {
 	if _, err := m.pod.find(id, wire.Blocked); err != nil {
 		return err // somebody else was faster
 	}
+	done, err := m.passOn(c.p, c.asked)
+	if err != nil {
+		return fmt.Errorf("start container: %w", err) // it waits on, and may be started when somebody is there
+	}
+	defer done()
 	if err := c.p.Release(); err != nil {
 		c.p.kill()
 		return fmt.Errorf("start container: %w", m.whyDied(c, err))
 	}
 	c.p.settle()
+	c.asked.close()
 	m.pod.mu.Lock()
 	c.state.Phase = wire.Running
 	c.state.Started = time.Now().UnixNano()
@@ -342,6 +350,7 @@ func (c *container) close() {
 		c.p.Close()
 		c.p.verbs.Unlock()
 	}
+	c.asked.close()
 	c.stdin.Close()
 	c.cgroup.Close()
 	c.dir.Close()

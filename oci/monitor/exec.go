@@ -41,6 +41,8 @@ func (m *monitor) exec(r *wire.Exec, p *wire.Packet, answer func(wire.Body)) err
 			a.Stdio[i] = f.Int()
 		}
 	}
+	asked := takeListener(r.Listener, take)
+	defer asked.close()
 	for _, f := range p.Files[next:] {
 		a.Files = append(a.Files, f.Int())
 	}
@@ -65,7 +67,12 @@ func (m *monitor) exec(r *wire.Exec, p *wire.Packet, answer func(wire.Body)) err
 			answer(&wire.ExecExited{Status: status})
 		}
 	}()
-	if err := e.Run(); err != nil {
+	done, err := m.passOn(e, asked)
+	if err == nil {
+		defer done()
+		err = e.Run()
+	}
+	if err != nil {
 		e.kill()
 		return fmt.Errorf("exec: %w", err)
 	}

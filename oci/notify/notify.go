@@ -36,38 +36,65 @@ const Unknown = -1
 // Dial connects to the socket at path. A path that is too long for an address
 // is reached through its directory.
 func Dial(path string) (*sys.FD, error) {
-	if !filepath.IsAbs(path) || strings.ContainsRune(path, 0) {
-		return nil, fmt.Errorf("linux.seccomp.listenerPath: %q is no absolute path: %w", path, unix.EINVAL)
+	dir, name, err := Split(path)
+	if err != nil {
+		return nil, err
 	}
+	if len(path) < len(unix.RawSockaddrUnix{}.Path) {
+		return dial(path, path)
+	}
+	d, err := sys.OpenAt2(unix.AT_FDCWD, dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return dial(path, fmt.Sprintf("/proc/self/fd/%d/%s", d.Int(), name))
+}
+
+// Split returns the directory of a listener's path and the name in there.
+func Split(path string) (dir, name string, err error) {
+	if !filepath.IsAbs(path) || strings.ContainsRune(path, 0) {
+		return "", "", fmt.Errorf("linux.seccomp.listenerPath: %q is no absolute path: %w", path, unix.EINVAL)
+	}
+	return filepath.Dir(path), filepath.Base(path), nil
+}
+
+// DialIn connects to the socket called name in a directory that is out of sight,
+// from a thread that goes into proc, a procfs, for that.
+func DialIn(proc, dir *sys.FD, name string) (sock *sys.FD, err error) {
+	if name == "" || name == ".." || strings.ContainsAny(name, "/\x00") {
+		return nil, fmt.Errorf("connect to seccomp listener %q: %w", name, unix.EINVAL)
+	}
+	err = sys.OnLostThread(func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return os.NewSyscallError("unshare", err)
+		}
+		if err := unix.Fchdir(proc.Int()); err != nil {
+			return os.NewSyscallError("fchdir", err)
+		}
+		sock, err = dial(name, fmt.Sprintf("self/fd/%d/%s", dir.Int(), name))
+		return err
+	})
+	return sock, err
+}
+
+// dial connects to the socket at path, which errors call by another name.
+func dial(name, path string) (*sys.FD, error) {
 	n, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
 	sock := sys.NewFD(n)
 	if err = unix.SetsockoptTimeval(n, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: patience}); err == nil {
-		err = connect(n, path)
+		for err = unix.EINTR; err == unix.EINTR; {
+			err = unix.Connect(n, &unix.SockaddrUnix{Name: path})
+		}
 	}
 	if err != nil {
 		sock.Close()
-		return nil, fmt.Errorf("connect to seccomp listener %s: %w", path, err)
+		return nil, fmt.Errorf("connect to seccomp listener %s: %w", name, err)
 	}
 	return sock, nil
-}
-
-func connect(sock int, path string) error {
-	if len(path) >= len(unix.RawSockaddrUnix{}.Path) {
-		dir, err := sys.OpenAt2(unix.AT_FDCWD, filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY, 0)
-		if err != nil {
-			return err
-		}
-		defer dir.Close()
-		path = "/proc/self/fd/" + strconv.Itoa(dir.Int()) + "/" + filepath.Base(path)
-	}
-	for {
-		if err := unix.Connect(sock, &unix.SockaddrUnix{Name: path}); err != unix.EINTR {
-			return err
-		}
-	}
 }
 
 // Message returns what is sent with the listener. The pid of the process, and

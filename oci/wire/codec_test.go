@@ -16,11 +16,11 @@ func samples() []Body {
 	return []Body{
 		&Hello{Lowest: 1, Highest: 7},
 		&GetPod{},
-		&Create{ID: "c1", LogName: "0.log", UID: 1000, Stdin: true, StdinOnce: true, TTY: true, Cgroup: true, SetOOM: true, OOMScore: -997, Table: 4, PodCgroup: true},
+		&Create{ID: "c1", LogName: "0.log", UID: 1000, Stdin: true, StdinOnce: true, TTY: true, Cgroup: true, SetOOM: true, OOMScore: -997, Table: 4, PodCgroup: true, Listener: "agent.sock"},
 		NewStart("c1"),
 		&Signal{ID: "c1", Signal: 15},
 		&List{},
-		&Exec{ID: "c1", Cgroup: true, Stdio: 5, Table: 2},
+		&Exec{ID: "c1", Cgroup: true, Stdio: 5, Table: 2, Listener: "agent.sock"},
 		NewReopenLog("c1"),
 		NewRemove("c1"),
 		&Stop{},
@@ -193,6 +193,20 @@ func TestFrozenV1(t *testing.T) {
 		b, err := Encode(1, 2, m)
 		if err != nil || hex.EncodeToString(b) != want {
 			t.Errorf("%T:\n got %x, %v\nwant %s", m, b, err, want)
+		}
+	}
+}
+
+// TestListenerSinceV4: who speaks version 3 is sent neither name nor descriptors,
+// and refuses nothing.
+func TestListenerSinceV4(t *testing.T) {
+	for _, m := range []Body{&Create{ID: "c", Table: 1, PodCgroup: true}, &Exec{ID: "c", Table: 1}} {
+		three, four := must(Encode(3, 1, m))[HeaderSize:], must(Encode(4, 1, m))[HeaderSize:]
+		if !bytes.Equal(append(three[:len(three):len(three)], 0, 0), four) {
+			t.Errorf("%T: %x and %x", m, three, four)
+		}
+		if _, got, err := decode(must(Encode(3, 1, m))); err != nil || !reflect.DeepEqual(got, m) {
+			t.Errorf("%T: %+v, %v", m, got, err)
 		}
 	}
 }

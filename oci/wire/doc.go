@@ -34,7 +34,7 @@ const Magic uint32 = 0x4e525456
 // Versions that this build speaks.
 const (
 	Lowest  uint16 = 1
-	Highest uint16 = 3 // 2 counts OOM kills: Status.OOMKills, Create.PodCgroup; 3 ends the start wait of an exec's program
+	Highest uint16 = 4 // 2 counts OOM kills: Status.OOMKills, Create.PodCgroup; 3 ends the start wait of an exec's program; 4 has Listener
 )
 
 // Limits of a message. A unix SEQPACKET message may have at most 212,960 bytes

@@ -42,8 +42,8 @@ func (*GetPod) Type() Type { return TypeGetPod }
 // Create makes a container: the monitor forks, and the child runs the program
 // up to its start wait. Descriptors, in this order: the encoded program (a
 // sealed memfd), the container's directory, the log's directory if LogName is
-// set, the cgroup if Cgroup is set, the cgroup above it if PodCgroup is set, then
-// the program's own table.
+// set, the cgroup if Cgroup is set, the cgroup above it if PodCgroup is set, two for
+// a Listener, then the program's own table.
 type Create struct {
 	ID        string
 	LogName   string // file below the log directory; "" discards the output
@@ -56,6 +56,10 @@ type Create struct {
 	OOMScore  int32  // oom_score_adj, if SetOOM
 	Table     uint16 // descriptors in the program's table
 	PodCgroup bool   // since version 2; the cgroup holds nothing but this pod
+	// Listener, since version 4, names the socket of who answers the notifications
+	// of the process's seccomp filter, below the first of its two descriptors. The
+	// second is a memfd with what to send along with the filter's listener.
+	Listener string
 }
 
 // Type implements Body.
@@ -73,7 +77,14 @@ func (m *Create) Files() int {
 	if m.PodCgroup {
 		n++
 	}
-	return n
+	return n + listenerFiles(m.Listener)
+}
+
+func listenerFiles(name string) int {
+	if name == "" {
+		return 0
+	}
+	return 2
 }
 
 func (m *Create) encode(b []byte) []byte {
@@ -89,6 +100,9 @@ func (m *Create) encodeAs(b []byte, version uint16) []byte {
 	if b = m.encode(b); version >= 2 {
 		b = appendBool(b, m.PodCgroup)
 	}
+	if version >= 4 {
+		b = appendString(b, m.Listener)
+	}
 	return b
 }
 
@@ -99,6 +113,9 @@ func (m *Create) decode(r *reader) {
 	}
 	m.OOMScore, m.Table = r.i32(), r.u16()
 	m.PodCgroup = r.version >= 2 && r.boolean()
+	if r.version >= 4 {
+		m.Listener = r.str()
+	}
 }
 
 // Start ends a container's start wait.
@@ -137,13 +154,15 @@ func (*List) Type() Type { return TypeList }
 // Exec starts a further process in a running container. Descriptors, in this
 // order: the encoded program, the cgroup if Cgroup is set, those of stdin,
 // stdout and stderr that Stdio names (bit 0, 1, 2; the others are /dev/null),
-// then the program's own table without its file 0, which is the container's
+// two for a Listener, then the program's own table without its file 0, which is the container's
 // pidfd and is added by the monitor.
 type Exec struct {
 	ID     string
 	Cgroup bool
 	Stdio  uint8
 	Table  uint16
+	// Listener is as in Create.
+	Listener string
 }
 
 // Type implements Body.
@@ -155,7 +174,7 @@ func (m *Exec) Files() int {
 	if m.Cgroup {
 		n++
 	}
-	return n
+	return n + listenerFiles(m.Listener)
 }
 
 func (m *Exec) encode(b []byte) []byte {
@@ -163,8 +182,18 @@ func (m *Exec) encode(b []byte) []byte {
 	return order.AppendUint16(append(b, m.Stdio), m.Table)
 }
 
+func (m *Exec) encodeAs(b []byte, version uint16) []byte {
+	if b = m.encode(b); version >= 4 {
+		b = appendString(b, m.Listener)
+	}
+	return b
+}
+
 func (m *Exec) decode(r *reader) {
 	m.ID, m.Cgroup, m.Stdio, m.Table = r.str(), r.boolean(), r.u8(), r.u16()
+	if r.version >= 4 {
+		m.Listener = r.str()
+	}
 	r.bad = r.bad || m.Stdio > 7
 }
 
