@@ -19,6 +19,12 @@ import (
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 )
 
+// Names in the tiny root.
+const (
+	Root     = "/root"
+	EmptyDir = "/empty"
+)
+
 // Enter makes the calling thread's mount namespace, which must be a fresh copy of
 // the host's and its own, as small as it can be. There has to be a /proc in it. A
 // thread that shares its directories with others (CLONE_FS) is refused by the kernel;

@@ -170,6 +170,9 @@ func (m *maker) compile() (err error) {
 	if spec.Process == nil || spec.Linux == nil {
 		return fmt.Errorf("spec without process or linux section: %w", program.ErrInvalid)
 	}
+	if err := checkHooks(m.bundle.spec.Hooks); err != nil {
+		return err
+	}
 	f, err := filter(spec.Linux.Seccomp)
 	if err != nil {
 		return err
@@ -277,7 +280,7 @@ func (m *maker) settle(ctx context.Context) error {
 		case "":
 			return nil
 		case step.GateHooks:
-			if err := m.c.createHooks(m.child); err != nil {
+			if err := m.c.createHooks(m.child, m.table.files[0]); err != nil {
 				return err
 			}
 		case step.GateNet:

@@ -71,6 +71,7 @@ type execution struct {
 	screen  *screen // of ours, where nobody else takes the terminal
 	program []byte
 	child   *executor.Child
+	path    string // to execute in place of the first argument
 }
 
 func (e *execution) compile() (err error) {
@@ -84,7 +85,7 @@ func (e *execution) compile() (err error) {
 	if err != nil {
 		return err
 	}
-	in := program.ExecInput{Process: &p, Seccomp: f.Bytes(), SeccompFlags: f.Flags, Personality: l.Personality, MemoryPolicy: l.MemoryPolicy}
+	in := program.ExecInput{Process: &p, Seccomp: f.Bytes(), SeccompFlags: f.Flags, Personality: l.Personality, MemoryPolicy: l.MemoryPolicy, Path: e.path}
 	for _, ns := range l.Namespaces {
 		switch ns.Type {
 		case specs.PIDNamespace, specs.MountNamespace:

@@ -90,7 +90,27 @@ func (c *Container) destroy() error {
 	if pidfd != nil && !awaitEnd(pidfd, endTime) {
 		return fmt.Errorf("delete container %s: its process %d does not end: %w", c.rec.ID, c.rec.Init.Pid, unix.EBUSY)
 	}
-	return c.dir.remove()
+	spec, specErr := c.Spec() // goes with the directory
+	if err := c.dir.remove(); err != nil {
+		return err
+	}
+	if c.rec.Init.Pid != 0 && specErr == nil && spec.Hooks != nil {
+		if err := c.poststopHooks(spec.Hooks); err != nil {
+			c.r.warn(err.Error())
+		}
+	}
+	return nil
+}
+
+// poststopHooks runs all hooks of a container that is gone: one that fails keeps
+// none of the others back.
+func (c *Container) poststopHooks(h *specs.Hooks) error {
+	var errs []error
+	for i := range h.Poststop {
+		c.spec = &specs.Spec{Hooks: &specs.Hooks{Poststop: h.Poststop[i : i+1]}}
+		errs = append(errs, c.hostHooks(poststop, specs.StateStopped, 0))
+	}
+	return errors.Join(errs...)
 }
 
 // removeGroup kills who is left in the cgroup, where the process had no pid namespace

@@ -1,6 +1,7 @@
 package bundle
 
 import (
+	"errors"
 	"fmt"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -23,16 +24,36 @@ func (c *Container) Start() error {
 	return c.release(child)
 }
 
-// release starts a child that waits.
+// stop kills the container's process, and whoever else is in its cgroup.
+func (c *Container) stop() error {
+	err := c.Kill(unix.SIGKILL, true)
+	if errors.Is(err, ErrNotRunning) {
+		return nil
+	}
+	return err
+}
+
+// release starts a child that waits. If it fails, or a hook does, the container is
+// stopped.
 func (c *Container) release(child *executor.Child) error {
-	if err := c.listen(child, c.rec.Hands); err != nil {
-		return err
+	err := c.startHooks()
+	if err == nil {
+		err = c.listen(child, c.rec.Hands)
 	}
-	if err := child.Release(); err != nil {
-		return fmt.Errorf("start container %s: %w", c.rec.ID, err)
+	if err == nil {
+		err = child.Release()
 	}
-	c.rec.Status = specs.StateRunning
-	return c.save()
+	if err == nil {
+		c.rec.Status = specs.StateRunning
+		err = c.save()
+	}
+	if err == nil {
+		err = c.hostHooks(poststart, specs.StateRunning, c.rec.Init.Pid)
+	}
+	if err != nil {
+		err = errors.Join(fmt.Errorf("start container %s: %w", c.rec.ID, err), c.stop())
+	}
+	return err
 }
 
 // attach opens a child that an earlier process of ours has left.

@@ -184,6 +184,8 @@ func (c *compiler) claim(field string, file int, what string) error {
 type ExecInput struct {
 	// Process is what to run.
 	Process *specs.Process
+	// Path is the file to execute where that is not the first argument.
+	Path string
 	// Seccomp and SeccompFlags are as in Input.
 	Seccomp      []byte
 	SeccompFlags uint64
@@ -235,7 +237,7 @@ func CompileExec(in ExecInput) (*step.Program, error) {
 		flags |= unix.CLONE_NEWCGROUP
 	}
 	pr := process{builder: b, spec: in.Process, seccomp: in.Seccomp, flags: in.SeccompFlags, exec: true, domain: in.Personality, memory: in.MemoryPolicy,
-		keepGroups: in.KeepGroups}
+		keepGroups: in.KeepGroups, path: in.Path}
 	if in.Sibling {
 		flags |= unix.CLONE_NEWPID
 	} else if err := pr.begin(); err != nil {

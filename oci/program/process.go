@@ -1,6 +1,7 @@
 package program
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"path"
@@ -26,6 +27,8 @@ type process struct {
 	memory  *specs.LinuxMemoryPolicy
 
 	keepGroups bool // setgroups is not allowed in the user namespace
+
+	path string // of the file to execute, or "" for the first argument's
 }
 
 // compile adds everything from the limits to the execve, with a start wait
@@ -223,7 +226,7 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 // with execvp(3), a candidate that may not be executed is remembered, and
 // reported if no other one is found.
 func (b process) execute() error {
-	arg0 := b.spec.Args[0]
+	arg0 := cmp.Or(b.path, b.spec.Args[0])
 	for _, s := range [][]string{b.spec.Args, b.spec.Env} {
 		for i, a := range s {
 			if strings.ContainsRune(a, 0) {
