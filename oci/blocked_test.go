@@ -37,10 +37,10 @@ func fdsOf(t testing.TB, pid int) map[string]string {
 	return m
 }
 
-// A blocked init may sit for hours with copies of whatever it was forked with.
+// RT-12, in the state "created". A blocked init may sit for hours with copies of whatever it was forked with.
 // It holds its stdio, the two pipes of its start, and the table that its program
 // names; not a socket, a log, a cgroup or a pipe of the container beside it.
-func TestBlockedInitHoldsNothingElse(t *testing.T) {
+func TestRT12BlockedInitHoldsNothingElse(t *testing.T) {
 	n := newNode(t)
 	p := n.pod(nil)
 	n.run(p, "neighbour", "sleep", "1000")

@@ -24,6 +24,10 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 2 && os.Args[1] == "monitor" {
 		os.Exit(monitor.Main())
 	}
+	if len(os.Args) > 1 && (os.Args[0] == "hostile" || os.Args[1] == "/bin/evil") {
+		hostileMain(os.Args[1:])
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 
