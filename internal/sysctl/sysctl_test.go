@@ -4,16 +4,16 @@ import "testing"
 
 func TestPath(t *testing.T) {
 	for key, want := range map[string]string{
-		"net.ipv4.ip_forward":              "net/ipv4/ip_forward",
-		"net/ipv4/ip_forward":              "net/ipv4/ip_forward",
-		"net.ipv4.conf.eth0/1.forwarding":  "net/ipv4/conf/eth0.1/forwarding",
-		"net/ipv4/conf/eth0.1/forwarding":  "net/ipv4/conf/eth0.1/forwarding",
-		"kernel.sem":                       "kernel/sem",
-		"":                                 "",
-		"single":                           "single",
-		"net./etc/passwd":                  "net/.etc.passwd",
-		"net.ipv4...ip_forward":            "net/ipv4///ip_forward",
-		"net/../kernel/core_pattern":       "net/../kernel/core_pattern",
+		"net.ipv4.ip_forward":               "net/ipv4/ip_forward",
+		"net/ipv4/ip_forward":               "net/ipv4/ip_forward",
+		"net.ipv4.conf.eth0/1.forwarding":   "net/ipv4/conf/eth0.1/forwarding",
+		"net/ipv4/conf/eth0.1/forwarding":   "net/ipv4/conf/eth0.1/forwarding",
+		"kernel.sem":                        "kernel/sem",
+		"":                                  "",
+		"single":                            "single",
+		"net./etc/passwd":                   "net/.etc.passwd",
+		"net.ipv4...ip_forward":             "net/ipv4///ip_forward",
+		"net/../kernel/core_pattern":        "net/../kernel/core_pattern",
 		"net.ipv4.conf.//.//.kernel.panic.": "net/ipv4/conf/../../kernel/panic/",
 	} {
 		if got := Path(key); got != want {

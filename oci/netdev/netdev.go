@@ -59,7 +59,8 @@ func target(host string, d specs.LinuxNetDevice) string {
 
 // valid follows the kernel's dev_valid_name.
 func valid(name string) bool {
-	return name != "" && len(name) < unix.IFNAMSIZ && name != "." && name != ".." && !strings.ContainsAny(name, "/:% \t\n\v\f\r\x00\xa0")
+	return name != "" && len(name) < unix.IFNAMSIZ && name != "." && name != ".." && !strings.ContainsAny(name, "/:% \t\n\v\f\r\x00") &&
+		strings.IndexByte(name, 0xa0) < 0 // a space to the kernel
 }
 
 // Move moves devices from one network namespace to another: from and to are

@@ -89,7 +89,7 @@ func (e *end) do(m *message, each func(kind uint16, b []byte) error) error {
 	for {
 		n, _, flags, _, err := unix.Recvmsg(e.fd.Int(), buf, nil, 0)
 		switch {
-		case err == unix.EINTR:
+		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil:
 			return os.NewSyscallError("receive netlink reply", err)

@@ -263,6 +263,43 @@ func TestArgumentSizes(t *testing.T) {
 	}
 }
 
+// TestRlimits sets each kind below what it is, and finds it there after the execve.
+func TestRlimits(t *testing.T) {
+	kinds := []string{"CPU", "FSIZE", "DATA", "STACK", "CORE", "RSS", "NPROC", "NOFILE", "MEMLOCK", "AS", "LOCKS", "SIGPENDING", "MSGQUEUE", "NICE", "RTPRIO", "RTTIME"}
+	numbers := []int{unix.RLIMIT_CPU, unix.RLIMIT_FSIZE, unix.RLIMIT_DATA, unix.RLIMIT_STACK, unix.RLIMIT_CORE, unix.RLIMIT_RSS, unix.RLIMIT_NPROC,
+		unix.RLIMIT_NOFILE, unix.RLIMIT_MEMLOCK, unix.RLIMIT_AS, unix.RLIMIT_LOCKS, unix.RLIMIT_SIGPENDING, unix.RLIMIT_MSGQUEUE, unix.RLIMIT_NICE,
+		unix.RLIMIT_RTPRIO, unix.RLIMIT_RTTIME}
+	s := newStage(rootTree(t))
+	p := s.in.Spec.Process
+	p.Rlimits = nil
+	for i, k := range kinds {
+		var now unix.Rlimit
+		if err := unix.Getrlimit(numbers[i], &now); err != nil {
+			t.Fatal(err)
+		}
+		hard := min(now.Max, 1<<30) // raising a hard limit wants CAP_SYS_RESOURCE
+		p.Rlimits = append(p.Rlimits, specs.POSIXRlimit{Type: "RLIMIT_" + k, Soft: hard - hard/4, Hard: hard})
+	}
+	res := s.while(t, func(pid int) {
+		for i, want := range p.Rlimits {
+			var got unix.Rlimit
+			if err := unix.Prlimit(pid, numbers[i], nil, &got); err != nil || got.Cur != want.Soft || got.Max != want.Hard {
+				t.Errorf("%+v: %+v, %v", want, got, err)
+			}
+		}
+	})
+	if res.err != nil {
+		t.Error(res.err)
+	}
+	for _, bad := range []specs.POSIXRlimit{{Type: "RLIMIT_X"}, {Type: "NOFILE"}, {Type: "RLIMIT_NOFILE"}, {Type: "RLIMIT_CPU", Soft: 2, Hard: 1}} {
+		s := newStage("", "true")
+		s.in.Spec.Process.Rlimits = append(s.in.Spec.Process.Rlimits, bad)
+		if _, err := program.Compile(s.in); !errors.Is(err, program.ErrInvalid) || !strings.HasPrefix(err.Error(), "process.rlimits[1]") {
+			t.Errorf("%v: %v", bad, err)
+		}
+	}
+}
+
 func TestUmask(t *testing.T) {
 	root := rootTree(t)
 	for _, umask := range []uint32{0, 0o27, 0o777} {

@@ -57,6 +57,19 @@ func TestSysctlsGoToTheKernel(t *testing.T) {
 	s.wants(t, "untouched1\n")
 }
 
+// TestSysctlsOfUserNamespace: who is root in a user namespace only may write what
+// belongs to it, from within.
+func TestSysctlsOfUserNamespace(t *testing.T) {
+	s := userSpec("sh", "-c", "cd /proc/sys; cat net/ipv4/ip_unprivileged_port_start kernel/shmmax user/max_net_namespaces")
+	s.Linux.Sysctl = map[string]string{"net.ipv4.ip_unprivileged_port_start": "77", "kernel.shmmax": "4096", "user.max_net_namespaces": "3"}
+	before := hostSysctl(t, "user/max_net_namespaces")
+	st := userStage(t, mappedRoot(t), s)
+	st.wants(t, "77\n4096\n3\n")
+	if hostSysctl(t, "user/max_net_namespaces") != before {
+		t.Error("a parameter of the host has changed")
+	}
+}
+
 func TestSysctlErrors(t *testing.T) {
 	root := rootTree(t)
 	for _, tt := range []struct{ key, value, want string }{
