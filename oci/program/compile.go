@@ -123,7 +123,11 @@ func (c *compiler) terminal() error {
 	if !c.spec.Process.Terminal {
 		return nil
 	}
-	return c.builder.terminal(c.spec.Process, rootFD, c.in.ConsoleSocket, true)
+	place := ownConsole
+	if c.devBound() {
+		place = foundConsole
+	}
+	return c.builder.terminal(c.spec.Process, rootFD, c.in.ConsoleSocket, place)
 }
 
 // files names the table of what is handed over: the root, a detached mount
@@ -258,7 +262,7 @@ func CompileExec(in ExecInput) (*step.Program, error) {
 	}
 	b.call("leave the old directory", unix.SYS_CHDIR, b.str("/"))
 	if in.Process.Terminal {
-		if err := b.terminal(in.Process, val(atFDCWD), in.ConsoleSocket, false); err != nil {
+		if err := b.terminal(in.Process, val(atFDCWD), in.ConsoleSocket, noConsole); err != nil {
 			return nil, err
 		}
 	}

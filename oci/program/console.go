@@ -37,9 +37,8 @@ const (
 // socket of the file table. What a container could have changed is not asked:
 // the slave comes from the master itself (TIOCGPTPEER) and never from a path
 // (CVE-2025-52565), and what came is looked at before anything is done with it.
-// With console it is attached as /dev/console as well, which is for the init
-// of a container.
-func (b *builder) terminal(p *specs.Process, root step.Arg, socket int, console bool) error {
+// The init of a container gets it as /dev/console as well.
+func (b *builder) terminal(p *specs.Process, root step.Arg, socket int, c consolePlace) error {
 	size, err := windowSize(p.ConsoleSize)
 	if err != nil {
 		return err
@@ -55,8 +54,8 @@ func (b *builder) terminal(p *specs.Process, root step.Arg, socket int, console 
 		b.call("set the size of its window", unix.SYS_IOCTL, reg(rMaster), val(unix.TIOCSWINSZ), b.bytes(size))
 	}
 	b.call("give it to the user", unix.SYS_FCHOWNAT, reg(rSlave), b.str(""), val(p.User.UID), val(uint64(math.MaxUint32)), val(unix.AT_EMPTY_PATH))
-	if console {
-		b.console(root, number)
+	if c != noConsole {
+		b.console(root, number, c)
 	}
 	for fd, name := range []string{"stdin", "stdout", "stderr"} {
 		b.call("make it "+name, unix.SYS_DUP3, reg(rSlave), val(fd), val(0))
@@ -66,6 +65,15 @@ func (b *builder) terminal(p *specs.Process, root step.Arg, socket int, console 
 	b.send(socket)
 	return nil
 }
+
+// consolePlace says what a terminal is attached to.
+type consolePlace int
+
+const (
+	noConsole    consolePlace = iota
+	ownConsole                // /dev/console, made if it is missing
+	foundConsole              // the same in a /dev that is another's: nothing is made there
+)
 
 // below opens a single component of a directory, on the same mount.
 const below = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
@@ -112,9 +120,13 @@ func (b *builder) slave(name string, r step.Register) (number step.Arg) {
 
 // console attaches the slave on /dev/console and looks whether it is what
 // stands there then.
-func (b *builder) console(root, number step.Arg) {
+func (b *builder) console(root, number step.Arg, c consolePlace) {
 	b.call("copy it", unix.SYS_OPEN_TREE, reg(rSlave), b.str(""), val(uint64(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH))).to(rMount)
-	b.target("dev/console", false, inRoot|unix.RESOLVE_NO_SYMLINKS)
+	if c == foundConsole {
+		b.openBelow("find /dev/console", root, "dev/console", unix.O_PATH, inRoot|unix.RESOLVE_NO_SYMLINKS, rTarget)
+	} else {
+		b.target("dev/console", false, inRoot|unix.RESOLVE_NO_SYMLINKS)
+	}
 	b.attach("mount it on /dev/console")
 	b.closeReg(rMount)
 	b.closeReg(rTarget)

@@ -156,7 +156,7 @@ sleep 100
 	}
 }
 
-// TestTerminalNotPrivateTTY: terminals of two containers are strangers.
+// TestTerminalIsItsOwn: terminals of two containers are strangers.
 func TestTerminalIsItsOwn(t *testing.T) {
 	root := terminalTools(t)
 	host, _ := os.ReadDir("/dev/pts")
@@ -192,6 +192,65 @@ func TestTerminalOfExec(t *testing.T) {
 		if !strings.Contains(r.out.String(), want) {
 			t.Errorf("terminal shows no %q:\n%s", want, r.out.Bytes())
 		}
+	}
+}
+
+// TestTerminalInUserNamespace: the slave belongs to the user as the container
+// knows him, and the console is attached where somebody else's /dev has one.
+func TestTerminalInUserNamespace(t *testing.T) {
+	root := mappedRoot(t)
+	for _, a := range []string{"tty", "stty"} {
+		os.Symlink("busybox", filepath.Join(root, "bin", a))
+	}
+	spec := userSpec("sh", "-c", "tty; stat -c '%n %t:%T %a %u %g' /dev/pts/0 /dev/console; echo ready; sleep 50; exit $?")
+	spec.Process.User = specs.User{UID: 1000, GID: 1000}
+	spec.Process.Terminal = true
+	s, r := userStage(t, root, spec), newReceiver(t)
+	s.in.ConsoleSocket, s.in.Visible, s.sockets = 2, []int{3, 4}, []int{r.theirs}
+	os.WriteFile(filepath.Join(s.sources[0], "console"), nil, 0o600)
+	s.before = func(*executor.Child) { r.receive() }
+	s.after = func(*executor.Child) {
+		if r.until("ready\r\n") {
+			r.master.WriteString("\x03")
+			r.until("")
+		}
+	}
+	if res := s.run(t); res.err != nil || res.status.ExitStatus() != 130 {
+		t.Fatalf("%v, status %#x, %q", res.err, uint32(res.status), r.out.Bytes())
+	}
+	if want := "/dev/pts/0\r\n/dev/pts/0 88:0 620 1000 5\r\n/dev/console 88:0 620 1000 5\r\nready"; !strings.Contains(r.out.String(), want) {
+		t.Errorf("terminal shows no %q:\n%s", want, r.out.Bytes())
+	}
+	os.Remove(filepath.Join(s.sources[0], "console"))
+	s.wants(t, "!find /dev/console: no such file")
+}
+
+// TestTerminalOfTheHost: with the host's /dev in a privileged container, the
+// terminal is one of the host's, and nothing is left of it.
+func TestTerminalOfTheHost(t *testing.T) {
+	root := terminalTools(t)
+	if _, err := os.Stat("/dev/console"); err != nil {
+		t.Skip("needs /dev/console: " + err.Error())
+	}
+	before, _ := os.ReadDir("/dev/pts")
+	s, r := console(t, root, "sh", "-c", "tty; stat -c '%t' /dev/console; ls /proc/1/fd | wc -l")
+	s.without("/dev")
+	s.addBind("/dev", "/dev", true)
+	s.in.ConsoleSocket = 2
+	s.after = func(*executor.Child) { r.until("") }
+	if res := s.run(t); res.err != nil {
+		t.Fatal(res.err)
+	}
+	if out := r.out.String(); !strings.HasPrefix(out, "/dev/pts/") || !strings.Contains(out, "\r\n88\r\n") {
+		t.Errorf("output %q", out)
+	}
+	r.master.Close()
+	if after, _ := os.ReadDir("/dev/pts"); len(after) != len(before) {
+		t.Errorf("%d terminals on the host, were %d", len(after), len(before))
+	}
+	var st unix.Stat_t
+	if unix.Stat("/dev/console", &st); unix.Major(st.Rdev) == 136 {
+		t.Error("the host's console has changed")
 	}
 }
 

@@ -248,6 +248,31 @@ func TestNotify(t *testing.T) {
 	})
 }
 
+// TestNotifyInUserNamespace: whoever made the namespace may look into it.
+func TestNotifyInUserNamespace(t *testing.T) {
+	for _, nnp := range []bool{false, true} {
+		root := mappedRoot(t)
+		os.Symlink("busybox", root+"/bin/mkdir")
+		path, lines := startAnswerer(t)
+		spec := userSpec("sh", "-c", "mkdir /tmp/x; id -u")
+		spec.Process.User.UID, spec.Process.NoNewPrivileges = 1000, nnp
+		s := userStage(t, root, spec)
+		f := notifying(t, path, "mkdir", "write", "execve")
+		s.in.Seccomp, s.in.SeccompFlags = f.Bytes(), f.Flags
+		pid := 0
+		s.before = func(c *executor.Child) {
+			pid = c.Pid()
+			if err := elsewhere(func() error {
+				return passOn(c, path, specs.State{Version: specs.Version, ID: "tester", Pid: notify.Unknown})
+			}); err != nil {
+				t.Error(err)
+			}
+		}
+		s.wants(t, "Level 2 halted\n1000\n")
+		heard(t, lines, pid, pid)
+	}
+}
+
 // startExec starts the program of an exec in the container of c.
 func startExec(c *executor.Child, prog *step.Program) (*executor.Child, error) {
 	enc, err := prog.Encode()
