@@ -48,14 +48,6 @@ func connect(path string) (*sys.FD, error) {
 	return s, nil
 }
 
-// send passes a descriptor on over a connected socket, with a text beside it.
-func send(to *sys.FD, text []byte, fd *sys.FD) error {
-	if err := unix.Sendmsg(to.Int(), text, unix.UnixRights(fd.Int()), nil, 0); err != nil {
-		return fmt.Errorf("send descriptor: %w", err)
-	}
-	return nil
-}
-
 // receive takes the descriptor that comes over a socket.
 func receive(from *sys.FD) (*sys.FD, error) {
 	text, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4))

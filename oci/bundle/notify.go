@@ -1,13 +1,13 @@
 package bundle
 
 import (
-	"encoding/json"
 	"fmt"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/executor"
+	"github.com/vitrine-runtime/vitrine/oci/notify"
 	"github.com/vitrine-runtime/vitrine/oci/seccomp"
 )
 
@@ -35,13 +35,13 @@ func (c *Container) listen(child *executor.Child, at uint64) error {
 		return err
 	}
 	s := spec.Linux.Seccomp
-	to, err := connect(s.ListenerPath)
+	to, err := notify.Dial(s.ListenerPath)
 	if err != nil {
-		return fmt.Errorf("linux.seccomp.listenerPath: %w", err)
+		return err
 	}
 	state := c.rec.State.State
 	state.Pid = c.rec.Init.Pid
-	text, err := json.Marshal(specs.ContainerProcessState{Version: specs.Version, Fds: []string{specs.SeccompFdName}, Pid: child.Pid(), Metadata: s.ListenerMetadata, State: state})
+	text, err := notify.Message(state, s.ListenerMetadata)
 	if err != nil {
 		to.Close()
 		return err
@@ -49,7 +49,7 @@ func (c *Container) listen(child *executor.Child, at uint64) error {
 	child.Receive(at, func(fd *sys.FD) error {
 		defer to.Close()
 		defer fd.Close()
-		return send(to, text, fd)
+		return notify.Send(to.Int(), text, child.Pid(), fd)
 	})
 	return nil
 }
