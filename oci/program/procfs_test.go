@@ -149,8 +149,9 @@ func TestAppArmor(t *testing.T) {
 	s.wants(t, "unconfined\nsecret\n")
 	loadAppArmor(t)
 	s.in.Spec.Process.ApparmorProfile = "vitrine-test"
-	for _, nnp := range []bool{false, true} {
+	for i, nnp := range []bool{false, true, false, true} {
 		s.in.Spec.Process.NoNewPrivileges = nnp
+		s.in.Spec.Process.User.UID = uint32(500 * (i / 2))
 		s.wants(t, "vitrine-test (enforce)\ncat: can't open '/etc/secret': Permission denied\n")
 	}
 	s = newStage(root, "sleep", "60")
@@ -212,10 +213,25 @@ func TestSELinux(t *testing.T) {
 		c.run(t)
 		t.Skip("the rest needs SELinux in the kernel: errors only")
 	}
-	if b, err := os.ReadFile("/sys/fs/selinux/policyvers"); err != nil || len(b) == 0 {
-		t.Skip("the rest needs a policy")
+	if b, err := os.ReadFile("/proc/self/attr/current"); err != nil || !bytes.Contains(b, []byte(":")) {
+		t.Skip("the rest needs a policy with " + label)
 	}
-	s.wants(t, label)
+	for _, uid := range []uint32{0, 500} {
+		s.in.Spec.Process.User.UID = uid
+		s.wants(t, label)
+	}
+	c := newStage(root, "sleep", "60")
+	c.after = func(c *executor.Child) {
+		e := testSpec("cat", "/proc/self/attr/current").Process
+		e.SelinuxLabel = label
+		if out, err := execIn(t, c, e); err != nil || !strings.HasPrefix(out, label) {
+			t.Errorf("exec: %q, %v", out, err)
+		}
+		unix.Kill(c.Pid(), unix.SIGKILL)
+	}
+	c.run(t)
+	s.in.Spec.Process.SelinuxLabel = "system_u:system_r:nobody_t:s0"
+	s.wants(t, "!run under SELinux label system_u:system_r:nobody_t:s0: invalid argument")
 }
 
 func TestLabelsThatWouldNotArrive(t *testing.T) {
