@@ -80,6 +80,9 @@ func (e *execution) compile() (err error) {
 	}
 	l := e.spec.Linux
 	p := *e.opts.Process
+	if p.ExecCPUAffinity == nil && e.spec.Process != nil {
+		p.ExecCPUAffinity = e.spec.Process.ExecCPUAffinity // there for execs only
+	}
 	p.Rlimits = withFileLimit(p.Rlimits)
 	f, err := filter(l.Seccomp)
 	if err != nil {
