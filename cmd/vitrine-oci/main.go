@@ -64,6 +64,13 @@ func verbs() []verb {
 		{"kill", "ID [SIGNAL]", "send a signal, SIGTERM if none is given", prepareKill},
 		{"delete", "ID", "remove a stopped container", prepareDelete},
 		{"exec", "ID COMMAND...", "run a further process in a container", prepareExec},
+		{"pause", "ID", "stop all processes of a container", preparePause},
+		{"resume", "ID", "let them go on", prepareResume},
+		{"ps", "ID", "print the processes of a container", preparePs},
+		{"update", "ID", "change the limits of a container", prepareUpdate},
+		{"events", "ID", "print statistics and out-of-memory events", prepareEvents},
+		{"spec", "", "write a config.json to begin with", prepareSpec},
+		{"features", "", "print what of the specification is supported", prepareFeatures},
 		{"list", "", "print all containers", prepareList},
 		{"explain", "[ID]", "print the system calls that make a container", prepareExplain},
 		{"version", "", "print the version", prepareVersion},
@@ -116,7 +123,6 @@ func (c *call) run(args []string) (int, error) {
 			return c.verb(&v, rest[1:])
 		}
 	}
-	c.usage(c.errs)
 	return 2, fmt.Errorf("no verb %q: %w", rest[0], errUsage)
 }
 

@@ -70,7 +70,7 @@ func (r *Runtime) plan(id, cgroupsPath string) (*place, error) {
 
 // tree opens the hierarchy for a container's cgroup.
 func (p *place) tree() (*cgroup.Tree, error) {
-	return cgroup.Open(cgroup.Config{Root: cgroupRoot, Driver: p.Manager, AllowUnenforced: true, Prefix: p.prefix})
+	return cgroup.Open(cgroup.Config{Root: cgroupRoot, Driver: p.Manager, Partial: true, Prefix: p.prefix})
 }
 
 // group is a container's cgroup with what is open of it.
@@ -106,18 +106,11 @@ func (p *place) open() (*group, error) {
 // was made for. Where a create was killed, it tells ours from one that was there before.
 const ownerAttr = "trusted.vitrine.container"
 
-// make makes the cgroup with its limits. A limit that does not hold is an error,
-// whichever controllers this machine has.
+// make makes the cgroup with its limits. One that does not hold is an error.
 func (g *group) make(p *place, id string, res *specs.LinuxResources) error {
 	s, err := g.tree.Create(p.parent, p.name, withDevices(res))
 	if err != nil {
 		return err
-	}
-	for _, f := range s.Unenforced() {
-		if !strings.HasPrefix(f, "hugetlb.") { // callers send zeros for every page size
-			err := fmt.Errorf("set %s of cgroup %s: %w", f, s.Path(), cgroup.ErrUnenforced)
-			return errors.Join(err, s.Remove(context.Background()))
-		}
 	}
 	if g.dir, err = s.OpenDir(); err == nil {
 		err = unix.Fsetxattr(g.dir.Int(), ownerAttr, []byte(id), 0)

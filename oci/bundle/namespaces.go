@@ -50,6 +50,9 @@ func joinNamespaces(spec *specs.Spec, in *program.Input, t *table) (opened []*sy
 			in.Join = map[specs.LinuxNamespaceType]int{}
 		}
 		in.Join[ns.Type] = t.add(fd)
+		if ownNamespace(ns.Type, fd) {
+			in.Host = append(in.Host, ns.Type)
+		}
 		if own, err := isOwn(fd, ns.Type); err != nil {
 			return opened, err
 		} else if own {
@@ -74,6 +77,21 @@ func isOwn(fd *sys.FD, typ specs.LinuxNamespaceType) (bool, error) {
 		return false, fmt.Errorf("look at the %s namespace: %w", typ, err)
 	}
 	return own.Dev == it.Dev && own.Ino == it.Ino, nil
+}
+
+// ownFiles are the files of our own namespaces.
+var ownFiles = map[specs.LinuxNamespaceType]string{
+	specs.PIDNamespace: "pid", specs.NetworkNamespace: "net", specs.MountNamespace: "mnt", specs.IPCNamespace: "ipc",
+	specs.UTSNamespace: "uts", specs.UserNamespace: "user", specs.CgroupNamespace: "cgroup", specs.TimeNamespace: "time",
+}
+
+// ownNamespace says whether a namespace is the one that we are in ourselves.
+func ownNamespace(typ specs.LinuxNamespaceType, fd *sys.FD) bool {
+	var a, b unix.Stat_t
+	if unix.Fstat(fd.Int(), &a) != nil || unix.Stat("/proc/self/ns/"+ownFiles[typ], &b) != nil {
+		return true // it may be: the stricter answer
+	}
+	return a.Dev == b.Dev && a.Ino == b.Ino
 }
 
 // openNamespace opens a namespace's file and makes sure that it is one of the

@@ -80,6 +80,8 @@ type Config struct {
 	// AllowUnenforced accepts a hierarchy without the required controllers, for
 	// trials. Tree.Unenforced and Scope.Unenforced then say what does not hold.
 	AllowUnenforced bool
+	// Partial accepts it as well, and refuses what would need them.
+	Partial bool
 	// Prefix stands before a container's id in the name of its cgroup, usually
 	// vitrine-.
 	Prefix string
@@ -125,7 +127,7 @@ func open(c Config, systemdDir string) (*Tree, error) {
 		root.Close()
 		return nil, err
 	}
-	if missing := t.Unenforced(); len(missing) > 0 && !t.allow {
+	if missing := t.Unenforced(); len(missing) > 0 && !t.allow && !c.Partial {
 		root.Close()
 		return nil, fmt.Errorf("open cgroups at %s: controllers %v are missing: %w; "+
 			"enable them, or accept containers without limits by --allow-unenforced-limits", c.Root, missing, ErrUnenforced)
