@@ -9,15 +9,18 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/vitrine-runtime/vitrine/internal/step"
+	"github.com/vitrine-runtime/vitrine/oci/bundle"
 	"github.com/vitrine-runtime/vitrine/oci/program"
 	"github.com/vitrine-runtime/vitrine/oci/seccomp"
 )
 
 func prepareExplain(c *call) ([]option, func([]string) (int, error)) {
 	var file, dir string
+	var asJSON bool
 	options := []option{
 		text("bundle,b", "DIR", "of what DIR/config.json would become", &dir),
 		text("program", "FILE", "of an encoded program", &file),
+		toggle("json", "print it for other programs", &asJSON),
 	}
 	return options, func(args []string) (int, error) {
 		var p *step.Program
@@ -32,7 +35,9 @@ func prepareExplain(c *call) ([]option, func([]string) (int, error)) {
 		default:
 			return 1, fmt.Errorf("explain a bundle, a program or the container of an id: %w", errUsage)
 		}
-		if err == nil {
+		if err == nil && asJSON {
+			err = program.ExplainJSON(c.out, p)
+		} else if err == nil {
 			err = program.Explain(c.out, p)
 		}
 		if err != nil {
@@ -71,9 +76,9 @@ func load(file string) (*step.Program, error) {
 
 // compile makes the program of an OCI bundle. Nothing is run or opened: every
 // bind mount gets a number in the table, and is shown as a directory, unless its
-// source is there and is none.
-func compile(bundle string) (*step.Program, error) {
-	b, err := os.ReadFile(filepath.Join(bundle, "config.json"))
+// source is there and is none. The socket for a terminal comes behind them.
+func compile(dir string) (*step.Program, error) {
+	b, err := os.ReadFile(filepath.Join(dir, "config.json"))
 	if err != nil {
 		return nil, err
 	}
@@ -87,6 +92,11 @@ func compile(bundle string) (*step.Program, error) {
 		}
 		st, err := os.Stat(m.Source)
 		in.Binds[i] = program.Bind{File: len(in.Binds) + 1, Dir: err != nil || st.IsDir()}
+	}
+	if p := in.Spec.Process; p != nil {
+		if p.Rlimits = bundle.WithFileLimit(p.Rlimits); p.Terminal {
+			in.ConsoleSocket = len(in.Binds) + 1
+		}
 	}
 	if l := in.Spec.Linux; l != nil {
 		if in.Seccomp, in.SeccompFlags, err = filter(l.Seccomp); err != nil {
@@ -118,7 +128,7 @@ func filter(s *specs.LinuxSeccomp) ([]byte, uint64, error) {
 	if s == nil {
 		return nil, 0, nil
 	}
-	f, err := seccomp.Compile(s)
+	f, err := seccomp.CompileWith(s, seccomp.Options{Notify: true})
 	if err != nil {
 		return nil, 0, fmt.Errorf("compile linux.seccomp: %w", err)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -82,6 +83,41 @@ func TestExplain(t *testing.T) {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}
+	}
+	lines := strings.Count(out, "\n")
+	code, out, errs = cli("explain", "--json", "--bundle", dir)
+	var d struct {
+		Clone []string
+		Files []struct {
+			FD   int
+			What string
+		}
+		Wait  *int
+		Steps []struct {
+			Step              int
+			Call, Result, For string
+			Args              []string
+			OnError           []struct {
+				Errno string
+				Then  int
+			}
+			Then *int
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &d); err != nil || code != 0 {
+		t.Fatalf("code %d, %v: %s", code, err, errs)
+	}
+	told := 2 // lines of the text that are no steps
+	for i, s := range d.Steps {
+		if told += 1 + len(s.OnError); s.Then != nil {
+			told++
+		}
+		if s.Step != i || s.Call == "" || s.For == "" || s.Args == nil {
+			t.Errorf("step %d: %+v", i, s)
+		}
+	}
+	if told != lines || d.Wait == nil || d.Steps[*d.Wait].Call != "read" || len(d.Files) < 6 || d.Files[5].FD != 5 || len(d.Clone) == 0 {
+		t.Errorf("%d lines of %d, wait %v, files %v, clone %v", told, lines, d.Wait, d.Files, d.Clone)
 	}
 	if strings.Contains(out, "NEWNET") {
 		t.Error("a namespace that somebody else has made is made again")

@@ -164,7 +164,7 @@ func (m *maker) compile() (err error) {
 	spec.Hooks = nil // ours
 	if spec.Process != nil {
 		p := *spec.Process
-		p.Rlimits = withFileLimit(p.Rlimits)
+		p.Rlimits = WithFileLimit(p.Rlimits)
 		spec.Process = &p
 	}
 	if spec.Process == nil || spec.Linux == nil {

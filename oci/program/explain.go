@@ -20,8 +20,16 @@ import (
 //	17  openat2      r1 = (root, "proc", PATH|DIRECTORY in root, 24)   find /proc
 //
 // r1 and the like are registers. Under a step stand the errors that do not end
-// the child, and where it goes on then.
+// the child, and where it goes on then. The first line says what the descriptors
+// are that the child begins with.
 func Explain(w io.Writer, p *step.Program) error {
+	files := make([]string, 0, len(p.Files))
+	for i, f := range p.Files {
+		files = append(files, descText(uint64(step.FirstFD+i))+" "+f)
+	}
+	if _, err := fmt.Fprintf(w, "     descriptors  0, 1, 2 stdio; %d report; %d start; %s\n", step.ReportFD, step.StartFD, strings.Join(files, "; ")); err != nil {
+		return err
+	}
 	return ExplainSteps(w, p, 0, len(p.Steps))
 }
 
@@ -63,15 +71,15 @@ const (
 var signatures = map[uint32]struct{ name, args string }{
 	unix.SYS_SETSID: {"setsid", ""}, unix.SYS_UMASK: {"umask", "o"}, unix.SYS_UNSHARE: {"unshare", "C"}, unix.SYS_SETNS: {"setns", "dC"},
 	unix.SYS_SETHOSTNAME: {"sethostname", "sn"}, unix.SYS_SETDOMAINNAME: {"setdomainname", "sn"},
-	unix.SYS_STATX: {"statx", "dsxxb"}, unix.SYS_NEWFSTATAT: {"newfstatat", "dsbx"}, unix.SYS_FSTATFS: {"fstatfs", "db"},
-	unix.SYS_SOCKET: {"socket", "nxn"}, unix.SYS_IOCTL: {"ioctl", "dib"}, unix.SYS_DUP3: {"dup3", "dnn"}, unix.SYS_SENDMSG: {"sendmsg", "dMx"}, unix.SYS_CLOSE: {"close", "d"},
-	unix.SYS_MOUNT_SETATTR: {"mount_setattr", "dsxan"}, unix.SYS_MOVE_MOUNT: {"move_mount", "dsdsx"}, unix.SYS_OPEN_TREE: {"open_tree", "dsx"},
+	unix.SYS_STATX: {"statx", "dsAxb"}, unix.SYS_NEWFSTATAT: {"newfstatat", "dsbA"}, unix.SYS_FSTATFS: {"fstatfs", "db"},
+	unix.SYS_SOCKET: {"socket", "nxn"}, unix.SYS_IOCTL: {"ioctl", "dig"}, unix.SYS_DUP3: {"dup3", "dnn"}, unix.SYS_SENDMSG: {"sendmsg", "dMx"}, unix.SYS_CLOSE: {"close", "d"},
+	unix.SYS_MOUNT_SETATTR: {"mount_setattr", "dsAan"}, unix.SYS_MOVE_MOUNT: {"move_mount", "dsdsB"}, unix.SYS_OPEN_TREE: {"open_tree", "dsA"},
 	unix.SYS_FSOPEN: {"fsopen", "sx"}, unix.SYS_FSCONFIG: {"fsconfig", "dfssn"}, unix.SYS_FSMOUNT: {"fsmount", "dxm"}, unix.SYS_FSPICK: {"fspick", "dsx"},
 	unix.SYS_OPENAT2: {"openat2", "dshn"}, unix.SYS_MKDIRAT: {"mkdirat", "dso"}, unix.SYS_MKNODAT: {"mknodat", "dsoD"},
-	unix.SYS_SYMLINKAT: {"symlinkat", "sds"}, unix.SYS_FCHOWNAT: {"fchownat", "dsnnx"}, unix.SYS_FCHDIR: {"fchdir", "d"},
-	unix.SYS_PIVOT_ROOT: {"pivot_root", "ss"}, unix.SYS_UMOUNT2: {"umount2", "sx"}, unix.SYS_CHDIR: {"chdir", "s"}, unix.SYS_GETCWD: {"getcwd", "bn"},
-	unix.SYS_PRLIMIT64: {"prlimit64", "nnRn"}, unix.SYS_KEYCTL: {"keyctl", "nn"}, unix.SYS_PRCTL: {"prctl", "nnnnn"},
-	unix.SYS_SETGROUPS: {"setgroups", "nb"}, unix.SYS_SETRESGID: {"setresgid", "nnn"}, unix.SYS_SETRESUID: {"setresuid", "nnn"},
+	unix.SYS_SYMLINKAT: {"symlinkat", "sds"}, unix.SYS_FCHOWNAT: {"fchownat", "dsIIA"}, unix.SYS_FCHDIR: {"fchdir", "d"},
+	unix.SYS_PIVOT_ROOT: {"pivot_root", "ss"}, unix.SYS_UMOUNT2: {"umount2", "sU"}, unix.SYS_CHDIR: {"chdir", "s"}, unix.SYS_GETCWD: {"getcwd", "bn"},
+	unix.SYS_PRLIMIT64: {"prlimit64", "nlRn"}, unix.SYS_KEYCTL: {"keyctl", "nn"}, unix.SYS_PRCTL: {"prctl", "pnnnn"},
+	unix.SYS_SETGROUPS: {"setgroups", "nb"}, unix.SYS_SETRESGID: {"setresgid", "III"}, unix.SYS_SETRESUID: {"setresuid", "III"},
 	unix.SYS_CAPSET: {"capset", "bK"}, unix.SYS_RT_SIGPROCMASK: {"rt_sigprocmask", "nbnn"}, unix.SYS_CLOSE_RANGE: {"close_range", "nnn"},
 	unix.SYS_WRITE: {"write", "dbn"}, unix.SYS_READ: {"read", "dbn"}, unix.SYS_PWRITE64: {"pwrite64", "dsnn"}, unix.SYS_SECCOMP: {"seccomp", "nLF"},
 	unix.SYS_CLONE3: {"clone3", "Pn"}, unix.SYS_EXIT_GROUP: {"exit_group", "n"},
@@ -83,22 +91,12 @@ var signatures = map[uint32]struct{ name, args string }{
 
 func (e explainer) step(i int) {
 	s := &e.p.Steps[i]
-	sig, ok := signatures[s.Nr]
-	if !ok {
-		sig.name, sig.args = "call "+strconv.Itoa(int(s.Nr)), "xxxxxx"
-	}
-	var args []string
-	for n, f := range []byte(sig.args) {
-		args = append(args, e.arg(form(f), s.Args[n]))
-	}
+	name, args := e.call(s)
 	text := "(" + strings.Join(args, ", ") + ")"
-	if s.Nr == step.OpExpect {
-		text = e.expectation(s)
-	}
 	if s.Result != step.NoResult {
 		text = fmt.Sprintf("r%d = %s", s.Result, text)
 	}
-	fmt.Fprintf(e.w, "%4d %-13s %-72s %s\n", i, sig.name, text, s.Name)
+	fmt.Fprintf(e.w, "%4d %-13s %-72s %s\n", i, name, text, s.Name)
 	for _, b := range s.OnErr {
 		fmt.Fprintf(e.w, "%19s%s: go on at %d\n", "", errnoName(b.Errno), i+1+int(b.Skip))
 	}
@@ -107,12 +105,27 @@ func (e explainer) step(i int) {
 	}
 }
 
+// call returns the name of a step's call and its arguments.
+func (e explainer) call(s *step.Step) (name string, args []string) {
+	sig, ok := signatures[s.Nr]
+	if !ok {
+		sig.name, sig.args = "call "+strconv.Itoa(int(s.Nr)), "xxxxxx"
+	}
+	if s.Nr == step.OpExpect {
+		return sig.name, []string{e.expectation(s)}
+	}
+	for n, f := range []byte(sig.args) {
+		args = append(args, e.arg(form(f), s.Args[n]))
+	}
+	return sig.name, args
+}
+
 func (e explainer) expectation(s *step.Step) string {
 	got := e.arg(hex, s.Args[0])
 	if m := s.Args[3].Val; m != ^uint64(0) {
 		got += " & " + e.arg(hex, s.Args[3])
 	}
-	return fmt.Sprintf("(%s == %s, else %s)", got, e.arg(hex, s.Args[1]), errnoName(uint16(s.Args[2].Val)))
+	return fmt.Sprintf("%s == %s, else %s", got, e.arg(hex, s.Args[1]), errnoName(uint16(s.Args[2].Val)))
 }
 
 func errnoName(n uint16) string {
@@ -150,15 +163,36 @@ var constants = map[form]func(uint64) string{
 	'D':    func(v uint64) string { return fmt.Sprintf("%d:%d", unix.Major(v), unix.Minor(v)) },
 	'm':    func(v uint64) string { return flagText(v, attrText) },
 	'i':    func(v uint64) string { return cmp.Or(ioctlNames[v], "0x"+strconv.FormatUint(v, 16)) },
-	'L': func(v uint64) string {
-		if v == 0 {
-			return "0"
-		}
-		return flagText(v, filterText)
-	},
+	'L':    flags(filterText),
+	'A':    flags(atText),
+	'B':    flags(moveText),
+	'U':    flags([]flag{{unix.MNT_DETACH, "DETACH"}}),
+	'g':    flags(openText),
+	'I':    func(v uint64) string { return strconv.FormatInt(int64(int32(v)), 10) },
+	'p':    func(v uint64) string { return cmp.Or(prctlNames[v], strconv.FormatUint(v, 10)) },
+	'l':    rlimitText,
 	'f': func(v uint64) string {
 		return map[uint64]string{unix.FSCONFIG_SET_STRING: "SET_STRING", unix.FSCONFIG_SET_FLAG: "SET_FLAG", unix.FSCONFIG_CMD_CREATE: "CREATE"}[v]
 	},
+}
+
+// flags shows flags, and none of them as 0.
+func flags(names []flag) func(uint64) string {
+	return func(v uint64) string {
+		if v == 0 {
+			return "0"
+		}
+		return flagText(v, names)
+	}
+}
+
+func rlimitText(v uint64) string {
+	for name, n := range rlimitNumbers {
+		if uint64(n) == v {
+			return strings.TrimPrefix(name, "RLIMIT_")
+		}
+	}
+	return strconv.FormatUint(v, 10)
 }
 
 func descText(v uint64) string {

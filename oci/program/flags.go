@@ -21,7 +21,24 @@ var cloneText = []flag{
 
 var openText = []flag{
 	{unix.O_PATH, "PATH"}, {unix.O_DIRECTORY, "DIRECTORY"}, {unix.O_NOFOLLOW, "NOFOLLOW"}, {unix.O_CREAT, "CREAT"}, {unix.O_EXCL, "EXCL"},
-	{unix.O_WRONLY, "WRONLY"}, {unix.O_RDWR, "RDWR"},
+	{unix.O_WRONLY, "WRONLY"}, {unix.O_RDWR, "RDWR"}, {unix.O_NOCTTY, "NOCTTY"}, {unix.O_CLOEXEC, "CLOEXEC"},
+}
+
+// atText has the flags of calls that take a descriptor and a path below it, those
+// of open_tree among them.
+var atText = []flag{
+	{unix.AT_EMPTY_PATH, "EMPTY_PATH"}, {unix.AT_RECURSIVE, "RECURSIVE"}, {unix.AT_SYMLINK_NOFOLLOW, "NOFOLLOW"},
+	{unix.OPEN_TREE_CLONE, "CLONE"}, {unix.OPEN_TREE_CLOEXEC, "CLOEXEC"},
+}
+
+var moveText = []flag{
+	{unix.MOVE_MOUNT_F_EMPTY_PATH, "FROM_FD"}, {unix.MOVE_MOUNT_T_EMPTY_PATH, "TO_FD"}, {unix.MOVE_MOUNT_F_SYMLINKS, "FROM_SYMLINKS"},
+	{unix.MOVE_MOUNT_T_SYMLINKS, "TO_SYMLINKS"}, {unix.MOVE_MOUNT_SET_GROUP, "SET_GROUP"},
+}
+
+var prctlNames = map[uint64]string{
+	unix.PR_CAPBSET_DROP: "CAPBSET_DROP", unix.PR_CAP_AMBIENT: "CAP_AMBIENT", unix.PR_SET_KEEPCAPS: "SET_KEEPCAPS",
+	unix.PR_SET_NO_NEW_PRIVS: "SET_NO_NEW_PRIVS", unix.PR_SET_DUMPABLE: "SET_DUMPABLE",
 }
 
 var resolveText = []flag{
