@@ -54,7 +54,7 @@ func TestNetDevicesOfTheContainer(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			defer own.Close()
+			t.Cleanup(func() { own.Close() }) // or the other end would be gone, and this one with it
 			return netdev.Move(s.in.Spec.Linux.NetDevices, own.Int(), c.PidFD().Int())
 		})
 	}

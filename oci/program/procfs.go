@@ -129,13 +129,15 @@ func (b process) keyLabel(label string) {
 	if b.spec.SelinuxLabel == "" {
 		return
 	}
+	write := "label keyrings as before"
 	if label != "\n" {
+		write = "label the keyring " + label
 		// No filesystem of this name, no SELinux: whoever else has labels would take
 		// this one for its own.
 		b.call("find SELinux in this kernel, for label "+label, unix.SYS_FSOPEN, b.str("selinuxfs"), val(unix.FSOPEN_CLOEXEC)).to(rContext)
 		b.closeReg(rContext)
 	}
-	b.procWrite("find the label of keyrings", "label the keyring", labelKeys, label)
+	b.procWrite("find the label of keyrings", write, labelKeys, label)
 }
 
 // labels has the process run under its AppArmor profile and SELinux label from

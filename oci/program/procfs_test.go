@@ -231,7 +231,7 @@ func TestSELinux(t *testing.T) {
 	}
 	c.run(t)
 	s.in.Spec.Process.SelinuxLabel = "system_u:system_r:nobody_t:s0"
-	s.wants(t, "!run under SELinux label system_u:system_r:nobody_t:s0: invalid argument")
+	s.wants(t, "!system_u:system_r:nobody_t:s0: invalid argument")
 }
 
 func TestLabelsThatWouldNotArrive(t *testing.T) {
