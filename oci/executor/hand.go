@@ -116,18 +116,15 @@ func (c *Child) receive(mem *sys.FD) error {
 // shown returns the number that the child shows, or -1 if it reported or ended
 // instead.
 func (c *Child) shown(mem *sys.FD) (int, error) {
-	b := make([]byte, 8)
 	over := false
 	for pause := time.Duration(0); ; pause = min(2*pause+10*time.Microsecond, time.Millisecond) {
-		n, err := unix.Pread(mem.Int(), b, int64(c.handsAt))
+		v, alive := c.peek(mem)
 		switch {
-		case err == unix.EINTR:
-			continue
-		case n == len(b) && binary.NativeEndian.Uint64(b) > math.MaxInt32:
-			return -1, fmt.Errorf("child shows descriptor %d: %w", binary.NativeEndian.Uint64(b), unix.EBADF)
-		case n == len(b) && binary.NativeEndian.Uint64(b) > 0:
-			return int(binary.NativeEndian.Uint64(b) - 1), nil
-		case over || err != nil || n < len(b): // of a process that has ended there is no memory
+		case v > math.MaxInt32:
+			return -1, fmt.Errorf("child shows descriptor %d: %w", v, unix.EBADF)
+		case v > 0:
+			return int(v - 1), nil
+		case over || !alive:
 			return -1, nil
 		}
 		p := []unix.PollFd{{Fd: int32(c.report.Int()), Events: unix.POLLIN}, {Fd: int32(c.pidfd.Int()), Events: unix.POLLIN}}
@@ -136,5 +133,16 @@ func (c *Child) shown(mem *sys.FD) (int, error) {
 			return -1, os.NewSyscallError("ppoll", err)
 		}
 		over = p[0].Revents != 0 || p[1].Revents != 0 // and look once more
+	}
+}
+
+// peek reads what the child shows. A process that has ended has no memory.
+func (c *Child) peek(mem *sys.FD) (v uint64, alive bool) {
+	b := make([]byte, 8)
+	for {
+		n, err := unix.Pread(mem.Int(), b, int64(c.handsAt))
+		if err != unix.EINTR {
+			return binary.NativeEndian.Uint64(b), n == len(b)
+		}
 	}
 }
