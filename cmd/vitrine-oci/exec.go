@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -132,8 +133,8 @@ func (f *execFlags) process(ctr *bundle.Container, args []string) (*specs.Proces
 func (f *execFlags) ids(u *specs.User) error {
 	id := func(s string) (uint32, error) {
 		n, err := strconv.ParseUint(s, 10, 32)
-		if err != nil {
-			return 0, fmt.Errorf("user or group %q: a number is expected: %w", s, errUsage)
+		if err != nil || n == math.MaxUint32 { // which means no id to the kernel
+			return 0, fmt.Errorf("user or group %q: a number up to 4294967294 is expected: %w", s, errUsage)
 		}
 		return uint32(n), nil
 	}

@@ -154,3 +154,22 @@ func TestExplain(t *testing.T) {
 		}
 	}
 }
+
+// TestRT18UserOfExec is CVE-2026-30892: --user of an exec is numbers, or an error.
+func TestRT18UserOfExec(t *testing.T) {
+	for user, want := range map[string]*specs.User{
+		"1": {UID: 1, GID: 9}, "1:1": {UID: 1, GID: 1}, "0:7": {UID: 0, GID: 7}, "4294967294": {UID: 4294967294, GID: 9},
+		"1:": nil, ":1": nil, ":": nil, "+1": nil, " 1": nil, "1 ": nil, "0x1": nil, "١": nil, "-1": nil, "1:1:1": nil, "root": nil,
+		"4294967296": nil, "4294967295": nil, "1:4294967295": nil, "1_0": nil, "1\x00": nil,
+	} {
+		u := specs.User{UID: 5, GID: 9}
+		err := (&execFlags{user: user}).ids(&u)
+		if want == nil && err == nil || want != nil && (err != nil || u.UID != want.UID || u.GID != want.GID) {
+			t.Errorf("%q: %+v, %v", user, u, err)
+		}
+	}
+	u := specs.User{}
+	if err := (&execFlags{gids: []string{"4294967295"}}).ids(&u); err == nil {
+		t.Errorf("additional group -1: %+v", u)
+	}
+}

@@ -234,9 +234,9 @@ func TestGone(t *testing.T) {
 	}
 }
 
-// A record that lost its path must not kill the node, and no path leaves the
-// tree.
-func TestPathsStayInside(t *testing.T) {
+// RT-22: whatever names a cgroup stays below its parent. A record that lost its
+// path must not kill the node, and no path leaves the tree.
+func TestRT22PathsStayInside(t *testing.T) {
 	tr, root := tree(t)
 	ctx := context.Background()
 	for _, p := range []string{"", "/", "..", "a/../..", "a/./b", "a//b", "a\nb", "a\x00b", "a b", "memory.max", "x/cgroup.procs",

@@ -279,8 +279,8 @@ func TestRandomProfilesAgainstEvaluator(t *testing.T) {
 	t.Logf("%d profiles, %d calls compared, %d more profiles refused for contradictions, %d with a listener, longest filter %d", done, calls, refused, notify, longest)
 }
 
-// TestEveryOperatorAtEveryBorder is the full product for single tests, wide and narrow, which random profiles only sample.
-func TestEveryOperatorAtEveryBorder(t *testing.T) {
+// TestRT21EveryOperatorAtEveryBorder (CVE-2017-18367, CVE-2019-9893, GHSA-4q85-33p6-j5g6) is the full product for single tests, wide and narrow, which random profiles only sample.
+func TestRT21EveryOperatorAtEveryBorder(t *testing.T) {
 	values := []uint64{0, 1, 2, 1<<31 - 1, 1 << 31, 1<<32 - 2, 1<<32 - 1, 1 << 32, 1<<32 + 1, 1 << 40, 1<<63 - 1, 1 << 63, 0xffffffff7fffffff, 0xffffffff80000000, ^uint64(0) - 1, ^uint64(0)}
 	masks := []uint64{0, 1, 0x7e020000, 1 << 31, 0xffffffff, 1 << 32, 0xffffffff00000000, 0x7e0200007e020000, ^uint64(0)}
 	n := 0

@@ -33,8 +33,8 @@ func has32(t testing.TB) bool {
 	return r[0] == 0 && r[1] == unix.ENOSYS
 }
 
-// TestKernelDeniesByDefault is RT-27: what kernel exploits start from is closed in a default container, also with bits that the kernel drops.
-func TestKernelDeniesByDefault(t *testing.T) {
+// TestRT27KernelDeniesByDefault is RT-27: what kernel exploits start from is closed in a default container, also with bits that the kernel drops.
+func TestRT27KernelDeniesByDefault(t *testing.T) {
 	f := defaultFilter(t, capSets["default"])
 	// CLONE_SIGHAND without CLONE_VM is invalid: should the filter let a call through, it makes no process.
 	newNS := []uint64{unix.CLONE_NEWNS, unix.CLONE_NEWUTS, unix.CLONE_NEWIPC, unix.CLONE_NEWUSER, unix.CLONE_NEWPID, unix.CLONE_NEWNET, unix.CLONE_NEWCGROUP}

@@ -68,7 +68,7 @@ func wantedUser(req UserRequest) (wanted, error) {
 	sc := req.Security
 	w := wanted{field: "image.user"}
 	w.user, w.group, _ = strings.Cut(req.Image, ":")
-	if strings.Contains(w.group, ":") {
+	if strings.Contains(w.group, ":") || w.user == "" && req.Image != "" { // ":1" is not root with group 1
 		return w, Invalid(w.field, req.Image, "not of the form user[:group]")
 	}
 	if n := sc.GetRunAsUsername(); n != "" {
