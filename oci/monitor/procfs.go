@@ -55,8 +55,8 @@ func (p *procfs) write(path, value string) error {
 	}
 	defer f.Close()
 	// One call: of "1 2" the kernel takes the 1, and would take the rest of a second
-	// call for nothing.
-	n, err := unix.Pwrite(int(f.Fd()), []byte(value), 0)
+	// call for nothing. No pwrite: /proc/self/comm does not take that.
+	n, err := unix.Write(int(f.Fd()), []byte(value))
 	if err == nil && n < len(value) {
 		err = unix.EINVAL
 	}
