@@ -293,6 +293,9 @@ func (c *Child) dead(wait time.Duration) (bool, error) {
 	p := []unix.PollFd{{Fd: int32(c.pidfd.Int()), Events: unix.POLLIN}}
 	timeout := unix.NsecToTimespec(int64(wait))
 	n, err := unix.Ppoll(p, &timeout, nil)
+	for err == unix.EINTR && wait == 0 { // also who does not wait is told of signals
+		n, err = unix.Ppoll(p, &timeout, nil)
+	}
 	if err != nil && err != unix.EINTR {
 		return false, os.NewSyscallError("ppoll pidfd", err)
 	}
