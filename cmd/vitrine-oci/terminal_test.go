@@ -1,0 +1,195 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// bundleOf makes a bundle with Debian's busybox in it.
+func bundleOf(t *testing.T, config string) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes namespaces and mounts")
+	}
+	bb, err := os.ReadFile("/usr/bin/busybox")
+	if err != nil {
+		t.Skip("needs Debian's busybox-static: " + err.Error())
+	}
+	dir := t.TempDir()
+	os.MkdirAll(dir+"/rootfs/bin", 0o755)
+	os.WriteFile(dir+"/rootfs/bin/busybox", bb, 0o755)
+	for _, a := range []string{"sh", "tty", "stty", "mkdir", "sleep", "cat"} {
+		os.Symlink("busybox", dir+"/rootfs/bin/"+a)
+	}
+	os.WriteFile(dir+"/config.json", []byte(config), 0o600)
+	return dir
+}
+
+// serve listens at a path, and calls f with what each connection is sent first.
+func serve(t *testing.T, path string, f func(text []byte, fd int)) {
+	t.Helper()
+	l, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(unix.Bind(l, &unix.SockaddrUnix{Name: path}), unix.Listen(l, 4)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Shutdown(l, unix.SHUT_RDWR); unix.Close(l) })
+	go func() { // ends with the test
+		for {
+			c, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
+			if err == unix.EINTR {
+				continue
+			} else if err != nil {
+				return
+			}
+			b, oob := make([]byte, 1<<16), make([]byte, 64)
+			n, oobn, _, _, err := unix.Recvmsg(c, b, oob, unix.MSG_CMSG_CLOEXEC)
+			for err == unix.EINTR {
+				n, oobn, _, _, err = unix.Recvmsg(c, b, oob, unix.MSG_CMSG_CLOEXEC)
+			}
+			if msgs, _ := unix.ParseSocketControlMessage(oob[:oobn]); len(msgs) == 1 {
+				if fds, _ := unix.ParseUnixRights(&msgs[0]); len(fds) == 1 {
+					f(b[:n], fds[0])
+				}
+			}
+			unix.Close(c)
+		}
+	}()
+}
+
+// deny answers notifications: mkdir is denied, everything else goes on.
+func deny(listener int) {
+	defer unix.Close(listener)
+	for {
+		p := []unix.PollFd{{Fd: int32(listener), Events: unix.POLLIN}}
+		if _, err := unix.Poll(p, -1); err == nil && p[0].Revents&unix.POLLIN == 0 {
+			return
+		}
+		var n struct { // struct seccomp_notif
+			id uint64
+			_  [2]uint32
+			nr int32
+			_  [60]byte
+		}
+		if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(listener), unix.SECCOMP_IOCTL_NOTIF_RECV, uintptr(unsafe.Pointer(&n))); e != 0 {
+			continue
+		}
+		r := struct { // struct seccomp_notif_resp
+			id         uint64
+			value      int64
+			err, flags int32
+		}{id: n.id, flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE}
+		if n.nr == unix.SYS_MKDIR {
+			r.err, r.flags = -int32(unix.EL2HLT), 0
+		}
+		unix.Syscall(unix.SYS_IOCTL, uintptr(listener), unix.SECCOMP_IOCTL_NOTIF_SEND, uintptr(unsafe.Pointer(&r)))
+	}
+}
+
+const terminalConfig = `{
+  "ociVersion": "1.3.0", "root": {"path": "rootfs"}, "annotations": {"color": "blue"},
+  "process": {"terminal": true, "consoleSize": {"height": 11, "width": 22}, "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0},
+    "args": ["sh", "-c", "stty size; mkdir /new; cat /dev/tty >/dev/null; echo the end"]},
+  "mounts": [{"destination": "/proc", "type": "proc"}, {"destination": "/dev", "type": "tmpfs", "options": ["mode=755"]},
+    {"destination": "/dev/pts", "type": "devpts", "options": ["newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]}],
+  "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network"}],
+    "seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "LISTENER", "listenerMetadata": "meta",
+      "syscalls": [{"names": ["mkdir", "write", "read", "execve"], "action": "SCMP_ACT_NOTIFY"}]}}
+}`
+
+// TestTerminalAndListener: create leaves a container whose terminal somebody has
+// and whose filter nobody knows; start, as another process would, sends the filter's
+// listener; exec has a terminal and a listener of its own.
+func TestTerminalAndListener(t *testing.T) {
+	socks := t.TempDir()
+	masters, told := make(chan int, 2), make(chan []byte, 2)
+	bundle := bundleOf(t, strings.Replace(terminalConfig, "LISTENER", socks+"/agent", 1))
+	serve(t, socks+"/console", func(_ []byte, fd int) { masters <- fd })
+	serve(t, socks+"/agent", func(text []byte, fd int) {
+		told <- append([]byte(nil), text...)
+		go deny(fd) // ends with the container
+	})
+	must := func(args ...string) string {
+		t.Helper()
+		code, out, errs := cli(append([]string{"--root", filepath.Join(socks, "state"), "--cgroup-manager", "disabled"}, args...)...)
+		if code != 0 {
+			t.Fatalf("%q: code %d: %s", args, code, errs)
+		}
+		return out
+	}
+	t.Cleanup(func() {
+		cli("--root", filepath.Join(socks, "state"), "--cgroup-manager", "disabled", "delete", "--force", "c")
+	})
+	must("create", "--bundle", bundle, "--console-socket", socks+"/console", "c")
+	master := terminal(t, <-masters)
+	if len(told) > 0 {
+		t.Error("the listener was sent before the start")
+	}
+	must("start", "c")
+	state := stateOf(t, <-told)
+	if state.Pid != state.State.Pid || state.State.ID != "c" || state.State.Annotations["color"] != "blue" || state.Metadata != "meta" || state.State.Bundle != bundle {
+		t.Errorf("told %+v", state)
+	}
+	init := state.Pid
+	must("exec", "--tty", "--detach", "--console-socket", socks+"/console", "c", "sh", "-c", "tty; mkdir /newer; echo the end")
+	if state = stateOf(t, <-told); state.Pid == init || state.State.Pid != init || state.State.Status != specs.StateRunning {
+		t.Errorf("told %+v", state)
+	}
+	if s := upTo(t, terminal(t, <-masters), "the end"); !strings.Contains(s, "/dev/pts/1\r\n") || !strings.Contains(s, "Level 2 halted") {
+		t.Errorf("terminal of the exec: %q", s)
+	}
+	// It is our child here: a zombie would keep its pid namespace.
+	if _, err := unix.Wait4(state.Pid, nil, 0, nil); err != nil {
+		t.Error(err)
+	}
+	master.WriteString("\x04") // the end of the input
+	if s := upTo(t, master, "the end"); !strings.HasPrefix(s, "11 22\r\n") || !strings.Contains(s, "Level 2 halted") {
+		t.Errorf("terminal: %q", s)
+	}
+}
+
+// terminal is a master with a time limit.
+func terminal(t *testing.T, fd int) *os.File {
+	unix.SetNonblock(fd, true)
+	f := os.NewFile(uintptr(fd), "master")
+	f.SetDeadline(time.Now().Add(20 * time.Second))
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func upTo(t *testing.T, f *os.File, want string) string {
+	t.Helper()
+	var s strings.Builder
+	b := make([]byte, 4096)
+	for !strings.Contains(s.String(), want) {
+		n, err := f.Read(b)
+		s.Write(b[:n])
+		if err != nil {
+			if err != io.EOF && !errors.Is(err, unix.EIO) {
+				t.Errorf("read terminal: %v", err)
+			}
+			break
+		}
+	}
+	return s.String()
+}
+
+func stateOf(t *testing.T, text []byte) (s specs.ContainerProcessState) {
+	t.Helper()
+	if err := json.Unmarshal(text, &s); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
