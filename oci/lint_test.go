@@ -133,7 +133,7 @@ var (
 	callLine = regexp.MustCompile(`^(\d+)\s+(\w+)\((.*)$`)
 	resumed  = regexp.MustCompile(`^(\d+)\s+<\.\.\. (\w+) resumed>.*= (\d+)$`)
 	result   = regexp.MustCompile(`\) += (\d+)$`)
-	pathArg   = regexp.MustCompile(`"((?:[^"\\]|\\.)*)"`)
+	pathArg  = regexp.MustCompile(`"((?:[^"\\]|\\.)*)"`)
 )
 
 // lint follows each child that is cloned with a new mount namespace up to its

@@ -40,9 +40,9 @@ func TestRT07LongLists(t *testing.T) {
 				s.Linux.UIDMappings = append(s.Linux.UIDMappings, specs.LinuxIDMapping{ContainerID: i, HostID: i, Size: 1})
 			}
 		},
-		"host name of 70 KiB":    func(s *specs.Spec) { s.Hostname = long },
-		"mask of 70 KiB":         func(s *specs.Spec) { s.Linux.MaskedPaths = []string{"/" + long} },
-		"mount option of 70 KiB": func(s *specs.Spec) { s.Mounts[1].Options = []string{"size=" + long} },
+		"host name of 64 KiB and 6": func(s *specs.Spec) { s.Hostname = long[:1<<16+6] },
+		"mask of 70 KiB":            func(s *specs.Spec) { s.Linux.MaskedPaths = []string{"/" + long} },
+		"mount option of 70 KiB":    func(s *specs.Spec) { s.Mounts[1].Options = []string{"size=" + long} },
 	} {
 		s := newStage(root, "true")
 		change(s.in.Spec)
