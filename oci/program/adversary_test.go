@@ -230,6 +230,7 @@ func (s *siege) inside(enc []byte, proc, w *os.File) (res result) {
 		defer m.Close()
 		files = append(files, m.Int())
 	}
+	files = append(files, s.sockets...)
 	var out, in [2]int // from the child, to the child
 	if err := errors.Join(unix.Pipe2(out[:], unix.O_CLOEXEC), unix.Pipe2(in[:], unix.O_CLOEXEC)); err != nil {
 		return result{err: err}

@@ -17,12 +17,13 @@ import (
 )
 
 // besieged is a container with everything that follows paths: volumes and
-// mounts below them, missing mount points, devices, masks, a working directory
-// that has to be made. The adversary owns its root and its volume.
+// mounts below them, missing mount points, devices, a terminal, parameters of the
+// kernel, masks, a working directory that has to be made. The adversary owns its root and its volume.
 type besieged struct {
 	siege
 	vol, evil string
 	busybox   string
+	pair      [2]int // what the terminal is sent over
 }
 
 func newBesieged(t *testing.T) *besieged {
@@ -68,6 +69,16 @@ func (b *besieged) renew(t *testing.T) {
 	s.in.Spec.Linux.MaskedPaths = []string{"/etc/secret", "/etc/dir", "/vol/secret", "/proc/kcore"}
 	s.in.Spec.Linux.ReadonlyPaths = []string{"/proc/sys", "/vol/here"}
 	s.in.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/vol/devices/tun", Type: "c", Major: 10, Minor: 200}}
+	s.in.Spec.Linux.Sysctl = map[string]string{"net.ipv4.ip_forward": "1"}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.pair != [2]int{} {
+		_, _ = unix.Close(b.pair[0]), unix.Close(b.pair[1])
+	}
+	b.pair = pair
+	s.in.Spec.Process.Terminal, s.in.ConsoleSocket, s.sockets = true, len(s.sources)+1, pair[1:]
 	b.stage = *s
 }
 
@@ -93,7 +104,7 @@ func (b *besieged) points(t *testing.T) (ps []point) {
 }
 
 // targets of the links that the adversary puts in the way.
-var lures = []string{"/canary", "../../../../../../../../canary", "/proc/self/root/canary"}
+var lures = []string{"/canary", "../../../../../../../../canary", "/proc/self/root/canary", "/", "/proc/self/fd/5"}
 
 // attack puts a link to lure in the place of prefix before step at, and takes it
 // back before the next one if brief is set. What the step looks for is there
