@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,7 +39,20 @@ type host struct {
 // errNobody means that no guest is up.
 var errNobody = errors.New("no guest is up")
 
-func (o *options) socketName() string { return "guest-" + o.debian + ".sock" }
+// socketName is another one for a guest with more packages: it is not what the others mean.
+func (o *options) socketName() string {
+	if o.more != "" {
+		return "guest-" + o.debian + "-" + strings.ReplaceAll(o.more, ",", "-") + ".sock"
+	}
+	return "guest-" + o.debian + ".sock"
+}
+
+func (o *options) packages() []string {
+	if o.more == "" {
+		return nil
+	}
+	return strings.Split(o.more, ",")
+}
 
 // viaFD runs f with a path of the socket that is short however long the cache's is: socket addresses have 107 bytes.
 func (o *options) viaFD(f func(path string) error) error {
@@ -93,7 +107,7 @@ func (o *options) host(ctx context.Context) (*host, error) {
 		}
 	}
 	began := time.Now()
-	m, err := machine.New(ctx, machine.Config{Debian: o.debian, Agent: agent, Cache: o.cache, Accel: o.accel, Memory: o.memory,
+	m, err := machine.New(ctx, machine.Config{Debian: o.debian, Packages: o.packages(), Agent: agent, Cache: o.cache, Accel: o.accel, Memory: o.memory,
 		CPUs: o.cpus, Nice: o.nice, Kernel: o.kernel, Progress: os.Stderr})
 	if err != nil {
 		return nil, err

@@ -48,6 +48,7 @@ type options struct {
 	agent   string
 	kernel  string
 	cache   string
+	more    string
 }
 
 // exitCode is an error that only carries the exit code of a command in the guest.
@@ -103,6 +104,7 @@ func parse(args []string) (*options, []string, error) {
 	f.StringVar(&o.set, "set", "whole", "test: what to run where no package is named: short or whole")
 	f.StringVar(&o.kernel, "kernel", "", "more kernel arguments for the guest")
 	f.StringVar(&o.cache, "cache", "", "directory for roots and guests (default: the user's cache directory)")
+	f.StringVar(&o.more, "with", "", "more packages of Debian's in the guest, separated by commas; it is a guest of its own")
 	f.Usage = func() {
 		fmt.Fprintln(f.Output(), "usage: vm [flags] build|up|down|shell|run|put|test|exec|reboot|powercut|jump|pause|resume|log [arguments]")
 		f.PrintDefaults()
@@ -159,7 +161,7 @@ func (o *options) do(ctx context.Context, args []string) error {
 }
 
 func (o *options) build(ctx context.Context) error {
-	recipe, err := machine.NewRecipe(o.debian)
+	recipe, err := machine.NewRecipe(o.debian, o.packages()...)
 	if err != nil {
 		return err
 	}

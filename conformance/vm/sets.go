@@ -118,7 +118,7 @@ func (o *options) runPass(ctx context.Context, p pass, own bool) (count, error) 
 	}
 	// One package at a time: the guest is slow and its tests look at clocks.
 	args := []string{"-p", "1", "-count", strconv.Itoa(o.count), "-timeout", "20m", "-ldflags", "-s -w", "-tags", tags,
-		"-exec", fmt.Sprintf("%s -debian %s -cache %s exec", self, o.debian, o.cache)}
+		"-exec", fmt.Sprintf("%s -debian %s -cache %s -with %q exec", self, o.debian, o.cache, o.more)}
 	if run := orElse(o.run, p.run); run != "" {
 		args = append(args, "-run", run)
 	}

@@ -37,7 +37,7 @@ func (o *options) up(ctx context.Context) error {
 	}
 	defer log.Close()
 	cmd := exec.Command(self, "-debian", o.debian, "-accel", o.accel, "-memory", strconv.Itoa(o.memory), "-cpus", strconv.Itoa(o.cpus),
-		"-nice", strconv.Itoa(o.nice), "-idle", o.idle.String(), "-kernel", o.kernel, "-cache", o.cache, "hold")
+		"-nice", strconv.Itoa(o.nice), "-idle", o.idle.String(), "-kernel", o.kernel, "-cache", o.cache, "-with", o.more, "hold")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {

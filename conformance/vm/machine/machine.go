@@ -18,6 +18,7 @@ import (
 // Config says what machine is wanted. The zero value of each field but Agent has a default.
 type Config struct {
 	Debian   string    // "13", the default, or "12"
+	Packages []string  // more of Debian's than a test of ours needs
 	Agent    string    // path of the built agent
 	Cache    string    // directory for roots; CacheDir() by default
 	Dir      string    // where disk and log of this machine live; a new directory below Cache by default
@@ -89,7 +90,7 @@ func New(ctx context.Context, c Config) (*Machine, error) {
 	if err := c.fill(); err != nil {
 		return nil, err
 	}
-	recipe, err := NewRecipe(c.Debian)
+	recipe, err := NewRecipe(c.Debian, c.Packages...)
 	if err != nil {
 		return nil, err
 	}

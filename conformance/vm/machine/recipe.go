@@ -26,8 +26,8 @@ type File struct {
 // suites are the releases that we promise to run on.
 var suites = map[string]string{"12": "bookworm", "13": "trixie"}
 
-// NewRecipe returns the recipe of a Debian release, "12" or "13".
-func NewRecipe(debian string) (Recipe, error) {
+// NewRecipe returns the recipe of a Debian release, "12" or "13", with more packages than a test of ours needs.
+func NewRecipe(debian string, more ...string) (Recipe, error) {
 	suite, ok := suites[debian]
 	if !ok {
 		return Recipe{}, fmt.Errorf("choose recipe: Debian %q is neither 12 nor 13", debian)
@@ -35,8 +35,8 @@ func NewRecipe(debian string) (Recipe, error) {
 	return Recipe{
 		Version: 1, Debian: debian, Suite: suite, DiskMiB: 8192,
 		// What a node has: an init, its bus, names of devices, a network and its filters. e2fsprogs and util-linux are for tests of mounts.
-		Packages: []string{"linux-image-cloud-amd64", "systemd-sysv", "dbus", "udev", "kmod", "procps", "iproute2", "iptables", "nftables",
-			"conntrack", "ethtool", "socat", "e2fsprogs", "xz-utils", "ca-certificates", "apparmor", "busybox-static", "strace"},
+		Packages: append([]string{"linux-image-cloud-amd64", "systemd-sysv", "dbus", "udev", "kmod", "procps", "iproute2", "iptables", "nftables",
+			"conntrack", "ethtool", "socat", "e2fsprogs", "xz-utils", "ca-certificates", "apparmor", "busybox-static", "strace"}, more...),
 		Exclude: []string{"/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*", "/boot/initrd*"},
 		Files:   rootFiles(),
 	}, nil
