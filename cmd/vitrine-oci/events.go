@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"strconv"
 	"strings"
@@ -116,24 +115,23 @@ func prepareEvents(c *call) ([]option, func([]string) (int, error)) {
 	}
 }
 
-// duration reads 5s and the like, and refuses what would never end or never rest.
+// duration reads 5s and 500ms, and refuses what would never end or never rest.
 func duration(v string) (time.Duration, error) {
 	if digits := strings.TrimRight(v, "s"); digits != v {
 		if n, err := strconv.Atoi(digits); err == nil && n > 0 && n < 1<<20 {
 			return time.Duration(n) * time.Second, nil
 		}
 	}
-	d, err := time.ParseDuration(v)
-	if err == nil && d <= 0 {
-		err = strconv.ErrRange
+	n, err := strconv.Atoi(strings.TrimSuffix(v, "ms"))
+	if err == nil && (n <= 0 || !strings.HasSuffix(v, "ms")) {
+		err = strconv.ErrSyntax
 	}
-	return d, err
+	return time.Duration(n) * time.Millisecond, err
 }
 
 // events prints statistics, once or until the container has ended. In between it
 // says when the kernel has killed somebody for want of memory.
 func (c *call) events(id string, once bool, interval time.Duration) error {
-	out := json.NewEncoder(c.out)
 	kills, first := uint64(0), true
 	for {
 		ctr, err := c.rt.Look(id)
@@ -151,12 +149,12 @@ func (c *call) events(id string, once bool, interval time.Duration) error {
 			return err
 		}
 		if s.OOMKills > kills && !first {
-			if err := out.Encode(event{Type: "oom", ID: id}); err != nil {
+			if err := printLine(c.out, event{Type: "oom", ID: id}); err != nil {
 				return err
 			}
 		}
 		kills, first = s.OOMKills, false
-		if err := out.Encode(event{Type: "stats", ID: id, Data: statsOf(s)}); err != nil {
+		if err := printLine(c.out, event{Type: "stats", ID: id, Data: statsOf(s)}); err != nil {
 			return fmt.Errorf("print statistics: %w", err)
 		}
 		if once {

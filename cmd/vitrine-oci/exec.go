@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"math"
 	"os"
@@ -11,6 +10,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/vitrine-runtime/vitrine/internal/specjson"
 	"github.com/vitrine-runtime/vitrine/oci/bundle"
 )
 
@@ -90,7 +90,7 @@ func readProcess(file string) (*specs.Process, error) {
 		return nil, err
 	}
 	p := new(specs.Process)
-	if err := json.Unmarshal(b, p); err != nil {
+	if err := specjson.Unmarshal(b, p); err != nil {
 		return nil, fmt.Errorf("read %s: %w", file, err)
 	}
 	return p, nil

@@ -1,13 +1,13 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/vitrine-runtime/vitrine/internal/specjson"
 	"github.com/vitrine-runtime/vitrine/internal/step"
 	"github.com/vitrine-runtime/vitrine/oci/bundle"
 	"github.com/vitrine-runtime/vitrine/oci/program"
@@ -83,7 +83,7 @@ func compile(dir string) (*step.Program, error) {
 		return nil, err
 	}
 	in := program.Input{Spec: new(specs.Spec), Binds: map[int]program.Bind{}}
-	if err := json.Unmarshal(b, in.Spec); err != nil {
+	if err := specjson.Unmarshal(b, in.Spec); err != nil {
 		return nil, fmt.Errorf("read config.json: %w", err)
 	}
 	for i, m := range in.Spec.Mounts {

@@ -1,16 +1,15 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vitrine-runtime/vitrine/internal/specjson"
 	"github.com/vitrine-runtime/vitrine/oci/bundle"
 )
 
@@ -92,7 +91,17 @@ func prepareState(c *call) ([]option, func([]string) (int, error)) {
 }
 
 func printJSON(w io.Writer, v any) error {
-	b, err := json.MarshalIndent(v, "", "  ")
+	b, err := specjson.MarshalIndent(v)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(b, '\n'))
+	return err
+}
+
+// printLine prints a value as JSON on one line.
+func printLine(w io.Writer, v any) error {
+	b, err := specjson.Marshal(v)
 	if err != nil {
 		return err
 	}
@@ -162,13 +171,13 @@ func prepareList(c *call) ([]option, func([]string) (int, error)) {
 			}
 			return 0, nil
 		case format == "json":
-			return 0, json.NewEncoder(c.out).Encode(states)
+			return 0, printLine(c.out, states)
 		case format != "table":
 			return 1, fmt.Errorf("format %q: table or json: %w", format, errUsage)
 		}
 		rows := [][]string{{"ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"}}
 		for _, s := range states {
-			rows = append(rows, []string{s.ID, strconv.Itoa(s.Pid), string(s.Status), s.Bundle, s.Created.Format(time.RFC3339Nano), s.Owner})
+			rows = append(rows, []string{s.ID, strconv.Itoa(s.Pid), string(s.Status), s.Bundle, s.Created, s.Owner})
 		}
 		table(c.out, rows)
 		return 0, nil

@@ -1,12 +1,13 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"strconv"
 	"time"
+
+	"github.com/vitrine-runtime/vitrine/internal/specjson"
 )
 
 // logger writes what goes wrong where the caller looks for it: into the file of --log
@@ -59,7 +60,7 @@ func (l *logger) write(level, msg string) {
 	now := time.Now().UTC().Format(time.RFC3339)
 	line := "time=" + strconv.Quote(now) + " level=" + level + " msg=" + strconv.Quote(msg) + "\n"
 	if l.form == "json" {
-		b, err := json.Marshal(struct {
+		b, err := specjson.Marshal(struct {
 			Level string `json:"level"`
 			Msg   string `json:"msg"`
 			Time  string `json:"time"`

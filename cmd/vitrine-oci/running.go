@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -10,6 +9,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/vitrine-runtime/vitrine/internal/specjson"
 	"github.com/vitrine-runtime/vitrine/oci/bundle"
 )
 
@@ -42,7 +42,7 @@ func preparePs(c *call) ([]option, func([]string) (int, error)) {
 		case err != nil:
 			return 1, err
 		case format == "json":
-			return 0, json.NewEncoder(c.out).Encode(pids)
+			return 0, printLine(c.out, pids)
 		case format != "table":
 			return 1, fmt.Errorf("format %q: table or json: %w", format, errUsage)
 		}
@@ -140,7 +140,7 @@ func (c *call) readJSON(file string, v any) (err error) {
 		b, err = os.ReadFile(file)
 	}
 	if err == nil {
-		err = json.Unmarshal(b, v)
+		err = specjson.Unmarshal(b, v)
 	}
 	if err != nil {
 		return fmt.Errorf("read %s: %w", file, err)

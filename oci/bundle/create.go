@@ -2,7 +2,6 @@ package bundle
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -14,6 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/vitrine-runtime/vitrine/internal/specjson"
 	"github.com/vitrine-runtime/vitrine/internal/step"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/executor"
@@ -90,7 +90,7 @@ func openBundle(path string) (*bundle, error) {
 	if b.text, err = os.ReadFile(filepath.Join(abs, configName)); err != nil {
 		return nil, err
 	}
-	if err := json.Unmarshal(b.text, b.spec); err != nil {
+	if err := specjson.Unmarshal(b.text, b.spec); err != nil {
 		return nil, fmt.Errorf("read %s: %w", filepath.Join(abs, configName), err)
 	}
 	if b.spec.Root == nil || b.spec.Root.Path == "" {
@@ -122,8 +122,8 @@ func (m *maker) reserve(r *Runtime, id string) error {
 		return err
 	}
 	m.c = &Container{r: r, dir: dir, spec: b.spec, rec: record{Cgroup: p, State: State{
-		State:  specs.State{Version: specs.Version, ID: id, Status: specs.StateCreating, Bundle: b.path, Annotations: b.spec.Annotations},
-		Rootfs: b.rootfs(), Created: time.Now().UTC(), Owner: owner(),
+		Version: specs.Version, ID: id, Status: specs.StateCreating, Bundle: b.path, Annotations: b.spec.Annotations,
+		Rootfs: b.rootfs(), Created: time.Now().UTC().Format(time.RFC3339Nano), Owner: owner(),
 	}}}
 	err = dir.write(configName, b.text)
 	if err == nil {

@@ -1,11 +1,11 @@
 package bundle
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -13,6 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/vitrine-runtime/vitrine/internal/specjson"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/executor"
 )
@@ -49,10 +50,19 @@ func hooksOf(h *specs.Hooks, phase string) []specs.Hook {
 	if h == nil {
 		return nil
 	}
-	return map[string][]specs.Hook{
-		prestart: h.Prestart, createRuntime: h.CreateRuntime, createContainer: h.CreateContainer, //nolint:staticcheck // deprecated, and in use
-		startContainer: h.StartContainer, poststart: h.Poststart, poststop: h.Poststop,
-	}[phase]
+	switch phase {
+	case prestart:
+		return h.Prestart //nolint:staticcheck // deprecated, and in use
+	case createRuntime:
+		return h.CreateRuntime
+	case createContainer:
+		return h.CreateContainer
+	case startContainer:
+		return h.StartContainer
+	case poststart:
+		return h.Poststart
+	}
+	return h.Poststop
 }
 
 // hasCreateHooks says whether there are hooks for the gate.
@@ -96,9 +106,9 @@ func (c *Container) runHooks(phase string, status specs.ContainerState, pid int,
 	if len(list) == 0 {
 		return nil
 	}
-	s := c.rec.State.State
+	s := c.rec.oci()
 	s.Status, s.Pid = status, pid
-	state, err := json.Marshal(s)
+	state, err := specjson.Marshal(s)
 	if err != nil {
 		return err
 	}
@@ -294,11 +304,9 @@ func pidInside(pid int) (int, error) {
 	for line := range strings.Lines(string(b)) {
 		if list, ok := strings.CutPrefix(line, "NSpid:"); ok {
 			f := strings.Fields(list)
-			var n int
 			if len(f) > 0 {
-				_, err = fmt.Sscan(f[len(f)-1], &n)
+				return strconv.Atoi(f[len(f)-1])
 			}
-			return n, err
 		}
 	}
 	return pid, nil

@@ -39,7 +39,7 @@ func (c *Container) listen(child *executor.Child, at uint64) error {
 	if err != nil {
 		return err
 	}
-	state := c.rec.State.State
+	state := c.rec.oci()
 	state.Pid = c.rec.Init.Pid
 	text, err := notify.Message(state, s.ListenerMetadata)
 	if err != nil {

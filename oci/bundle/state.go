@@ -1,16 +1,16 @@
 package bundle
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/vitrine-runtime/vitrine/internal/specjson"
 )
 
 // StatePaused is the status of a created or running container whose cgroup is
@@ -19,28 +19,23 @@ import (
 const StatePaused specs.ContainerState = "paused"
 
 // State is what the runtime specification says of a container, with what the callers
-// of runtimes have come to expect beside it.
+// of runtimes have come to expect beside it. The pid is 0 for a container that has
+// none any more: readers of lists want the field.
 type State struct {
-	specs.State
-	Rootfs  string    `json:"rootfs"`
-	Created time.Time `json:"created"`
-	Owner   string    `json:"owner"`
+	Version     string               `json:"ociVersion"`
+	ID          string               `json:"id"`
+	Pid         int                  `json:"pid"`
+	Status      specs.ContainerState `json:"status"`
+	Bundle      string               `json:"bundle"`
+	Rootfs      string               `json:"rootfs"`
+	Created     string               `json:"created"` // RFC 3339, UTC
+	Annotations map[string]string    `json:"annotations,omitempty"`
+	Owner       string               `json:"owner"`
 }
 
-// MarshalJSON shows a pid of 0 for containers that have none any more: readers of
-// lists want the field.
-func (s State) MarshalJSON() ([]byte, error) {
-	return json.Marshal(struct {
-		Version     string               `json:"ociVersion"`
-		ID          string               `json:"id"`
-		Pid         int                  `json:"pid"`
-		Status      specs.ContainerState `json:"status"`
-		Bundle      string               `json:"bundle"`
-		Rootfs      string               `json:"rootfs"`
-		Created     time.Time            `json:"created"`
-		Annotations map[string]string    `json:"annotations,omitempty"`
-		Owner       string               `json:"owner"`
-	}{s.Version, s.ID, s.Pid, s.Status, s.Bundle, s.Rootfs, s.Created, s.Annotations, s.Owner})
+// oci is the state with the specification's fields only, for hooks and listeners.
+func (s *State) oci() specs.State {
+	return specs.State{Version: s.Version, ID: s.ID, Status: s.Status, Pid: s.Pid, Bundle: s.Bundle, Annotations: s.Annotations}
 }
 
 // record is state.json. It says who the container is, and nothing of what the
@@ -51,23 +46,6 @@ type record struct {
 	Cgroup *place   `json:"cgroup,omitempty"`
 	// Hands is where in the process's memory its filter's listener is handed over.
 	Hands uint64 `json:"hands,omitempty"`
-}
-
-// MarshalJSON writes the fields of the specification and ours on one level.
-func (r record) MarshalJSON() ([]byte, error) {
-	b, err := r.State.MarshalJSON()
-	if err != nil {
-		return nil, err
-	}
-	own, err := json.Marshal(struct {
-		Init   identity `json:"init"`
-		Cgroup *place   `json:"cgroup,omitempty"`
-		Hands  uint64   `json:"hands,omitempty"`
-	}{r.Init, r.Cgroup, r.Hands})
-	if err != nil {
-		return nil, err
-	}
-	return append(append(b[:len(b)-1], ','), own[1:]...), nil
 }
 
 // Container is one container of a Runtime, locked: nobody else can change it
@@ -91,10 +69,10 @@ func (r *Runtime) Load(id string) (*Container, error) {
 	b, err := dir.read(stateName)
 	switch {
 	case errors.Is(err, fs.ErrNotExist): // a create that was killed before it made anything
-		c.rec = record{State: State{State: specs.State{Version: specs.Version, ID: id, Status: specs.StateStopped}}}
+		c.rec = record{State: State{Version: specs.Version, ID: id, Status: specs.StateStopped}}
 		return c, nil
 	case err == nil:
-		err = json.Unmarshal(b, &c.rec)
+		err = specjson.Unmarshal(b, &c.rec)
 	}
 	if err != nil {
 		dir.Close()
@@ -113,7 +91,7 @@ func (c *Container) Close() error {
 
 // save writes state.json.
 func (c *Container) save() error {
-	b, err := json.Marshal(c.rec)
+	b, err := specjson.Marshal(c.rec)
 	if err != nil {
 		return err
 	}
@@ -134,7 +112,7 @@ func (c *Container) Spec() (*specs.Spec, error) {
 		return nil, err
 	}
 	s := new(specs.Spec)
-	if err := json.Unmarshal(b, s); err != nil {
+	if err := specjson.Unmarshal(b, s); err != nil {
 		return nil, fmt.Errorf("read %s of container %s: %w", configName, c.rec.ID, err)
 	}
 	c.spec = s
@@ -237,7 +215,7 @@ func (r *Runtime) peek(id string) (*Container, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := json.Unmarshal(b, &c.rec); err != nil {
+	if err := specjson.Unmarshal(b, &c.rec); err != nil {
 		return nil, fmt.Errorf("read state of container %s: %w", id, err)
 	}
 	return c, nil

@@ -13,7 +13,6 @@ package notify
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -23,6 +22,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/vitrine-runtime/vitrine/internal/specjson"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 )
 
@@ -100,7 +100,7 @@ func dial(name, path string) (*sys.FD, error) {
 // Message returns what is sent with the listener. The pid of the process, and
 // that of the container where it is the same, is Unknown until Send.
 func Message(state specs.State, metadata string) ([]byte, error) {
-	b, err := json.Marshal(specs.ContainerProcessState{
+	b, err := specjson.Marshal(specs.ContainerProcessState{
 		Version: specs.Version, Fds: []string{specs.SeccompFdName}, Pid: Unknown, Metadata: metadata, State: state,
 	})
 	if err != nil {

@@ -1,12 +1,12 @@
 package program
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vitrine-runtime/vitrine/internal/specjson"
 	"github.com/vitrine-runtime/vitrine/internal/step"
 )
 
@@ -59,10 +59,12 @@ func ExplainJSON(w io.Writer, p *step.Program) error {
 	for i := range p.Steps {
 		out.Steps = append(out.Steps, e.object(i))
 	}
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(out)
+	b, err := specjson.MarshalIndent(out)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(b, '\n'))
+	return err
 }
 
 func (e explainer) object(i int) explainedStep {
