@@ -90,7 +90,7 @@ func Compile(in Input) (*step.Program, error) {
 		return nil, err
 	}
 	for _, section := range []func() error{
-		c.files, c.sort, c.idMaps, c.namespaces, c.root, c.sysctls, c.mounts, c.devices, c.terminal, c.paths, c.workdir, c.pivot,
+		c.files, c.sort, c.idMaps, c.namespaces, c.root, c.clocks, c.sysctls, c.mounts, c.devices, c.terminal, c.paths, c.workdir, c.pivot,
 	} {
 		if err := section(); err != nil {
 			return nil, err

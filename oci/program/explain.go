@@ -81,7 +81,7 @@ var signatures = map[uint32]struct{ name, args string }{
 	unix.SYS_PRLIMIT64: {"prlimit64", "nlRn"}, unix.SYS_KEYCTL: {"keyctl", "nn"}, unix.SYS_PRCTL: {"prctl", "pnnnn"},
 	unix.SYS_SETGROUPS: {"setgroups", "nb"}, unix.SYS_SETRESGID: {"setresgid", "III"}, unix.SYS_SETRESUID: {"setresuid", "III"},
 	unix.SYS_CAPSET: {"capset", "bK"}, unix.SYS_RT_SIGPROCMASK: {"rt_sigprocmask", "nbnn"}, unix.SYS_CLOSE_RANGE: {"close_range", "nnn"},
-	unix.SYS_WRITE: {"write", "dbn"}, unix.SYS_READ: {"read", "dbn"}, unix.SYS_PWRITE64: {"pwrite64", "dsnn"}, unix.SYS_SECCOMP: {"seccomp", "nLF"},
+	unix.SYS_WRITE: {"write", "dbn"}, unix.SYS_READ: {"read", "dbn"}, unix.SYS_PWRITE64: {"pwrite64", "dsnn"}, unix.SYS_WRITEV: {"writev", "dbn"}, unix.SYS_SECCOMP: {"seccomp", "nLF"},
 	unix.SYS_CLONE3: {"clone3", "Pn"}, unix.SYS_EXIT_GROUP: {"exit_group", "n"},
 	unix.SYS_EXECVE: {"execve", "svv"}, unix.SYS_EXECVEAT: {"execveat", "dsvvx"}, unix.SYS_RT_SIGACTION: {"rt_sigaction", "nbbn"},
 	unix.SYS_SCHED_SETATTR: {"sched_setattr", "nSx"}, unix.SYS_SCHED_SETAFFINITY: {"sched_setaffinity", "nnN"}, unix.SYS_IOPRIO_SET: {"ioprio_set", "nnx"},

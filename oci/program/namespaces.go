@@ -75,6 +75,9 @@ func (c *compiler) namespaces() error {
 	// made, and with a driver that moves the process later that would be the
 	// monitor's, were it made by the clone.
 	flags := c.ns.fresh &^ unix.CLONE_NEWCGROUP
+	if len(c.spec.Linux.TimeOffsets) > 0 {
+		flags &^= unix.CLONE_NEWTIME // see clocks
+	}
 	if c.twice() {
 		c.hop(flags)
 	} else {

@@ -378,7 +378,13 @@ func TestExec(t *testing.T) {
 // execIn runs a process in the container of c, and returns its output.
 func execIn(t *testing.T, c *executor.Child, p *specs.Process) (string, error) {
 	t.Helper()
-	prog, err := program.CompileExec(program.ExecInput{Process: p, CgroupNS: true, Join: unix.CLONE_NEWUTS})
+	return execWith(t, c, program.ExecInput{Process: p, CgroupNS: true, Join: unix.CLONE_NEWUTS})
+}
+
+// execWith is execIn for who says how.
+func execWith(t *testing.T, c *executor.Child, in program.ExecInput) (string, error) {
+	t.Helper()
+	prog, err := program.CompileExec(in)
 	if err != nil {
 		return "", err
 	}
@@ -396,9 +402,13 @@ func execIn(t *testing.T, c *executor.Child, p *specs.Process) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	pidns := pidfd
+	if in.Sibling {
+		pidns = -1
+	}
 	done := make(chan error)
 	go func() { // a thread that still sees /proc
-		e, err := executor.Start(executor.Attr{Program: enc, CgroupFD: -1, PIDNS: pidfd, ProcFD: -1,
+		e, err := executor.Start(executor.Attr{Program: enc, CgroupFD: -1, PIDNS: pidns, ProcFD: -1,
 			Stdio: [3]int{null, int(w.Fd()), int(w.Fd())}, Files: []int{pidfd}})
 		w.Close()
 		unix.Close(null)

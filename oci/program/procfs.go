@@ -36,14 +36,19 @@ const inProcfs = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLV
 // procWrite writes a value to a file of our procfs, all of it in one call: of
 // "1 2" the kernel takes the 1, and says so by the count only.
 func (b *builder) procWrite(find, write, path, value string) {
+	b.openProc(find, path)
+	b.call(write, unix.SYS_PWRITE64, reg(rTarget), b.str(value), val(len(value)), val(0)).to(rAny)
+	b.expect(write+", all of it", reg(rAny), uint64(len(value)), ^uint64(0), unix.EINVAL)
+	b.closeReg(rTarget)
+}
+
+// openProc opens a file of our procfs in rTarget, for writing.
+func (b *builder) openProc(find, path string) {
 	var how []byte
 	for _, w := range []uint64{unix.O_WRONLY | unix.O_CLOEXEC, 0, inProcfs} {
 		how = binary.NativeEndian.AppendUint64(how, w)
 	}
 	b.call(find, unix.SYS_OPENAT2, reg(rProc), b.str(path), b.bytes(how), val(len(how))).to(rTarget)
-	b.call(write, unix.SYS_PWRITE64, reg(rTarget), b.str(value), val(len(value)), val(0)).to(rAny)
-	b.expect(write+", all of it", reg(rAny), uint64(len(value)), ^uint64(0), unix.EINVAL)
-	b.closeReg(rTarget)
 }
 
 // sysctlTypes are the namespaces of the spec that have parameters.

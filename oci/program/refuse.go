@@ -41,7 +41,6 @@ func refuse(s *specs.Spec) error {
 		{"hooks", hasHooks(s.Hooks)},
 		{"linux.mountLabel", l.MountLabel != ""},
 		{"linux.intelRdt", l.IntelRdt != nil},
-		{"linux.timeOffsets", len(l.TimeOffsets) > 0},
 	}); err != nil {
 		return err
 	}

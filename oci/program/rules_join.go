@@ -86,6 +86,9 @@ func (c checker) enters(i int, s *step.Step) error {
 		// single namespaces, before anything is in its own.
 		made := c.flags&unix.CLONE_NEWNS != 0
 		flag := s.Args[1].Val
+		if s.Args[0].Kind != step.Const && !c.clocksSet(i, s) {
+			return c.broken(i, "namespace of an unknown origin")
+		}
 		if s.Args[1].Kind != step.Const || made && (flag&unix.CLONE_NEWNS != 0 || flag == 0 || flag&(flag-1) != 0) {
 			return c.broken(i, "namespace of an unknown kind")
 		}

@@ -14,7 +14,7 @@ import (
 // procfs of its own: the labels of its execve, and parameters that belong to a
 // namespace (rule R2).
 func (c checker) writes(i int, s *step.Step) error {
-	if s.Nr != unix.SYS_PWRITE64 {
+	if s.Nr != unix.SYS_PWRITE64 && s.Nr != unix.SYS_WRITEV {
 		return nil
 	}
 	j := c.definition(i, s.Args[0])
@@ -23,8 +23,17 @@ func (c checker) writes(i int, s *step.Step) error {
 	}
 	path := c.text(c.p.Steps[j].Args[1])
 	param, isParam := strings.CutPrefix(path, "sys/")
-	if !slices.Contains([]string{apparmorExec, labelExec, labelKeys}, path) && !(isParam && sysctl.Of(param) != sysctl.Machine) {
+	if !slices.Contains([]string{apparmorExec, labelExec, labelKeys, clockOffsets}, path) && !(isParam && sysctl.Of(param) != sysctl.Machine) {
 		return c.broken(i, "write to a file that is the machine's")
+	}
+	if (s.Nr == unix.SYS_WRITEV) != (path == clockOffsets) {
+		return c.broken(i, "write in a way that the file does not know")
+	}
+	if s.Nr == unix.SYS_WRITEV {
+		if s.Args[2] != val(1) || !c.expects(i, reg(s.Result), c.word(s.Args[1], 8)) {
+			return c.broken(i, "write that may be cut short")
+		}
+		return nil
 	}
 	if s.Args[2].Kind != step.Const || s.Args[3] != val(0) || !c.expects(i, reg(s.Result), s.Args[2].Val) {
 		return c.broken(i, "write that may be cut short")
@@ -35,15 +44,20 @@ func (c checker) writes(i int, s *step.Step) error {
 // ownProcfs says whether an openat2 is confined to a mount of proc that the
 // program has made and attached nowhere.
 func (c checker) ownProcfs(i int, s *step.Step) bool {
-	j := c.definition(i, s.Args[0])
-	if j < 0 || c.p.Steps[j].Nr != unix.SYS_FSMOUNT || c.word(s.Args[2], 16) != inProcfs {
+	return c.word(s.Args[2], 16) == inProcfs && c.procfsMount(i, s.Args[0])
+}
+
+// procfsMount says whether the directory of step i is the root of such a mount.
+func (c checker) procfsMount(i int, dir step.Arg) bool {
+	j := c.definition(i, dir)
+	if j < 0 || c.p.Steps[j].Nr != unix.SYS_FSMOUNT {
 		return false
 	}
 	k := c.definition(j, c.p.Steps[j].Args[0])
 	if k < 0 || c.p.Steps[k].Nr != unix.SYS_FSOPEN || c.text(c.p.Steps[k].Args[0]) != "proc" {
 		return false
 	}
-	return !slices.ContainsFunc(c.p.Steps, func(m step.Step) bool { return m.Nr == unix.SYS_MOVE_MOUNT && m.Args[0] == s.Args[0] })
+	return !slices.ContainsFunc(c.p.Steps, func(m step.Step) bool { return m.Nr == unix.SYS_MOVE_MOUNT && m.Args[0] == dir })
 }
 
 // definition returns the step before i that fills the register of an argument,

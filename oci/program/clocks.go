@@ -1,0 +1,96 @@
+package program
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/step"
+)
+
+// ownClocks is the link to the time namespace that unshare has made; it leads to no
+// file, and is no path.
+const ownClocks = "self/ns/time_for_children"
+
+// clockOffsets is the file that the clocks of a new time namespace are set by,
+// until somebody is in it.
+const clockOffsets = "self/timens_offsets"
+
+// clockNames are the clocks that a time namespace has, in the order of writing.
+var clockNames = []string{"monotonic", "boottime"}
+
+// clocks makes the time namespace if its clocks are to be set: the clone would
+// have put the child into it, and then they stand. Setting them takes a process
+// that the kernel shows as its own, which one that was forked into a user
+// namespace is not.
+func (c *compiler) clocks() error {
+	offsets := c.spec.Linux.TimeOffsets
+	if len(offsets) == 0 {
+		return nil
+	}
+	text, err := clockText(offsets)
+	if err != nil {
+		return err
+	}
+	if c.ns.fresh&unix.CLONE_NEWTIME == 0 {
+		return fmt.Errorf("linux.timeOffsets: without a new time namespace: %w", ErrInvalid)
+	}
+	if (c.ns.fresh|c.ns.joined)&unix.CLONE_NEWUSER != 0 {
+		return fmt.Errorf("linux.timeOffsets: in a user namespace: %w", ErrUnsupported)
+	}
+	c.procfs()
+	c.call("make clocks of its own", unix.SYS_UNSHARE, val(uint64(unix.CLONE_NEWTIME)))
+	c.openProc("find the offsets of its clocks", clockOffsets)
+	// This file takes no pwrite.
+	iov := c.room(16)
+	c.point(iov.Val, c.str(text))
+	binary.NativeEndian.PutUint64(c.p.Data[iov.Val+8:], uint64(len(text)))
+	c.call("set its clocks", unix.SYS_WRITEV, reg(rTarget), iov, val(1)).to(rAny)
+	c.expect("set its clocks, all of it", reg(rAny), uint64(len(text)), ^uint64(0), unix.EINVAL)
+	c.closeReg(rTarget)
+	var how []byte
+	for _, w := range []uint64{unix.O_RDONLY | unix.O_CLOEXEC, 0, 0} {
+		how = binary.NativeEndian.AppendUint64(how, w)
+	}
+	c.call("find its clocks", unix.SYS_OPENAT2, reg(rProc), c.str(ownClocks), c.bytes(how), val(len(how))).to(rTarget)
+	c.call("go by them", unix.SYS_SETNS, reg(rTarget), val(uint64(unix.CLONE_NEWTIME)))
+	c.closeReg(rTarget)
+	return nil
+}
+
+// clockText is what is written to set clocks.
+func clockText(offsets map[string]specs.LinuxTimeOffset) (string, error) {
+	var b strings.Builder
+	known := 0
+	for _, name := range clockNames {
+		o, ok := offsets[name]
+		if !ok {
+			continue
+		}
+		known++
+		if o.Nanosecs >= 1e9 {
+			return "", fmt.Errorf("linux.timeOffsets[%q].nanosecs: %d: %w", name, o.Nanosecs, ErrInvalid)
+		}
+		fmt.Fprintf(&b, "%s %d %d\n", name, o.Secs, o.Nanosecs)
+	}
+	if known != len(offsets) {
+		return "", fmt.Errorf("linux.timeOffsets: a clock that is neither monotonic nor boottime: %w", ErrInvalid)
+	}
+	return b.String(), nil
+}
+
+// clockLink says whether a step opens the time namespace that the program has
+// just made: by that one link of its own procfs, which the kernel resolves to an
+// object and not to a path.
+func (c checker) clockLink(i int, s *step.Step) bool {
+	return c.procfsMount(i, s.Args[0]) && c.text(s.Args[1]) == ownClocks && c.word(s.Args[2], 0) == unix.O_RDONLY|unix.O_CLOEXEC
+}
+
+// clocksSet says whether a setns goes to the time namespace of its own.
+func (c checker) clocksSet(i int, s *step.Step) bool {
+	j := c.definition(i, s.Args[0])
+	return s.Args[1] == val(uint64(unix.CLONE_NEWTIME)) && j >= 0 && c.p.Steps[j].Nr == unix.SYS_OPENAT2 && c.clockLink(j, &c.p.Steps[j])
+}
