@@ -27,6 +27,10 @@ type IDMaps struct {
 	// write: the subordinate ids of an unprivileged user. They refuse processes that
 	// are not dumpable.
 	Helpers bool
+	// Clocks is what timens_offsets of the process is to get: the clocks of the time
+	// namespace that its children are born in, and that belongs to its user namespace.
+	// Empty for nothing.
+	Clocks string
 }
 
 // Write maps the ids of the user namespace that process pid was born in. pid must
@@ -55,6 +59,9 @@ func (m *IDMaps) Write(proc, pid int) error {
 		if err != nil {
 			return err
 		}
+	}
+	if m.Clocks != "" {
+		return writeProc(dir, "timens_offsets", m.Clocks)
 	}
 	return nil
 }

@@ -191,6 +191,12 @@ func (m *maker) compile() (err error) {
 		return err
 	}
 	m.maps = idMaps(spec.Linux)
+	if m.maps != nil && len(spec.Linux.TimeOffsets) > 0 {
+		if m.maps.Clocks, err = program.ClockText(spec.Linux.TimeOffsets); err != nil {
+			return err
+		}
+		in.ClocksAtGate = true
+	}
 	p, err := program.Compile(in)
 	if err != nil {
 		return err

@@ -23,34 +23,28 @@ const clockOffsets = "self/timens_offsets"
 var clockNames = []string{"monotonic", "boottime"}
 
 // clocks makes the time namespace if its clocks are to be set: the clone would
-// have put the child into it, and then they stand. Setting them takes a process
-// that the kernel shows as its own, which one that was forked into a user
-// namespace is not.
+// have put the child into it, and then they stand. One that was forked into a user
+// namespace cannot set them: to the kernel its files are those of the root outside,
+// who does it then, at step.GateMaps.
 func (c *compiler) clocks() error {
 	offsets := c.spec.Linux.TimeOffsets
 	if len(offsets) == 0 {
 		return nil
 	}
-	text, err := clockText(offsets)
+	text, err := ClockText(offsets)
 	if err != nil {
 		return err
 	}
 	if c.ns.fresh&unix.CLONE_NEWTIME == 0 {
 		return fmt.Errorf("linux.timeOffsets: without a new time namespace: %w", ErrInvalid)
 	}
-	if (c.ns.fresh|c.ns.joined)&unix.CLONE_NEWUSER != 0 {
-		return fmt.Errorf("linux.timeOffsets: in a user namespace: %w", ErrUnsupported)
+	if c.ns.joined&unix.CLONE_NEWUSER != 0 || c.ns.fresh&unix.CLONE_NEWUSER != 0 && !c.in.ClocksAtGate {
+		return fmt.Errorf("linux.timeOffsets: in a user namespace, and nobody sets the clocks: %w", ErrUnsupported)
 	}
 	c.procfs()
-	c.call("make clocks of its own", unix.SYS_UNSHARE, val(uint64(unix.CLONE_NEWTIME)))
-	c.openProc("find the offsets of its clocks", clockOffsets)
-	// This file takes no pwrite.
-	iov := c.room(16)
-	c.point(iov.Val, c.str(text))
-	binary.NativeEndian.PutUint64(c.p.Data[iov.Val+8:], uint64(len(text)))
-	c.call("set its clocks", unix.SYS_WRITEV, reg(rTarget), iov, val(1)).to(rAny)
-	c.expect("set its clocks, all of it", reg(rAny), uint64(len(text)), ^uint64(0), unix.EINVAL)
-	c.closeReg(rTarget)
+	if c.ns.fresh&unix.CLONE_NEWUSER == 0 {
+		c.setClocks(text)
+	}
 	var how []byte
 	for _, w := range []uint64{unix.O_RDONLY | unix.O_CLOEXEC, 0, 0} {
 		how = binary.NativeEndian.AppendUint64(how, w)
@@ -61,8 +55,29 @@ func (c *compiler) clocks() error {
 	return nil
 }
 
-// clockText is what is written to set clocks.
-func clockText(offsets map[string]specs.LinuxTimeOffset) (string, error) {
+// makeClocks makes the time namespace, before the gate at which a parent may set
+// its clocks.
+func (c *compiler) makeClocks() {
+	if len(c.spec.Linux.TimeOffsets) > 0 && c.ns.fresh&unix.CLONE_NEWTIME != 0 {
+		c.call("make clocks of its own", unix.SYS_UNSHARE, val(uint64(unix.CLONE_NEWTIME)))
+	}
+}
+
+// setClocks sets them.
+func (c *compiler) setClocks(text string) {
+	c.openProc("find the offsets of its clocks", clockOffsets)
+	// This file takes no pwrite.
+	iov := c.room(16)
+	c.point(iov.Val, c.str(text))
+	binary.NativeEndian.PutUint64(c.p.Data[iov.Val+8:], uint64(len(text)))
+	c.call("set its clocks", unix.SYS_WRITEV, reg(rTarget), iov, val(1)).to(rAny)
+	c.expect("set its clocks, all of it", reg(rAny), uint64(len(text)), ^uint64(0), unix.EINVAL)
+	c.closeReg(rTarget)
+}
+
+// ClockText is what is written to a process's timens_offsets to set the clocks of
+// linux.timeOffsets, or an error that names the field.
+func ClockText(offsets map[string]specs.LinuxTimeOffset) (string, error) {
 	var b strings.Builder
 	known := 0
 	for _, name := range clockNames {

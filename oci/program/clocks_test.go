@@ -64,14 +64,31 @@ func TestTimeOffsets(t *testing.T) {
 	timed(root, map[string]specs.LinuxTimeOffset{"boottime": {Secs: -1 << 60}}, "true").wants(t, "!set its clocks: numerical result out of range")
 }
 
+// TestTimeOffsetsOfUserNamespace: there the parent sets them, with the maps.
+func TestTimeOffsetsOfUserNamespace(t *testing.T) {
+	s := userSpec("sh", "-c", strings.ReplaceAll(showClocks, "cut", "busybox cut"))
+	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
+	s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 1000000}}
+	st := userStage(t, mappedRoot(t), s)
+	st.in.ClocksAtGate = true
+	var err error
+	if st.maps.Clocks, err = program.ClockText(s.Linux.TimeOffsets); err != nil {
+		t.Fatal(err)
+	}
+	res := st.run(t)
+	if f := strings.Fields(res.out); res.err != nil || len(f) != 8 || f[4] != "1000000" || len(f[6]) < 7 || f[7] != "inside" {
+		t.Errorf("%v\n%s", res.err, res.out)
+	}
+}
+
 func TestTimeOffsetRefusals(t *testing.T) {
 	for want, change := range map[string]func(s *specs.Spec){
 		"linux.timeOffsets: a clock that is neither": func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"realtime": {Secs: 1}} },
 		`linux.timeOffsets["boottime"].nanosecs: 1000000000`: func(s *specs.Spec) {
 			s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Nanosecs: 1e9}}
 		},
-		"linux.timeOffsets: without a new time namespace":       func(s *specs.Spec) { drop(s, specs.TimeNamespace) },
-		"linux.timeOffsets: in a user namespace: not supported": func(s *specs.Spec) { own(s) },
+		"linux.timeOffsets: without a new time namespace":                                   func(s *specs.Spec) { drop(s, specs.TimeNamespace) },
+		"linux.timeOffsets: in a user namespace, and nobody sets the clocks: not supported": func(s *specs.Spec) { own(s) },
 	} {
 		s := timed("", map[string]specs.LinuxTimeOffset{"boottime": {Secs: 1}}, "true")
 		change(s.in.Spec)

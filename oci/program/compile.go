@@ -68,6 +68,9 @@ type Input struct {
 	// Host are namespaces that are the host's own although the spec names them, by a
 	// path say. Parameters of theirs are not written.
 	Host []specs.LinuxNamespaceType
+	// ClocksAtGate says that who writes the maps of a new user namespace writes the
+	// offsets of linux.timeOffsets with them (sys.IDMaps.Clocks).
+	ClocksAtGate bool
 	// HookGate makes the program wait at step.GateHooks, just before the root is
 	// entered, and NetGate at step.GateNet, when its network namespace is there.
 	HookGate, NetGate bool

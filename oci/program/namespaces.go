@@ -84,6 +84,7 @@ func (c *compiler) namespaces() error {
 		c.p.Clone = flags
 		c.join()
 	}
+	c.makeClocks()
 	if c.ns.fresh&unix.CLONE_NEWUSER != 0 {
 		c.gate(step.GateMaps)
 	}
