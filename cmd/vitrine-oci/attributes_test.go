@@ -24,7 +24,7 @@ func init() {
 	}
 	os.Unsetenv(asCommand)
 	if os.Getenv("VITRINE_VM") == "" { // a developer's machine may have both hierarchies
-		if err := unix.Mount("none", "/sys/fs/cgroup", "cgroup2", 0, ""); err != nil {
+		if err := unix.Mount("none", "/sys/fs/cgroup", "cgroup2", 0, "nsdelegate"); err != nil {
 			panic(err)
 		}
 	}
