@@ -87,7 +87,7 @@ func (c *Container) destroy() error {
 	if err := c.removeGroup(ctx); err != nil {
 		return err
 	}
-	if pidfd != nil && !awaitEnd(pidfd, endTime) {
+	if pidfd != nil && !c.awaitDeath(pidfd) {
 		return fmt.Errorf("delete container %s: its process %d does not end: %w", c.rec.ID, c.rec.Init.Pid, unix.EBUSY)
 	}
 	spec, specErr := c.Spec() // goes with the directory
@@ -111,6 +111,22 @@ func (c *Container) poststopHooks(h *specs.Hooks) error {
 		errs = append(errs, c.hostHooks(poststop, specs.StateStopped, 0))
 	}
 	return errors.Join(errs...)
+}
+
+// awaitDeath waits until the container's process has ended. The first of a pid
+// namespace ends last: it waits for parents outside to reap their execs. Once all
+// that is missing is that, it holds nothing any more, and is nobody's to wait for.
+func (c *Container) awaitDeath(pidfd *sys.FD) bool {
+	const brief = 500 * time.Millisecond
+	for range endTime / brief {
+		if awaitEnd(pidfd, brief) {
+			return true
+		}
+		if p, alive, err := c.rec.Init.look(); err == nil && (!alive || p.flags&exiting != 0) {
+			return true
+		}
+	}
+	return false
 }
 
 // removeGroup kills who is left in the cgroup, where the process had no pid namespace

@@ -25,6 +25,9 @@ type proc struct {
 // forkNoExec is PF_FORKNOEXEC of linux/sched.h: it has not executed anything yet.
 const forkNoExec = 0x40
 
+// exiting is PF_EXITING: it has begun to end, and executes nothing any more.
+const exiting = 0x4
+
 func (p proc) dead() bool { return p.state == 'Z' || p.state == 'X' || p.state == 'x' }
 
 // readProc reads a process's stat. One that is gone is fs.ErrNotExist.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"reflect"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -47,9 +48,19 @@ func (c *Container) Processes() (pids []int, err error) {
 }
 
 // Update changes the limits that res names: all of them or, after an error, none.
+// Devices may be named as they are, and cannot be changed.
 func (c *Container) Update(ctx context.Context, res *specs.LinuxResources) error {
 	if err := c.want("update", specs.StateCreated, specs.StateRunning, StatePaused); err != nil {
 		return err
+	}
+	spec, err := c.Spec()
+	if err != nil {
+		return err
+	}
+	if was := spec.Linux.Resources; was != nil && reflect.DeepEqual(was.Devices, res.Devices) {
+		r := *res // podman sends everything, also what stays as it is
+		r.Devices = nil
+		res = &r
 	}
 	return c.withGroup(func(s *cgroup.Scope) error { return s.Update(ctx, res) })
 }
