@@ -81,7 +81,10 @@ func TestHooks(t *testing.T) {
 	n := newNode(t)
 	b, dir := hooked(n, allPhases)
 	t.Setenv("SECRET", "of the caller")
-	log := func(phase string) string { text, _ := os.ReadFile(filepath.Join(dir, phase+".log")); return string(text) }
+	log := func(phase string) string {
+		text, _ := os.ReadFile(filepath.Join(dir, phase+".log"))
+		return string(text)
+	}
 	n.must("create", "--bundle", b, n.tag)
 	for _, p := range allPhases {
 		if (log(p) != "") != strings.HasPrefix(p, "create") && p != "prestart" {

@@ -302,7 +302,9 @@ func TestFailuresLeaveNothing(t *testing.T) {
 		{"root.path", bad(func(s map[string]any) { s["root"] = nil }), n.tag},
 		{"no such file", bad(func(s map[string]any) { s["root"] = map[string]any{"path": "nothing"} }), n.tag},
 		{"process.args", bad(func(s map[string]any) { s["process"].(map[string]any)["args"] = nil }), n.tag},
-		{"unknown", bad(func(s map[string]any) { s["linux"].(map[string]any)["seccomp"] = map[string]any{"defaultAction": "NONE"} }), n.tag},
+		{"unknown", bad(func(s map[string]any) {
+			s["linux"].(map[string]any)["seccomp"] = map[string]any{"defaultAction": "NONE"}
+		}), n.tag},
 		{"mount nofs", bad(func(s map[string]any) {
 			s["mounts"] = append(s["mounts"].([]any), map[string]any{"destination": "/x", "type": "bind", "source": "/nofs", "options": []string{"bind"}})
 		}), n.tag},
@@ -356,5 +358,29 @@ func TestFeatures(t *testing.T) {
 	}
 	if f.OCIVersionMax != "1.3.0" || len(f.Hooks) != 6 || len(f.Linux.Namespaces) != 8 || !*f.Linux.Cgroup.Systemd || *f.Linux.Cgroup.V1 || len(f.Linux.Seccomp.Operators) != 7 {
 		t.Errorf("%s", out)
+	}
+}
+
+// What a container may get hold of as /proc/self/exe cannot be written (R4).
+func TestBinaryIsReadOnly(t *testing.T) {
+	n := newNode(t)
+	b := n.bundle("", func(s map[string]any) {
+		s["process"].(map[string]any)["args"] = []string{"/proc/self/exe", "-test.list", "TestBinary"}
+	})
+	n.must("create", "--bundle", b, n.tag)
+	exe := fmt.Sprintf("/proc/%d/exe", n.stateOf(n.tag).Pid)
+	var st unix.Statfs_t
+	if err := unix.Statfs(exe, &st); err != nil || st.Flags&unix.ST_RDONLY == 0 {
+		t.Errorf("flags %#x, %v", st.Flags, err)
+	}
+	if f, err := os.OpenFile(exe, os.O_WRONLY, 0); err == nil {
+		f.Close()
+		t.Error("the binary behind a blocked container can be written")
+	} else if !errors.Is(err, unix.EROFS) {
+		t.Errorf("open %s: %v, want a read-only file system", exe, err)
+	}
+	n.must("delete", "--force", n.tag)
+	if r := n.oci("run", "--bundle", b, n.tag); r.code != 0 || !strings.Contains(r.out, "TestBinaryIsReadOnly") {
+		t.Errorf("/proc/self/exe in a container: %+v", r)
 	}
 }

@@ -31,7 +31,22 @@ var version = "devel"
 func say(w io.Writer, text string) { _, _ = io.WriteString(w, text) }
 
 func main() {
+	if err := sealFor(os.Args[1:]); err != nil {
+		say(os.Stderr, "vitrine-oci: "+err.Error()+"\n")
+		os.Exit(1)
+	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// sealFor calls seal for the verbs that fork into a container.
+func sealFor(args []string) error {
+	for _, a := range args {
+		switch a { // it may be the value of a flag: that costs a millisecond, and harms nobody
+		case "create", "run", "exec", "start":
+			return seal()
+		}
+	}
+	return nil
 }
 
 // call is one use of the command line.
