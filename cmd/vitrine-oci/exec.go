@@ -50,6 +50,8 @@ func prepareExec(c *call) ([]option, func([]string) (int, error)) {
 		text("pid-file", "FILE", "write the pid of the process there", &o.PidFile),
 		text("console-socket", "SOCKET", "send the master of the terminal there", &o.ConsoleSocket),
 		toggle("ignore-paused", "also in a paused container, where it waits", &o.IgnorePaused),
+		refused("cgroup", "PATH", "an exec is in the container's cgroup"),
+		noFDs(),
 		ignored("no-subreaper", "", "an exec has no process between it and us"),
 	}
 	return options, func(args []string) (int, error) {
