@@ -71,7 +71,7 @@ func (c *call) exec(f *execFlags, o bundle.ExecOptions, args []string) (int, err
 	if err != nil {
 		return 0, err
 	}
-	defer ctr.Close()
+	defer func() { _ = ctr.Close() }() // a lock that ends with us
 	if f.file != "" {
 		o.Process, err = readProcess(f.file)
 	} else {

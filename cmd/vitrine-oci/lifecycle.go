@@ -77,7 +77,7 @@ func (c *call) with(args []string, f func(ctr *bundle.Container) error) (int, er
 	if err != nil {
 		return 1, err
 	}
-	defer ctr.Close()
+	defer func() { _ = ctr.Close() }() // a lock that ends with us
 	return 0, f(ctr)
 }
 

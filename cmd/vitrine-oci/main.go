@@ -16,6 +16,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -141,6 +142,9 @@ func (c *call) run(args []string) (int, error) {
 	return 2, fmt.Errorf("no verb %q: %w", rest[0], errUsage)
 }
 
+// forAll are the verbs that anybody may use.
+var forAll = []string{"explain", "spec", "features", "version"}
+
 func (c *call) verb(v *verb, args []string) (int, error) {
 	options, do := v.prepare(c)
 	help := false
@@ -152,6 +156,9 @@ func (c *call) verb(v *verb, args []string) (int, error) {
 		say(c.out, "usage: vitrine-oci "+v.name+" [flags] "+v.args+"\n"+v.help+"\n")
 		describe(c.out, options)
 		return 0, nil
+	}
+	if uid := os.Geteuid(); uid != 0 && !slices.Contains(forAll, v.name) {
+		return 1, fmt.Errorf("%s: %w: uid %d may make no mounts and no cgroups; containers of users without root are not supported", v.name, bundle.ErrNotRoot, uid)
 	}
 	code, err := do(rest)
 	if err != nil && code == 0 {

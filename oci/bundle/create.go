@@ -61,7 +61,7 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (*Cont
 	if err := m.compile(); err != nil {
 		return nil, nil, errors.Join(err, m.close())
 	}
-	defer m.close()
+	defer func() { _ = m.close() }() // copies: the child has its own
 	if err := m.reserve(r, id); err != nil {
 		return nil, nil, err
 	}

@@ -264,15 +264,15 @@ func (c *Container) createHooks(child *executor.Child, root *sys.FD) error {
 // startHooks runs the hooks of start inside a container that waits for its start, as
 // its process would be: what they execute is the container's.
 func (c *Container) startHooks() error {
+	spec, err := c.Spec()
+	if err != nil || len(hooksOf(spec.Hooks, startContainer)) == 0 {
+		return err
+	}
 	inside, err := pidInside(c.rec.Init.Pid)
 	if err != nil {
 		return err
 	}
 	return c.runHooks(startContainer, specs.StateCreated, inside, func(h *specs.Hook, stdio [3]*os.File) (hooked, error) {
-		spec, err := c.Spec()
-		if err != nil {
-			return nil, err
-		}
 		p := *spec.Process
 		p.Args, p.Env, p.Cwd, p.Terminal, p.ConsoleSize = hookArgs(h), h.Env, "/", false, nil
 		e := &execution{c: c, opts: ExecOptions{Process: &p, Stdio: descriptors(stdio)}, path: h.Path}

@@ -39,7 +39,7 @@ func (r *Runtime) Run(ctx context.Context, id string, o RunOptions) (code int, e
 	if err != nil {
 		return 0, err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }() // a lock that ends with us
 	defer child.Close()
 	if !o.Detach {
 		defer forward(child.PidFD())()
@@ -70,7 +70,7 @@ func (r *Runtime) Run(ctx context.Context, id string, o RunOptions) (code int, e
 	if err != nil {
 		return code, err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }() // a lock that ends with us
 	return code, c.Delete(true)
 }
 

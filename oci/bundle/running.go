@@ -85,7 +85,7 @@ func (c *Container) Stats() (*Stats, error) {
 		if err != nil {
 			return err
 		}
-		defer m.Close()
+		defer func() { _ = m.Close() }() // it was read
 		if err := m.Read(&st.Stats); err != nil {
 			return err
 		}
