@@ -51,7 +51,7 @@ func prepareExec(c *call) ([]option, func([]string) (int, error)) {
 		text("console-socket", "SOCKET", "send the master of the terminal there", &o.ConsoleSocket),
 		toggle("ignore-paused", "also in a paused container, where it waits", &o.IgnorePaused),
 		refused("cgroup", "PATH", "an exec is in the container's cgroup"),
-		noFDs(),
+		number("preserve-fds", "N", "pass on N descriptors, from 3 on", &o.PreserveFDs),
 		ignored("no-subreaper", "", "an exec has no process between it and us"),
 	}
 	return options, func(args []string) (int, error) {

@@ -28,6 +28,10 @@ func list(name, arg, help string, to *[]string) option {
 	return option{name, arg, help, func(v string) error { *to = append(*to, v); return nil }}
 }
 
+func number(name, arg, help string, to *int) option {
+	return option{name, arg, help, func(v string) (err error) { *to, err = strconv.Atoi(v); return err }}
+}
+
 func toggle(name, help string, to *bool) option {
 	return option{name, "", help, func(v string) (err error) { *to, err = strconv.ParseBool(v); return err }}
 }

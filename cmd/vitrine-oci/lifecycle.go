@@ -11,7 +11,6 @@ import (
 
 	"github.com/vitrine-runtime/vitrine/internal/specjson"
 	"github.com/vitrine-runtime/vitrine/oci/bundle"
-	"github.com/vitrine-runtime/vitrine/oci/program"
 )
 
 // makeOptions are the flags of create and run.
@@ -23,18 +22,8 @@ func makeOptions(o *bundle.CreateOptions) []option {
 		text("console-socket", "SOCKET", "send the master of the terminal there", &o.ConsoleSocket),
 		refused("no-pivot", "", "the root is always entered by pivot_root"),
 		refused("no-new-keyring", "", "a container always has a session keyring of its own"),
-		noFDs(),
+		number("preserve-fds", "N", "pass on N descriptors, from 3 on", &o.PreserveFDs),
 	}
-}
-
-// noFDs is --preserve-fds, of which only none is honoured.
-func noFDs() option {
-	return option{"preserve-fds", "N", "0 only: no further descriptors are passed on", func(v string) error {
-		if n, err := strconv.Atoi(v); err != nil || n != 0 {
-			return fmt.Errorf("%s: descriptors beyond stdin, stdout and stderr: %w", v, program.ErrUnsupported)
-		}
-		return nil
-	}}
 }
 
 func prepareCreate(c *call) ([]option, func([]string) (int, error)) {

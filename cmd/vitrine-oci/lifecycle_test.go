@@ -35,6 +35,7 @@ func TestMain(m *testing.M) {
 type node struct {
 	t     *testing.T
 	state string
+	opens string // for the shell: what it opens before it executes the binary
 	tag   string // unique, in every id: ids are names of cgroups
 }
 
@@ -90,7 +91,7 @@ func (n *node) ociIn(in string, args ...string) (r result) {
 	n.t.Helper()
 	dir := n.t.TempDir()
 	out, errs := filepath.Join(dir, "out"), filepath.Join(dir, "err")
-	script := `mount --make-rprivate / && { umount -R /sys/fs/cgroup || :; } 2>/dev/null && mount -t cgroup2 -o nsdelegate none /sys/fs/cgroup && exec "$0" "$@"`
+	script := `mount --make-rprivate / && { umount -R /sys/fs/cgroup || :; } 2>/dev/null && mount -t cgroup2 -o nsdelegate none /sys/fs/cgroup && ` + n.opens + `exec "$0" "$@"`
 	self, err := os.Executable()
 	if err != nil {
 		n.t.Fatal(err)
@@ -383,4 +384,59 @@ func TestBinaryIsReadOnly(t *testing.T) {
 	if r := n.oci("run", "--bundle", b, n.tag); r.code != 0 || !strings.Contains(r.out, "TestBinaryIsReadOnly") {
 		t.Errorf("/proc/self/exe in a container: %+v", r)
 	}
+}
+
+// Descriptors from 3 on come through create, start and exec, and none but those. A
+// failure behind them is still reported, and not to them.
+func TestPreserveFDs(t *testing.T) {
+	n := newNode(t)
+	dir := t.TempDir()
+	script := "for i in 3 4 5 6; do if [ -e /proc/self/fd/$i ]; then echo from $i >&$i; fi; done 2>/dev/null; ls /proc/self/fd"
+	b := n.bundle("("+script+") > /tmp/said; exec sleep 1000", nil)
+	// The shell of the node opens them; 7 is not asked for.
+	with := func(args ...string) result {
+		for _, f := range []string{"a", "b", "c", "d"} {
+			os.Remove(filepath.Join(dir, f))
+		}
+		n.opens = fmt.Sprintf("exec 3>%s/a 4>%s/b 5>%s/c 7>%s/d && ", dir, dir, dir, dir)
+		defer func() { n.opens = "" }()
+		return n.oci(args...)
+	}
+	want := func(when string) {
+		t.Helper()
+		for i, f := range []string{"a", "b", "c"} {
+			if text, _ := os.ReadFile(filepath.Join(dir, f)); string(text) != fmt.Sprintf("from %d\n", 3+i) {
+				t.Errorf("%s: descriptor %d got %q", when, 3+i, text)
+			}
+		}
+		if text, _ := os.ReadFile(filepath.Join(dir, "d")); len(text) > 0 {
+			t.Errorf("%s: descriptor 7 got %q", when, text)
+		}
+	}
+	if r := with("create", "--preserve-fds", "3", "--bundle", b, n.tag); r.code != 0 {
+		t.Fatalf("%+v", r)
+	}
+	n.must("start", n.tag)
+	for range 100 {
+		if text, _ := os.ReadFile(b + "/rootfs/tmp/said"); len(text) > 0 {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	want("create and start")
+	if r := with("exec", "--preserve-fds", "3", n.tag, "sh", "-c", script); r.code != 0 || strings.Contains(r.out, "\n7\n") {
+		t.Errorf("%+v", r)
+	}
+	want("exec")
+	if r := with("exec", n.tag, "sh", "-c", "ls /proc/self/fd"); strings.TrimSpace(r.out) != "0\n1\n2\n3" { // 3 is the directory
+		t.Errorf("descriptors without being asked for: %q", r.out)
+	}
+	if r := with("exec", "--preserve-fds", "3", n.tag, "/nothing"); r.code != 255 || !strings.Contains(r.errs, "execute /nothing: no such file") {
+		t.Errorf("failure: %+v", r)
+	}
+	if text, _ := os.ReadFile(filepath.Join(dir, "a")); len(text) > 0 {
+		t.Errorf("the report went to descriptor 3: %q", text)
+	}
+	n.fails("preserve descriptor", "exec", "--preserve-fds", "900", n.tag, "true")
+	n.must("delete", "--force", n.tag)
 }

@@ -21,6 +21,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/bundle"
 	"github.com/vitrine-runtime/vitrine/oci/monitor"
 )
@@ -100,6 +101,12 @@ func verbs() []verb {
 func run(args []string, out, errs io.Writer) int {
 	if len(args) == 1 && args[0] == "monitor" {
 		return monitor.Main()
+	}
+	// What we were started with beside stdio is passed on where --preserve-fds says so,
+	// and to nobody else, such as hooks.
+	if err := sys.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		say(errs, "vitrine-oci: "+err.Error()+"\n")
+		return 1
 	}
 	// A terminal's interrupt ends a wait for systemd; who waits for a program passes
 	// signals on.

@@ -159,7 +159,8 @@ func (p *Program) validate() (names int, err error) {
 // data and steps that exist.
 func (s *Step) validate(i, steps, data int) error {
 	bad := func(what string) error { return fmt.Errorf("step %d: %s: %w", i, what, ErrFormat) }
-	if s.Result != NoResult && s.Result >= ReportRegister {
+	// Only a move may change where failures are reported to.
+	if s.Result != NoResult && s.Result >= ReportRegister && (s.Nr != OpSet || s.Result != ReportRegister) {
 		return bad("result register")
 	}
 	if err := s.known(uint64(data)); err != "" {

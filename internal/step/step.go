@@ -43,8 +43,8 @@ const (
 	Registers   = 64 // the last one is the child's own
 )
 
-// ReportRegister holds the descriptor that failures are written to. Programs
-// do not touch it; the executor's prologue does.
+// ReportRegister holds the descriptor that failures are written to. The executor's
+// prologue sets it; a program that passes on descriptors moves it, by OpSet.
 const ReportRegister Register = Registers - 1
 
 // maxErrno is the highest number that the kernel returns for a failure.

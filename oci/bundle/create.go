@@ -31,6 +31,8 @@ type CreateOptions struct {
 	Stdio [3]int
 	// PidFile gets the pid of the container's process, if not empty.
 	PidFile string
+	// PreserveFDs is how many descriptors of ours from 3 on the process is to have.
+	PreserveFDs int
 	// ConsoleSocket is the path of a Unix socket that gets the master of the
 	// container's terminal.
 	ConsoleSocket string
@@ -189,6 +191,14 @@ func (m *maker) compile() (err error) {
 	}
 	if err := m.terminal(&spec, &in); err != nil {
 		return err
+	}
+	fds, err := inherited(m.opts.PreserveFDs)
+	m.opened = append(m.opened, fds...)
+	if err != nil {
+		return err
+	}
+	for _, f := range fds {
+		in.Preserve = append(in.Preserve, m.table.add(f))
 	}
 	m.maps = idMaps(spec.Linux)
 	if m.maps != nil && len(spec.Linux.TimeOffsets) > 0 {

@@ -24,6 +24,8 @@ type ExecOptions struct {
 	Stdio         [3]int
 	PidFile       string
 	ConsoleSocket string
+	// PreserveFDs is as in CreateOptions.
+	PreserveFDs int
 	// Detach returns as soon as the program runs.
 	Detach bool
 	// IgnorePaused lets it be made in a paused container, where it goes on when that
@@ -68,7 +70,8 @@ type execution struct {
 	spec    *specs.Spec
 	pidfd   *sys.FD // of init
 	socket  *sys.FD
-	screen  *screen // of ours, where nobody else takes the terminal
+	fds     []*sys.FD // for the process, from 3 on
+	screen  *screen   // of ours, where nobody else takes the terminal
 	program []byte
 	child   *executor.Child
 	path    string // to execute in place of the first argument
@@ -109,6 +112,10 @@ func (e *execution) compile() (err error) {
 	if e.socket != nil {
 		in.ConsoleSocket = 1
 	}
+	if e.fds, err = inherited(e.opts.PreserveFDs); err != nil {
+		return err
+	}
+	in.Preserve = len(e.fds)
 	prog, err := program.CompileExec(in)
 	if err != nil {
 		return err
@@ -159,6 +166,9 @@ func (e *execution) fork() error {
 	a := executor.Attr{Program: e.program, CgroupFD: -1, PIDNS: e.pidfd.Int(), ProcFD: proc.Disown(), Stdio: e.opts.Stdio, Files: []int{e.pidfd.Int()}}
 	if e.socket != nil {
 		a.Files = append(a.Files, e.socket.Int())
+	}
+	for _, f := range e.fds {
+		a.Files = append(a.Files, f.Int())
 	}
 	dir, err := e.c.openCgroup()
 	if err != nil {
@@ -221,6 +231,9 @@ func (e *execution) wait() (int, error) {
 }
 
 func (e *execution) close() {
+	for _, f := range e.fds {
+		f.Close()
+	}
 	e.pidfd.Close()
 	e.socket.Close()
 	e.screen.close()

@@ -50,6 +50,21 @@ func forkTiny(a executor.Attr) (c *executor.Child, err error) {
 	return c, err
 }
 
+// inherited copies n descriptors from 3 on that we were started with.
+func inherited(n int) (list []*sys.FD, err error) {
+	if n < 0 || n > 1000 {
+		return nil, fmt.Errorf("preserve %d descriptors: %w", n, ErrInvalid)
+	}
+	for i := 3; i < 3+n; i++ {
+		fd, err := unix.FcntlInt(uintptr(i), unix.F_DUPFD_CLOEXEC, 3+n)
+		if err != nil {
+			return list, fmt.Errorf("preserve descriptor %d: %w", i, err)
+		}
+		list = append(list, sys.NewFD(fd))
+	}
+	return list, nil
+}
+
 // notRoot names what is missing where the kernel refuses what only root may do.
 func notRoot(what string, err error) error {
 	if errors.Is(err, unix.EPERM) && os.Geteuid() != 0 {

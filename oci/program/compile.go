@@ -74,6 +74,9 @@ type Input struct {
 	// HookGate makes the program wait at step.GateHooks, just before the root is
 	// entered, and NetGate at step.GateNet, when its network namespace is there.
 	HookGate, NetGate bool
+	// Preserve are the files that the process is to have as descriptors 3 and up, one
+	// behind the other in the table.
+	Preserve []int
 	// ConsoleSocket is the index in the files of a connected Unix socket that the
 	// master of the process's terminal is sent over, and 0 without a terminal.
 	ConsoleSocket int
@@ -100,7 +103,7 @@ func Compile(in Input) (*step.Program, error) {
 		}
 	}
 	pr := process{builder: c.builder, spec: in.Spec.Process, seccomp: in.Seccomp, flags: in.SeccompFlags,
-		domain: in.Spec.Linux.Personality, memory: in.Spec.Linux.MemoryPolicy, keepGroups: in.KeepGroups}
+		domain: in.Spec.Linux.Personality, memory: in.Spec.Linux.MemoryPolicy, keepGroups: in.KeepGroups, keep: in.Preserve}
 	if err := pr.initialAffinity(); err != nil {
 		return nil, err
 	}
@@ -168,6 +171,9 @@ func (c *compiler) files() error {
 			return err
 		}
 	}
+	if err := claimPreserved(c.in.Preserve, c.claim); err != nil {
+		return err
+	}
 	if i := slices.Index(c.p.Files, ""); i >= 0 {
 		return fmt.Errorf("descriptor %d of %d has no use: %w", i, len(c.p.Files), ErrInvalid)
 	}
@@ -208,6 +214,9 @@ type ExecInput struct {
 	Join uint64
 	// ConsoleSocket is as in Input; it can only be 1, or 0 without a terminal.
 	ConsoleSocket int
+	// Preserve is how many files at the end of the table the process is to have as
+	// descriptors 3 and up.
+	Preserve int
 	// NoWait leaves out the start wait, for a monitor that would not end it.
 	NoWait bool
 	// KeepGroups is as in Input.
@@ -239,12 +248,17 @@ func CompileExec(in ExecInput) (*step.Program, error) {
 	} else if in.ConsoleSocket == 1 {
 		b.p.Files = append(b.p.Files, consoleSocket)
 	}
+	var keep []int
+	for range in.Preserve {
+		keep = append(keep, len(b.p.Files))
+		b.p.Files = append(b.p.Files, preserved)
+	}
 	flags := in.Join | unix.CLONE_NEWNS
 	if in.CgroupNS {
 		flags |= unix.CLONE_NEWCGROUP
 	}
 	pr := process{builder: b, spec: in.Process, seccomp: in.Seccomp, flags: in.SeccompFlags, exec: true, domain: in.Personality, memory: in.MemoryPolicy,
-		keepGroups: in.KeepGroups, path: in.Path}
+		keepGroups: in.KeepGroups, path: in.Path, keep: keep}
 	if in.Sibling {
 		flags |= unix.CLONE_NEWPID
 	} else if err := pr.begin(); err != nil {

@@ -72,7 +72,7 @@ var signatures = map[uint32]struct{ name, args string }{
 	unix.SYS_SETSID: {"setsid", ""}, unix.SYS_UMASK: {"umask", "o"}, unix.SYS_UNSHARE: {"unshare", "C"}, unix.SYS_SETNS: {"setns", "dC"},
 	unix.SYS_SETHOSTNAME: {"sethostname", "sn"}, unix.SYS_SETDOMAINNAME: {"setdomainname", "sn"},
 	unix.SYS_STATX: {"statx", "dsAxb"}, unix.SYS_NEWFSTATAT: {"newfstatat", "dsbA"}, unix.SYS_FSTATFS: {"fstatfs", "db"},
-	unix.SYS_SOCKET: {"socket", "nxn"}, unix.SYS_IOCTL: {"ioctl", "dig"}, unix.SYS_DUP3: {"dup3", "dnn"}, unix.SYS_SENDMSG: {"sendmsg", "dMx"}, unix.SYS_CLOSE: {"close", "d"},
+	unix.SYS_SOCKET: {"socket", "nxn"}, unix.SYS_IOCTL: {"ioctl", "dig"}, unix.SYS_DUP3: {"dup3", "dnn"}, unix.SYS_FCNTL: {"fcntl", "dnn"}, unix.SYS_SENDMSG: {"sendmsg", "dMx"}, unix.SYS_CLOSE: {"close", "d"},
 	unix.SYS_MOUNT_SETATTR: {"mount_setattr", "dsAan"}, unix.SYS_MOVE_MOUNT: {"move_mount", "dsdsB"}, unix.SYS_OPEN_TREE: {"open_tree", "dsA"},
 	unix.SYS_FSOPEN: {"fsopen", "sx"}, unix.SYS_FSCONFIG: {"fsconfig", "dfssn"}, unix.SYS_FSMOUNT: {"fsmount", "dxm"}, unix.SYS_FSPICK: {"fspick", "dsx"},
 	unix.SYS_OPENAT2: {"openat2", "dshn"}, unix.SYS_MKDIRAT: {"mkdirat", "dso"}, unix.SYS_MKNODAT: {"mknodat", "dsoD"},

@@ -29,6 +29,7 @@ type process struct {
 	keepGroups bool // setgroups is not allowed in the user namespace
 
 	path string // of the file to execute, or "" for the first argument's
+	keep []int  // files of the table that become descriptors 3 and up
 }
 
 // compile adds everything from the limits to the execve, with a start wait
@@ -65,10 +66,15 @@ func (b process) compile(wait bool) error {
 	b.call("set the umask", unix.SYS_UMASK, val(umask&0o777))
 	b.call("let all signals through", unix.SYS_RT_SIGPROCMASK, val(unix.SIG_SETMASK), b.words(0), val(0), val(8))
 	b.labels()
-	b.call("close what is no longer needed", unix.SYS_CLOSE_RANGE, val(step.FirstFD), val(uint64(^uint32(0))), val(0))
+	if len(b.keep) > 0 && !wait {
+		return fmt.Errorf("preserved descriptors without a start wait: %w", ErrInvalid)
+	}
+	b.hold()
+	b.call("close what is no longer needed", unix.SYS_CLOSE_RANGE, val(step.FirstFD+len(b.keep)), val(uint64(^uint32(0))), val(0))
 	if wait {
 		b.wait()
 	}
+	b.pass()
 	b.filter()
 	return b.execute()
 }

@@ -162,7 +162,7 @@ func (c checker) holds(i int, s *step.Step) bool {
 	case unix.SYS_SETNS:
 		return s.Args[1].Kind == step.Const && s.Args[1].Val&unix.CLONE_NEWNS != 0
 	case unix.SYS_CLOSE_RANGE:
-		return closesAll(s)
+		return c.closesAll(s)
 	case unix.SYS_GETCWD:
 		return c.expects(i, step.Arg{Kind: step.Mem8, Val: s.Args[0].Val}, '/')
 	case unix.SYS_READ:
@@ -180,8 +180,10 @@ func (c checker) expects(i int, got step.Arg, want uint64) bool {
 	return s.Nr == step.OpExpect && s.Args[0] == got && s.Args[1] == val(want) && len(s.OnErr) == 0
 }
 
-func closesAll(s *step.Step) bool {
-	return s.Args[0].Kind == step.Const && s.Args[0].Val <= step.FirstFD && s.Args[1] == val(uint64(math.MaxUint32)) && s.Args[2] == val(0)
+// closesAll demands that nothing stays but the fixed descriptors and those that the
+// process is to have.
+func (c checker) closesAll(s *step.Step) bool {
+	return s.Args[0].Kind == step.Const && s.Args[0].Val <= uint64(step.FirstFD+c.preserves()) && s.Args[1] == val(uint64(math.MaxUint32)) && s.Args[2] == val(0)
 }
 
 // private demands that the new root is made private, or a slave, before something
