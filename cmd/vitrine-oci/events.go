@@ -85,10 +85,7 @@ func statsOf(s *bundle.Stats) stats {
 			Usage: memoryUsage{Limit: limitOf(s.MemoryLimit), Usage: s.MemoryUsage.Value, Failcnt: s.OOMKills},
 			Swap:  memoryUsage{Limit: limitOf(s.SwapLimit), Usage: s.SwapUsage.Value},
 		},
-		Pids: pidStats{Current: s.Pids},
-	}
-	if s.PidsMax != nil {
-		out.Pids.Limit = *s.PidsMax
+		Pids: pidStats{Current: s.Pids.Value, Limit: s.PidsMax.Value},
 	}
 	for _, d := range s.Disk {
 		out.Blkio.Bytes = append(out.Blkio.Bytes, blkioEntry{d.Major, d.Minor, "Read", d.ReadBytes}, blkioEntry{d.Major, d.Minor, "Write", d.WriteBytes})

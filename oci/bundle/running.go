@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"reflect"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/vitrine-runtime/vitrine/internal/specjson"
 	"github.com/vitrine-runtime/vitrine/oci/cgroup"
 )
 
@@ -57,7 +57,7 @@ func (c *Container) Update(ctx context.Context, res *specs.LinuxResources) error
 	if err != nil {
 		return err
 	}
-	if was := spec.Linux.Resources; was != nil && reflect.DeepEqual(was.Devices, res.Devices) {
+	if was := spec.Linux.Resources; was != nil && sameDevices(was.Devices, res.Devices) {
 		r := *res // podman sends everything, also what stays as it is
 		r.Devices = nil
 		res = &r
@@ -65,36 +65,36 @@ func (c *Container) Update(ctx context.Context, res *specs.LinuxResources) error
 	return c.withGroup(func(s *cgroup.Scope) error { return s.Update(ctx, res) })
 }
 
+func sameDevices(a, b []specs.LinuxDeviceCgroup) bool {
+	x, err1 := specjson.Marshal(a)
+	y, err2 := specjson.Marshal(b)
+	return err1 == nil && err2 == nil && string(x) == string(y)
+}
+
 // Stats are what the kernel has counted for a container. What it does not count
 // here is nil, or not known.
 type Stats struct {
-	cgroup.Stats
-	OOMKills uint64
-	Pids     uint64
-	PidsMax  *uint64           // nil without a limit
-	CPU      map[string]uint64 // of cpu.stat, in microseconds and counts
-	Memory   map[string]uint64 // of memory.stat, in bytes and counts
-	Disk     []cgroup.DiskStats
+	MemoryUsage, MemoryLimit cgroup.Number // a limit is not Known where there is none
+	SwapUsage, SwapLimit     cgroup.Number
+	OOMKills                 uint64
+	Pids, PidsMax            cgroup.Number
+	CPU                      map[string]uint64 // of cpu.stat, in microseconds and counts
+	Memory                   map[string]uint64 // of memory.stat, in bytes and counts
+	Disk                     []cgroup.DiskStats
 }
 
 // Stats reads them once.
 func (c *Container) Stats() (*Stats, error) {
 	st := &Stats{}
 	err := c.withGroup(func(s *cgroup.Scope) error {
-		m, err := s.Meter()
-		if err != nil {
-			return err
-		}
-		defer func() { _ = m.Close() }() // it was read
-		if err := m.Read(&st.Stats); err != nil {
-			return err
-		}
-		var errs [5]error
+		var errs [7]error
+		st.MemoryUsage, st.MemoryLimit, errs[5] = s.Amounts("memory.current", "memory.max")
+		st.SwapUsage, st.SwapLimit, errs[6] = s.Amounts("memory.swap.current", "memory.swap.max")
 		st.OOMKills, errs[0] = s.OOMKills()
 		st.CPU, errs[1] = s.Counters("cpu.stat")
 		st.Memory, errs[2] = s.Counters("memory.stat")
 		st.Disk, errs[3] = s.Disks()
-		st.Pids, st.PidsMax, errs[4] = s.Tasks()
+		st.Pids, st.PidsMax, errs[4] = s.Amounts("pids.current", "pids.max")
 		for _, err := range errs {
 			if err != nil && !errors.Is(err, fs.ErrNotExist) { // a controller that this machine lacks
 				return err

@@ -160,6 +160,7 @@ type hookBuilder struct{ step.Program }
 
 func num(v uint64) step.Arg { return step.Arg{Kind: step.Const, Val: v} }
 
+//go:noinline
 func (p *hookBuilder) add(name string, nr uint32, args ...step.Arg) {
 	s := step.Step{Nr: nr, Result: step.NoResult, Name: name}
 	copy(s.Args[:], args)

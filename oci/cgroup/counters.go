@@ -3,7 +3,6 @@ package cgroup
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"strconv"
 	"strings"
 )
@@ -85,21 +84,21 @@ func (s *Scope) Disks() ([]DiskStats, error) {
 	return list, nil
 }
 
-// Tasks returns the number of processes and threads, and its limit; nil without one.
-// It is fs.ErrNotExist where the controller is missing.
-func (s *Scope) Tasks() (now uint64, limit *uint64, err error) {
-	text, err := s.text("pids.current")
-	if err != nil {
-		return 0, nil, err
+// Amounts returns what is used of something, and its limit, from the two files of one
+// number each. A limit of max is none, and not Known. It is fs.ErrNotExist where the
+// controller is missing.
+func (s *Scope) Amounts(current, limit string) (now, most Number, err error) {
+	for _, f := range []struct {
+		name string
+		to   *Number
+	}{{current, &now}, {limit, &most}} {
+		text, err := s.text(f.name)
+		if err != nil {
+			return Number{}, Number{}, err
+		}
+		if n, err := strconv.ParseUint(strings.TrimSpace(text), 10, 64); err == nil {
+			*f.to = Number{Value: n, Known: true}
+		}
 	}
-	if now, err = strconv.ParseUint(strings.TrimSpace(text), 10, 64); err != nil {
-		return 0, nil, fmt.Errorf("read pids.current of cgroup %s: %w", s.path, fs.ErrInvalid)
-	}
-	if text, err = s.text("pids.max"); err != nil {
-		return 0, nil, err
-	}
-	if n, err := strconv.ParseUint(strings.TrimSpace(text), 10, 64); err == nil {
-		limit = &n
-	}
-	return now, limit, nil
+	return now, most, nil
 }

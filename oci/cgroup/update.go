@@ -1,7 +1,6 @@
 package cgroup
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -151,7 +150,11 @@ func changes(dir int, limits []setting) (todo []change, missing []string, err er
 		}
 		todo = append(todo, c)
 	}
-	slices.SortStableFunc(todo, func(a, b change) int { return cmp.Compare(a.rank, b.rank) })
+	for i := range todo { // a dozen at most, and the order of equals stays
+		for j := i; j > 0 && todo[j].rank < todo[j-1].rank; j-- {
+			todo[j], todo[j-1] = todo[j-1], todo[j]
+		}
+	}
 	return todo, missing, nil
 }
 
