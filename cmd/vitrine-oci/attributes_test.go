@@ -22,8 +22,11 @@ func init() {
 	if os.Getenv(asCommand) == "" {
 		return
 	}
-	os.Unsetenv(asCommand)
-	if os.Getenv("VITRINE_VM") == "" { // a developer's machine may have both hierarchies
+	again, _ := sealed() // it has executed itself anew, and finds what the first one made
+	if again {
+		os.Unsetenv(asCommand)
+	}
+	if !again && os.Getenv("VITRINE_VM") == "" { // a developer's machine may have both hierarchies
 		if err := unix.Mount("none", "/sys/fs/cgroup", "cgroup2", 0, "nsdelegate"); err != nil {
 			panic(err)
 		}

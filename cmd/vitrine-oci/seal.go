@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"syscall"
@@ -22,33 +23,76 @@ import (
 // It returns where that is so already. Who may not mount cannot make containers either,
 // and hears of it there.
 func seal() error {
-	const self = "/proc/self/exe"
-	var st unix.Statfs_t
-	if err := unix.Statfs(self, &st); err != nil {
-		return &os.PathError{Op: "statfs", Path: self, Err: err}
+	done, err := sealed()
+	if err != nil {
+		return err
 	}
-	if st.Flags&unix.ST_RDONLY != 0 {
+	if done {
 		_ = os.WriteFile("/proc/self/comm", []byte("vitrine-oci"), 0) // for people: it is a number otherwise
 		return nil
 	}
 	if os.Geteuid() != 0 {
 		return nil
 	}
-	copied, err := sys.OpenTree(unix.AT_FDCWD, self, unix.OPEN_TREE_CLONE)
+	copied, err := readOnly()
+	if errors.Is(err, unix.EINVAL) { // started by a descriptor, or before its caller's mount namespace was made
+		copied, err = copySelf()
+	}
 	if err != nil {
 		return err
 	}
 	defer copied.Close()
-	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
-	if err := sys.MountSetattr(copied.Int(), "", unix.AT_EMPTY_PATH, attr); err != nil {
-		return err
-	}
 	// The Go runtime has raised this; what comes after us is to have what we had.
 	soft, hard := early.FileLimit()
 	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: soft, Max: hard}, nil); err != nil {
 		return os.NewSyscallError("prlimit", err)
 	}
 	return execFD(copied.Int(), os.Args, os.Environ())
+}
+
+// self is the binary that runs.
+const self = "/proc/self/exe"
+
+// sealed says whether the binary that runs can be written by nobody: by its mount, or because
+// it is a sealed memfd.
+func sealed() (bool, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(self, &st); err != nil {
+		return false, &os.PathError{Op: "statfs", Path: self, Err: err}
+	}
+	if st.Flags&unix.ST_RDONLY != 0 {
+		return true, nil
+	}
+	f, err := os.Open(self)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	seals, err := unix.FcntlInt(f.Fd(), unix.F_GET_SEALS, 0) // EINVAL: no memfd
+	return err == nil && seals&unix.F_SEAL_WRITE != 0, nil
+}
+
+// readOnly makes a read-only copy of the binary's mount, which must be one of our namespace.
+func readOnly() (*sys.FD, error) {
+	copied, err := sys.OpenTree(unix.AT_FDCWD, self, unix.OPEN_TREE_CLONE)
+	if err != nil {
+		return nil, err
+	}
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	if err := sys.MountSetattr(copied.Int(), "", unix.AT_EMPTY_PATH, attr); err != nil {
+		copied.Close()
+		return nil, err
+	}
+	return copied, nil
+}
+
+// copySelf copies the binary into a sealed memfd.
+func copySelf() (*sys.FD, error) {
+	b, err := os.ReadFile(self)
+	if err != nil {
+		return nil, err
+	}
+	return sys.SealedMemfd("vitrine-oci", b, true)
 }
 
 // execFD is execveat with an empty path; it returns only if it fails.

@@ -211,7 +211,7 @@ func (c *Child) closeChildEnds() {
 // pipe, or from death.
 func (c *Child) await() error {
 	rec, err := c.read()
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return c.executed()
 	}
 	if err != nil {

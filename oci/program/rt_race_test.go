@@ -37,7 +37,7 @@ func newBesieged(t *testing.T) *besieged {
 func (b *besieged) renew(t *testing.T) {
 	t.Helper()
 	top := filepath.Dir(filepath.Dir(filepath.Dir(b.busybox)))
-	dir, err := os.MkdirTemp(top, "siege")
+	dir, err := os.MkdirTemp(top, "siege") //nolint:usetesting // it is renewed hundreds of times in a test
 	if err != nil {
 		t.Fatal(err)
 	}
