@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -29,7 +31,9 @@ func prepareExplain(c *call) ([]option, func([]string) (int, error)) {
 		case file != "" && dir == "" && len(args) == 0:
 			p, err = load(file)
 		case dir != "" && file == "" && len(args) == 0:
-			p, err = compile(dir)
+			if p, err = bundle.Compile(dir); errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+				p, err = compile(dir)
+			}
 		case file == "" && dir == "" && len(args) == 1:
 			p, err = c.programOf(args)
 		default:
@@ -74,7 +78,8 @@ func load(file string) (*step.Program, error) {
 	return step.Decode(b)
 }
 
-// compile makes the program of an OCI bundle. Nothing is run or opened: every
+// compile makes the program of an OCI bundle whose root or sources are not here, or
+// not for us to open: what it would be on a machine that has them. Every
 // bind mount gets a number in the table, and is shown as a directory, unless its
 // source is there and is none. The socket for a terminal comes behind them.
 func compile(dir string) (*step.Program, error) {
@@ -86,6 +91,7 @@ func compile(dir string) (*step.Program, error) {
 	if err := specjson.Unmarshal(b, in.Spec); err != nil {
 		return nil, fmt.Errorf("read config.json: %w", err)
 	}
+	in.Spec.Hooks = nil // not the program's
 	for i, m := range in.Spec.Mounts {
 		if !isBind(&m) {
 			continue
