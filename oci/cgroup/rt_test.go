@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strings"
+	"os"
 	"testing"
 )
 
@@ -35,6 +36,9 @@ func TestRT08UsualDevices(t *testing.T) {
 // end of an attribute of fewer than 64 bytes, into the memory of whoever asks.
 // Nobody here asks. Who wants to passes the attribute whole, and says so here.
 func TestRT23NoShortQuery(t *testing.T) {
+	if os.Getenv("VITRINE_VM") != "" {
+		t.Skip("needs the source tree: looks for a call in it")
+	}
 	if found := queries(t, "../.."); len(found) > 0 {
 		t.Errorf("BPF_PROG_QUERY at %v", found)
 	}
