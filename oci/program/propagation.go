@@ -46,9 +46,11 @@ func (c *compiler) propagateRoot() error {
 
 // visible attaches a procfs and a sysfs where the root will cover them. The
 // kernel lets a user namespace mount these two only where its mount namespace shows them
-// already, uncovered; both go with the old root.
+// already, uncovered; both go with the old root. They may be copies of the host's, which are
+// shared: what is attached on top of them, the root itself, would be seen on the host's.
 func (c *compiler) visible() {
 	for _, f := range c.in.Visible {
+		c.setattr("keep what comes on top to ourselves", file(f), c.str(""), unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, unix.MountAttr{Propagation: unix.MS_PRIVATE})
 		c.call("show the kernel's files for a moment", unix.SYS_MOVE_MOUNT, file(f), c.str(""), val(atFDCWD), c.str(ScratchRoot), val(unix.MOVE_MOUNT_F_EMPTY_PATH))
 	}
 }

@@ -187,16 +187,24 @@ func (c checker) closesAll(s *step.Step) bool {
 }
 
 // private demands that the new root is made private, or a slave, before something
-// is mounted, and that it is the program's own namespace where that happens.
+// is mounted, that it is the program's own namespace where that happens, and that of
+// each mount which is handed over it is said whom it shares with before it is attached:
+// a copy of a shared mount shows the host all that is mounted on it.
 func (c checker) private() error {
-	ours := false
+	ours, said := false, map[uint64]bool{}
 	for i := range c.p.Steps {
 		switch s := &c.p.Steps[i]; s.Nr {
 		case unix.SYS_MOUNT_SETATTR:
+			if s.Args[0].Kind == step.Const && s.Args[2] == val(unix.AT_EMPTY_PATH|unix.AT_RECURSIVE) && c.word(s.Args[3], 16) != 0 {
+				said[s.Args[0].Val] = true
+			}
 			ours = ours || s.Args[0] == rootFD && s.Args[2] == val(unix.AT_EMPTY_PATH|unix.AT_RECURSIVE) && (c.word(s.Args[3], 16) == unix.MS_PRIVATE || c.word(s.Args[3], 16) == unix.MS_SLAVE)
 		case unix.SYS_MOVE_MOUNT:
 			if !ours || c.flags&unix.CLONE_NEWNS == 0 {
 				return c.broken(i, "mount that may be seen outside")
+			}
+			if s.Args[0].Kind == step.Const && !said[s.Args[0].Val] {
+				return c.broken(i, "mount that may be shared with the host")
 			}
 		}
 	}

@@ -415,3 +415,29 @@ func TestCheckFindsBrokenHops(t *testing.T) {
 		}
 	}
 }
+
+// TestVisibleIsNotShared: the copies of the host's /proc and /sys that a user namespace is shown for a moment are shared
+// with the host's on a machine whose root is (under systemd it is). What is attached on top of them would cover the host's.
+func TestVisibleIsNotShared(t *testing.T) {
+	st := userStage(t, mappedRoot(t), userSpec("true"))
+	good, err := program.Compile(st.in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for i := range good.Steps {
+		if good.Steps[i].Name != "keep what comes on top to ourselves" {
+			continue
+		}
+		found++
+		was := good.Steps[i]
+		good.Steps[i] = step.Step{Nr: unix.SYS_UMASK, Result: step.NoResult}
+		if err := program.Check(good); !errors.Is(err, program.ErrRule) {
+			t.Errorf("without it: %v", err)
+		}
+		good.Steps[i] = was
+	}
+	if found != 2 {
+		t.Errorf("%d steps keep mounts to ourselves", found)
+	}
+}
