@@ -306,7 +306,7 @@ func TestFailuresLeaveNothing(t *testing.T) {
 		{"unknown", bad(func(s map[string]any) {
 			s["linux"].(map[string]any)["seccomp"] = map[string]any{"defaultAction": "NONE"}
 		}), n.tag},
-		{"mount nofs", bad(func(s map[string]any) {
+		{"mounts[7].source", bad(func(s map[string]any) {
 			s["mounts"] = append(s["mounts"].([]any), map[string]any{"destination": "/x", "type": "bind", "source": "/nofs", "options": []string{"bind"}})
 		}), n.tag},
 		{"pids.max", bad(func(s map[string]any) {
@@ -316,12 +316,16 @@ func TestFailuresLeaveNothing(t *testing.T) {
 			s["hooks"] = map[string]any{"poststop": []any{map[string]any{"path": "/x", "timeout": 0}}}
 		}), n.tag},
 	} {
-		if r := n.oci("create", "--bundle", c.bundle, c.id); r.code != 1 || r.errs == "" {
+		r := n.oci("create", "--bundle", c.bundle, c.id)
+		if r.code == 0 && c.want == "pids.max" { // this machine has the controller
+			n.must("delete", "--force", c.id)
+			continue
+		}
+		if r.code != 1 || r.errs == "" {
 			t.Errorf("%s: code %d, %q", c.want, r.code, r.errs)
-		} else if !strings.Contains(r.errs, c.want) && c.want != "mount nofs" && c.want != "pids.max" {
+		} else if !strings.Contains(r.errs, c.want) {
 			t.Errorf("%q, want %q in it", r.errs, c.want)
 		}
-		n.oci("delete", "--force", n.tag) // of pids.max, where that can be enforced
 	}
 	// A start that fails leaves a container that is stopped.
 	b := bad(func(s map[string]any) { s["process"].(map[string]any)["args"] = []string{"/nothing"} })
