@@ -244,6 +244,105 @@ func TestUserNamespaceIDs(t *testing.T) {
 	}
 }
 
+// TestExecInUserNamespace joins a container in a user namespace: born in its pid
+// namespace, and by a sibling that is.
+func TestExecInUserNamespace(t *testing.T) {
+	root := mappedRoot(t)
+	for _, sibling := range []bool{false, true} {
+		for _, user := range []specs.User{{AdditionalGids: []uint32{7}}, {UID: 1000, GID: 1000}, {UID: 70000}} {
+			st := userStage(t, root, userSpec("sleep", "60"))
+			var out string
+			var err error
+			st.after = func(c *executor.Child) {
+				p := testSpec("sh", "-c", "id -u; id -G; "+showNamespaces+"; ls -d /proc/[0-9]*; cat /proc/self/uid_map; hostname; grep CapEff /proc/self/status; readlink /proc/1/ns/user").Process
+				p.User = user
+				out, err = execWith(t, c, program.ExecInput{Process: p, CgroupNS: true, Sibling: sibling,
+					Join: unix.CLONE_NEWUSER | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNET})
+				unix.Kill(c.Pid(), unix.SIGKILL)
+			}
+			if res := st.run(t); res.err != nil {
+				t.Fatal(res.err)
+			}
+			if user.UID == 70000 {
+				if !errors.Is(err, unix.EINVAL) || !strings.HasPrefix(err.Error(), "set the uid") {
+					t.Errorf("id that is not mapped: %v", err)
+				}
+				continue
+			}
+			want := []string{"0\n0 7\n", "CapEff:\t00000000000000e1"}
+			if user.UID > 0 {
+				want = []string{"1000\n1000\n", "CapEff:\t0000000000000000"}
+			}
+			for _, w := range append(want, fmt.Sprint(firstID), "glass\n", "pid 2\n", "/proc/1\n/proc/2\n") {
+				if !strings.Contains(out, w) {
+					t.Errorf("sibling %v, user %d: output lacks %q", sibling, user.UID, w)
+				}
+			}
+			if t.Failed() {
+				t.Fatal(err, out)
+			}
+		}
+	}
+}
+
+// TestExecIsHidden: who is root in the user namespace and may trace others cannot
+// look into an exec that has not executed anything yet (CVE-2016-9962).
+func TestExecIsHidden(t *testing.T) {
+	root := mappedRoot(t)
+	s := userSpec("sh", "-c", `while :; do for p in /proc/[0-9]*; do [ $p = /proc/1 ] || ls -l $p/fd $p/cwd/ $p/root/ 2>&1; done; done`)
+	caps := append(s.Process.Capabilities.Bounding, "CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE")
+	s.Process.Capabilities.Bounding, s.Process.Capabilities.Effective, s.Process.Capabilities.Permitted = caps, caps, caps
+	for _, sibling := range []bool{false, true} {
+		st := userStage(t, root, s)
+		var err error
+		var owner string
+		st.after = func(c *executor.Child) {
+			prog, e := program.CompileExec(program.ExecInput{Process: testSpec("true").Process, CgroupNS: true, Sibling: sibling, Join: unix.CLONE_NEWUSER})
+			if e != nil {
+				t.Error(e)
+				return
+			}
+			enc, _ := prog.Encode()
+			pidfd, _ := unix.PidfdOpen(c.Pid(), 0)
+			err = elsewhere(func() error {
+				a := executor.Attr{Program: enc, CgroupFD: -1, PIDNS: pidfd, ProcFD: -1, Files: []int{pidfd}}
+				if sibling {
+					a.PIDNS = -1
+				}
+				x, err := executor.Start(a)
+				if err != nil {
+					return err
+				}
+				defer func() { x.Close(); unix.Wait4(x.Pid(), nil, 0, nil) }()
+				if err := x.Ready(); err != nil {
+					return err
+				}
+				time.Sleep(100 * time.Millisecond)
+				// What the container sees as owner of a process's files is whom it could be.
+				var st unix.Stat_t
+				err = unix.Stat(fmt.Sprintf("/proc/%d/fd", x.Pid()), &st)
+				owner = fmt.Sprint(st.Uid, " ", st.Gid)
+				return err
+			})
+			unix.Close(pidfd)
+			unix.Kill(c.Pid(), unix.SIGKILL)
+		}
+		res := st.run(t)
+		if res.err != nil || err != nil {
+			t.Fatal(res.err, err)
+		}
+		if owner != "0 0" {
+			t.Errorf("sibling %v: files of a blocked exec belong to %s: it can be traced", sibling, owner)
+		}
+		for _, line := range strings.Split(res.out, "\n") {
+			if strings.Contains(line, "->") || strings.HasPrefix(line, "d") {
+				t.Errorf("sibling %v: the container has seen %q", sibling, line)
+				break
+			}
+		}
+	}
+}
+
 // TestJoinUserNamespace: everything new belongs to the namespace that was joined.
 func TestJoinUserNamespace(t *testing.T) {
 	root := mappedRoot(t)
