@@ -73,14 +73,13 @@ func unprivileged(t *testing.T) {
 	}
 	more := append(own, IDMap{Inside: 1, Outside: 100000, Count: 65536})
 	m := &IDMaps{UIDs: more, GIDs: more, Helpers: true}
-	t.Setenv("PATH", os.Getenv("PATH"))
 	pid = stranger(t)
-	os.Setenv("PATH", "relative:/nonexistent")
+	t.Setenv("PATH", "relative:/nonexistent")
 	if err := m.Write(-1, pid); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("without helpers: %v", err)
 	}
 	dir := t.TempDir()
-	os.Setenv("PATH", dir)
+	t.Setenv("PATH", dir)
 	said := filepath.Join(dir, "said")
 	for _, name := range []string{"newuidmap", "newgidmap"} {
 		os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\necho ${0##*/} $* >>"+said+"\n"), 0o755)
