@@ -1,9 +1,12 @@
 // Package source opens what a container's program needs of the host's file
-// tree: the root filesystem of a bundle and the sources of its mounts.
+// tree: the root filesystem of a bundle, the sources of its mounts, and what of a
+// user namespace only the host can give.
 //
 //	Spec, bundle ── Open ──┬─ file 0    detached mount of the root filesystem
-//	                       ├─ file 1 …  detached mount for each bind
-//	                       └─ Apply     which file belongs to which mount (program.Input)
+//	                       ├─ file 1 …  a detached mount for each bind, for each filesystem
+//	                       │            that a program cannot make itself (overlay, ext4, …, tmpcopyup,
+//	                       │            idmap), and for each device in a user namespace
+//	                       └─ Apply     which file is what (program.Input)
 //
 // Everything is a descriptor of a mount that is attached nowhere: it dies with
 // its last holder, so there is nothing to be cleaned up, and a program names no
@@ -11,13 +14,22 @@
 // read-only) a detached copy forbids too.
 //
 // The paths opened here are those of the spec, whose author is trusted with the
-// host; symbolic links on the way are followed as they are anywhere else.
+// host; symbolic links on the way are followed as they are anywhere else. The
+// content of the root filesystem is not trusted: what is read of it (tmpcopyup,
+// links that lead nowhere) is found by openat2 below its descriptor.
+//
+// Which namespaces stay locked: in a user namespace the kernel lets nobody loosen
+// mounts that came with a copy of the host's namespace. These here come as
+// descriptors and are the container's own, as the mounts that it makes itself:
+// a container that has CAP_SYS_ADMIN in its user namespace may loosen a read-only
+// bind, and unmount a mask. Who does not want that does not give it CAP_SYS_ADMIN.
 package source
 
 import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -26,13 +38,28 @@ import (
 	"github.com/vitrine-runtime/vitrine/oci/program"
 )
 
-// Options are what is known about a container beside its spec.
-type Options struct{}
+// Options are what is known about a container beside its spec. The descriptors
+// stay the caller's.
+type Options struct {
+	// Cgroup is the directory of the container's cgroup. It is what a container
+	// without a cgroup namespace of its own is shown where it asks for a cgroup
+	// filesystem. Without it, it gets the machine's, or an error in a user namespace.
+	Cgroup *sys.FD
+	// UserNS is the user namespace that the container joins. Mounts with idmap and
+	// no mapping of their own have its mapping. Nil if the spec has the mappings.
+	UserNS *sys.FD
+}
 
 // Set is the opened sources of one container. It belongs to one goroutine.
 type Set struct {
-	files []*sys.FD // files[0] is the root filesystem
-	binds map[int]program.Bind
+	files []*sys.FD // files[0] is the root filesystem; all nil in a Guess
+	input program.Input
+
+	spec    *specs.Spec
+	bundle  string
+	options Options
+	guess   bool
+	covered []string // destinations of the mounts so far
 }
 
 // Open opens the root filesystem and the sources of all mounts that need one.
@@ -40,12 +67,20 @@ type Set struct {
 // namespace that the paths are meant in, with CAP_SYS_ADMIN there. An error
 // names the field of the spec, and nothing stays open then. The caller closes
 // the Set.
-func Open(spec *specs.Spec, bundle string, _ Options) (*Set, error) {
-	s := &Set{binds: map[int]program.Bind{}}
-	if err := s.open(spec, bundle); err != nil {
+func Open(spec *specs.Spec, bundle string, o Options) (*Set, error) {
+	s := &Set{spec: spec, bundle: bundle, options: o}
+	if err := s.open(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+// Guess returns a Set without descriptors, for a program that is to be looked at
+// and not to be run. It opens nothing and needs no privileges; a source that it cannot
+// look at counts as a directory.
+func Guess(spec *specs.Spec, bundle string, o Options) (*Set, error) {
+	s := &Set{spec: spec, bundle: bundle, options: o, guess: true}
+	return s, s.open()
 }
 
 // Files returns the descriptors for the beginning of the program's file table,
@@ -53,7 +88,9 @@ func Open(spec *specs.Spec, bundle string, _ Options) (*Set, error) {
 func (s *Set) Files() []*sys.FD { return s.files }
 
 // Apply writes into in what the program has to know of the files.
-func (s *Set) Apply(in *program.Input) { in.Binds = s.binds }
+func (s *Set) Apply(in *program.Input) {
+	in.Binds, in.Targets, in.Devices, in.Visible = s.input.Binds, s.input.Targets, s.input.Devices, s.input.Visible
+}
 
 // Close closes all files. Mounts that a running program has attached live on.
 func (s *Set) Close() error {
@@ -65,69 +102,136 @@ func (s *Set) Close() error {
 	return errors.Join(errs...)
 }
 
-func (s *Set) open(spec *specs.Spec, bundle string) error {
-	if spec == nil || spec.Root == nil || spec.Root.Path == "" {
+func (s *Set) open() error {
+	if s.spec == nil || s.spec.Root == nil || s.spec.Root.Path == "" {
 		return fmt.Errorf("root.path is missing: %w", program.ErrInvalid)
 	}
-	root, err := clone(below(bundle, spec.Root.Path), true)
+	s.input = program.Input{Binds: map[int]program.Bind{}, Targets: map[int]string{}, Devices: map[string]int{}}
+	root, err := s.add("root.path", func() (*sys.FD, error) { return clone(unix.AT_FDCWD, below(s.bundle, s.spec.Root.Path), true) })
 	if err != nil {
-		return fmt.Errorf("root.path: %w", err)
+		return err
 	}
-	if _, err := s.add(root, true); err != nil {
-		return fmt.Errorf("root.path: %w", err)
+	if !s.guess && !isDir(s.files[root]) {
+		return fmt.Errorf("root.path: %s: %w", s.spec.Root.Path, unix.ENOTDIR)
 	}
-	for i := range spec.Mounts {
-		if err := s.mount(i, &spec.Mounts[i], bundle); err != nil {
+	for i := range s.spec.Mounts {
+		if err := s.mount(i, &s.spec.Mounts[i]); err != nil {
 			return err
+		}
+	}
+	if !s.has(specs.UserNamespace) {
+		return nil
+	}
+	if err := s.visible(); err != nil {
+		return err
+	}
+	return s.devices()
+}
+
+// has says whether the spec names a namespace of this type: one of the
+// container's own, or one that it joins.
+func (s *Set) has(t specs.LinuxNamespaceType) bool {
+	return s.spec.Linux != nil && slices.ContainsFunc(s.spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == t })
+}
+
+// mount opens the source of one mount, if it needs one.
+func (s *Set) mount(i int, m *specs.Mount) error {
+	field := fmt.Sprintf("mounts[%d]", i)
+	o, err := program.ParseMount(field, m)
+	if err != nil || o.Remount {
+		return err
+	}
+	dest, err := program.MountPoint(field+".destination", m.Destination)
+	if err != nil {
+		return err
+	}
+	defer func() { s.covered = append(s.covered, dest) }()
+	make := s.maker(field, dest, m, o)
+	if make == nil {
+		s.settle(i, dest, true)
+		return nil
+	}
+	n, err := s.add(field+".source", make)
+	if err != nil {
+		return err
+	}
+	b := program.Bind{File: n, Dir: true, IDMapped: o.IDMap, Filled: o.CopyUp}
+	switch {
+	case !s.guess:
+		b.Dir, b.Proc = isDir(s.files[n]), o.Bind && isProc(s.files[n])
+	case o.Bind:
+		var st unix.Stat_t
+		b.Dir = unix.Stat(below(s.bundle, m.Source), &st) != nil || st.Mode&unix.S_IFMT == unix.S_IFDIR
+		b.Proc = b.Dir && st.Ino == procRootInode
+	}
+	s.input.Binds[i] = b
+	s.settle(i, dest, b.Dir)
+	if o.IDMap {
+		return s.idmap(field, n, m, o)
+	}
+	return nil
+}
+
+// maker returns what makes the detached mount for a mount of the spec, or nil if
+// the program does it.
+func (s *Set) maker(field, dest string, m *specs.Mount, o program.MountOptions) func() (*sys.FD, error) {
+	cgroup := m.Type == "cgroup" || m.Type == "cgroup2"
+	switch {
+	case o.Bind:
+		return func() (*sys.FD, error) {
+			if m.Source == "" {
+				return nil, fmt.Errorf("missing: %w", program.ErrInvalid)
+			}
+			return clone(unix.AT_FDCWD, below(s.bundle, m.Source), o.Recursive)
+		}
+	case cgroup && s.options.Cgroup != nil && !s.has(specs.CgroupNamespace):
+		return func() (*sys.FD, error) {
+			if len(o.Data) > 0 {
+				return nil, fmt.Errorf("option %q of a cgroup that is bound: %w", o.Data[0], program.ErrUnsupported)
+			}
+			return clone(s.options.Cgroup.Int(), "", false)
+		}
+	case o.CopyUp:
+		return func() (*sys.FD, error) { return s.copyUp(dest, m, o) }
+	case o.IDMap || !program.InProgram(m.Type):
+		return func() (*sys.FD, error) {
+			if m.Type == "" {
+				return nil, fmt.Errorf("%s.type is missing: %w", field, program.ErrInvalid)
+			}
+			return newFilesystem(m.Type, m.Source, o)
 		}
 	}
 	return nil
 }
 
-// mount opens the source of one mount, if it has one.
-func (s *Set) mount(i int, m *specs.Mount, bundle string) error {
-	bind, recursive := bound(m)
-	if !bind {
-		return nil
+// add takes the mount that open returns into the table.
+func (s *Set) add(field string, open func() (*sys.FD, error)) (int, error) {
+	n := len(s.files)
+	if s.guess {
+		s.files = append(s.files, nil)
+		return n, nil
 	}
-	field := fmt.Sprintf("mounts[%d].source", i)
-	if m.Source == "" {
-		return fmt.Errorf("%s is missing: %w", field, program.ErrInvalid)
-	}
-	fd, err := clone(below(bundle, m.Source), recursive)
+	fd, err := open()
 	if err != nil {
-		return fmt.Errorf("%s: %w", field, err)
+		return 0, fmt.Errorf("%s: %w", field, err)
 	}
-	b, err := s.add(fd, false)
-	if err != nil {
-		return fmt.Errorf("%s: %w", field, err)
-	}
-	s.binds[i] = b
-	return nil
-}
-
-// add takes a mount into the table.
-func (s *Set) add(fd *sys.FD, wantDir bool) (program.Bind, error) {
 	s.files = append(s.files, fd)
-	var st unix.Stat_t
-	if err := unix.Fstat(fd.Int(), &st); err != nil {
-		return program.Bind{}, fmt.Errorf("stat: %w", err)
-	}
-	dir := st.Mode&unix.S_IFMT == unix.S_IFDIR
-	if wantDir && !dir {
-		return program.Bind{}, unix.ENOTDIR
-	}
-	return program.Bind{File: len(s.files) - 1, Dir: dir}, nil
+	return n, nil
 }
 
-// bound says whether a mount is a bind, and whether with all that is below.
-func bound(m *specs.Mount) (bind, recursive bool) {
-	bind = m.Type == "bind"
-	for _, o := range m.Options {
-		bind = bind || o == "bind" || o == "rbind"
-		recursive = recursive || o == "rbind"
-	}
-	return bind, recursive
+func isDir(fd *sys.FD) bool {
+	var st unix.Stat_t
+	return unix.Fstat(fd.Int(), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
+}
+
+// procRootInode is the number that the root of each procfs has.
+const procRootInode = 1
+
+// isProc says whether fd is the top of a procfs.
+func isProc(fd *sys.FD) bool {
+	var st unix.Stat_t
+	var fs unix.Statfs_t
+	return unix.Fstat(fd.Int(), &st) == nil && st.Ino == procRootInode && unix.Fstatfs(fd.Int(), &fs) == nil && fs.Type == unix.PROC_SUPER_MAGIC
 }
 
 // below returns path, which is below dir where it is relative.
@@ -138,11 +242,15 @@ func below(dir, path string) string {
 	return filepath.Join(dir, path)
 }
 
-// clone returns a detached copy of the mount at path, or of the whole tree.
-func clone(path string, recursive bool) (*sys.FD, error) {
+// clone returns a detached copy of the mount at path, or of the whole tree there.
+// An empty path is dir itself.
+func clone(dir int, path string, recursive bool) (*sys.FD, error) {
 	flags := uint(unix.OPEN_TREE_CLONE)
 	if recursive {
 		flags |= unix.AT_RECURSIVE
 	}
-	return sys.OpenTree(unix.AT_FDCWD, path, flags)
+	if path == "" {
+		flags |= unix.AT_EMPTY_PATH
+	}
+	return sys.OpenTree(dir, path, flags)
 }
