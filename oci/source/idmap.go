@@ -1,16 +1,18 @@
 package source
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"runtime"
-	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/vitrine-runtime/vitrine/internal/step"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/oci/executor"
 	"github.com/vitrine-runtime/vitrine/oci/program"
 )
 
@@ -58,40 +60,63 @@ func IDMap(fd, userns *sys.FD, recursive bool) error {
 
 // mappingNS returns a user namespace that exists for its mapping alone.
 //
-// A namespace is born with a process, and a multi-threaded one cannot enter a new
-// one; so a child is born in it, and stopped at its execve as one that is traced: it
-// runs nothing. It dies here, and the descriptor keeps the namespace.
-func mappingNS(uids, gids []specs.LinuxIDMapping) (fd *sys.FD, err error) {
+// A namespace is born with a process, and a multi-threaded one cannot make one for
+// itself; so a child is born in it, which waits for a start that never comes. The
+// descriptor keeps the namespace when the child has gone.
+func mappingNS(uids, gids []specs.LinuxIDMapping) (*sys.FD, error) {
 	if len(uids) == 0 || len(gids) == 0 {
 		return nil, fmt.Errorf("no mapping: %w", program.ErrInvalid)
 	}
-	done := make(chan error, 1)
-	go func() { // who traces is a thread, not a process
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		pid, err := syscall.ForkExec("/proc/self/exe", []string{"vitrine-mapping"}, &syscall.ProcAttr{
-			Sys: &syscall.SysProcAttr{Ptrace: true, Cloneflags: unix.CLONE_NEWUSER, Pdeathsig: syscall.SIGKILL},
-		})
-		if err != nil {
-			done <- os.NewSyscallError("clone", err)
-			return
+	null, err := sys.OpenAt2(unix.AT_FDCWD, os.DevNull, unix.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	code, err := waiting().Encode()
+	if err != nil {
+		return nil, err
+	}
+	c, err := executor.Start(executor.Attr{Program: code, CgroupFD: -1, PIDNS: -1, ProcFD: -1, Stdio: [3]int{null.Int(), null.Int(), null.Int()}})
+	if err != nil {
+		return nil, fmt.Errorf("make a user namespace: %w", err)
+	}
+	fd, err := mapped(c, uids, gids)
+	kill := sys.PidfdSignal(c.PidFD(), unix.SIGKILL)
+	for {
+		_, err := unix.Wait4(c.Pid(), nil, 0, nil) // ours, and nobody else's to reap
+		if !errors.Is(err, unix.EINTR) {
+			break
 		}
-		fd, err = mapped(pid, uids, gids)
-		done <- errors.Join(err, reap(pid))
-	}()
-	if err := <-done; err != nil {
-		return nil, errors.Join(fmt.Errorf("make a user namespace: %w", err), fd.Close())
+	}
+	if err = errors.Join(err, kill, c.Close()); err != nil {
+		return nil, errors.Join(err, fd.Close())
 	}
 	return fd, nil
 }
 
-func mapped(pid int, uids, gids []specs.LinuxIDMapping) (*sys.FD, error) {
+func mapped(c *executor.Child, uids, gids []specs.LinuxIDMapping) (*sys.FD, error) {
+	if err := c.Ready(); err != nil {
+		return nil, fmt.Errorf("make a user namespace: %w", err)
+	}
 	m := sys.IDMaps{UIDs: lines(uids), GIDs: lines(gids)}
-	if err := m.Write(-1, pid); err != nil {
+	if err := m.Write(-1, c.Pid()); err != nil {
 		return nil, err
 	}
-	// The child is ours and not reaped: the number is its own.
-	return sys.OpenAt2(unix.AT_FDCWD, fmt.Sprintf("/proc/%d/ns/user", pid), unix.O_RDONLY, 0)
+	return sys.OpenAt2(unix.AT_FDCWD, fmt.Sprintf("/proc/%d/ns/user", c.Pid()), unix.O_RDONLY, 0)
+}
+
+// waiting is a program that is born in a user namespace, reports that and waits.
+func waiting() *step.Program {
+	data := make([]byte, 16)
+	const wait = 1
+	binary.NativeEndian.PutUint32(data, wait)
+	num := func(v uint64) step.Arg { return step.Arg{Kind: step.Const, Val: v} }
+	at := func(v uint64) step.Arg { return step.Arg{Kind: step.Addr, Val: v} }
+	return &step.Program{Clone: unix.CLONE_NEWUSER, Wait: wait, Data: data, Steps: []step.Step{
+		{Nr: unix.SYS_WRITE, Result: step.NoResult, Args: [step.MaxArgs]step.Arg{num(step.ReportFD), at(0), num(step.RecordSize)}, Name: "report that the namespace is there"},
+		{Nr: unix.SYS_READ, Result: 0, Args: [step.MaxArgs]step.Arg{num(step.StartFD), at(8), num(1)}, Name: "wait for the end"},
+		{Nr: unix.SYS_EXIT, Result: step.NoResult, Name: "end"},
+	}}
 }
 
 func lines(maps []specs.LinuxIDMapping) (out []sys.IDMap) {
@@ -99,18 +124,4 @@ func lines(maps []specs.LinuxIDMapping) (out []sys.IDMap) {
 		out = append(out, sys.IDMap{Inside: m.ContainerID, Outside: m.HostID, Count: m.Size})
 	}
 	return out
-}
-
-func reap(pid int) error {
-	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
-		return os.NewSyscallError("kill", err)
-	}
-	for {
-		var status unix.WaitStatus
-		_, err := unix.Wait4(pid, &status, unix.WALL, nil)
-		if errors.Is(err, unix.EINTR) || err == nil && status.Stopped() {
-			continue
-		}
-		return os.NewSyscallError("wait4", err)
-	}
 }

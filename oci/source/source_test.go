@@ -80,7 +80,7 @@ func TestErrorsNameTheField(t *testing.T) {
 		{&specs.Spec{Root: &specs.Root{Path: "nothing"}}, "root.path: ", unix.ENOENT},
 		{&specs.Spec{Root: &specs.Root{Path: "plain"}}, "root.path: ", unix.ENOTDIR},
 		{spec(specs.Mount{Destination: "/a", Source: "nothing", Options: bind}), "mounts[0].source: ", unix.ENOENT},
-		{spec(specs.Mount{Destination: "/p", Type: "proc"}, specs.Mount{Destination: "/a", Options: bind}), "mounts[1].source is missing", program.ErrInvalid},
+		{spec(specs.Mount{Destination: "/p", Type: "proc"}, specs.Mount{Destination: "/a", Options: bind}), "mounts[1].source: missing", program.ErrInvalid},
 	} {
 		_, err := source.Open(tt.spec, dir, source.Options{})
 		if err == nil || !strings.HasPrefix(err.Error(), tt.want) || !errors.Is(err, tt.cause) {
