@@ -29,13 +29,13 @@ const (
 // copied: it is not there yet.
 func (s *Set) copyUp(dest string, m *specs.Mount, o program.MountOptions) (*sys.FD, error) {
 	if m.Type != "tmpfs" {
-		return nil, fmt.Errorf("tmpcopyup with a filesystem of type %q: %w", m.Type, program.ErrInvalid)
+		return nil, named("tmpcopyup with a filesystem of type "+m.Type, program.ErrInvalid)
 	}
 	if o.IDMap {
-		return nil, fmt.Errorf("tmpcopyup with a mapping of ids: %w", program.ErrUnsupported)
+		return nil, named("tmpcopyup with a mapping of ids", program.ErrUnsupported)
 	}
 	if place, _ := follow(s.files[0], dest); s.hidden(dest) || s.hidden(place) {
-		return nil, fmt.Errorf("tmpcopyup below another mount of the spec: %w", program.ErrUnsupported)
+		return nil, named("tmpcopyup below another mount of the spec", program.ErrUnsupported)
 	}
 	var err error
 	if o.Data, err = s.outsideOwner(o.Data); err != nil {
@@ -46,7 +46,7 @@ func (s *Set) copyUp(dest string, m *specs.Mount, o program.MountOptions) (*sys.
 		return nil, err
 	}
 	if err := s.fill(fd, dest, o); err != nil {
-		return nil, errors.Join(fmt.Errorf("copy /%s: %w", dest, err), fd.Close())
+		return nil, errors.Join(named("copy /"+dest, err), fd.Close())
 	}
 	return fd, nil
 }
@@ -60,7 +60,7 @@ func (s *Set) outsideOwner(data []string) ([]string, error) {
 		key  string
 		maps []specs.LinuxIDMapping
 	}{{"uid", s.spec.Linux.UIDMappings}, {"gid", s.spec.Linux.GIDMappings}} {
-		named := false
+		seen := false
 		for i, d := range data {
 			v, ok := strings.CutPrefix(d, k.key+"=")
 			if !ok {
@@ -68,11 +68,11 @@ func (s *Set) outsideOwner(data []string) ([]string, error) {
 			}
 			id, err := strconv.ParseUint(v, 10, 32)
 			if err != nil {
-				return nil, fmt.Errorf("option %q: %w", d, program.ErrInvalid)
+				return nil, named("option "+d, program.ErrInvalid)
 			}
-			named, data[i] = true, fmt.Sprintf("%s=%d", k.key, outside(k.maps, uint32(id)))
+			seen, data[i] = true, fmt.Sprintf("%s=%d", k.key, outside(k.maps, uint32(id)))
 		}
-		if !named && outside(k.maps, 0) != 0 {
+		if !seen && outside(k.maps, 0) != 0 {
 			data = append(data, fmt.Sprintf("%s=%d", k.key, outside(k.maps, 0)))
 		}
 	}
@@ -98,7 +98,7 @@ func (s *Set) fill(tmpfs *sys.FD, dest string, o program.MountOptions) error {
 	if err := c.directory(from, to, 0); err != nil {
 		return err
 	}
-	named := func(key string) bool {
+	has := func(key string) bool {
 		return slices.ContainsFunc(o.Data, func(d string) bool { return strings.HasPrefix(d, key+"=") })
 	}
 	var st unix.Stat_t
@@ -106,16 +106,16 @@ func (s *Set) fill(tmpfs *sys.FD, dest string, o program.MountOptions) error {
 		return err
 	}
 	uid, gid := int(st.Uid), int(st.Gid)
-	if named("uid") {
+	if has("uid") {
 		uid = -1
 	}
-	if named("gid") {
+	if has("gid") {
 		gid = -1
 	}
 	if err := unix.Fchown(to.Int(), uid, gid); err != nil {
-		return fmt.Errorf("set owner: %w", err)
+		return named("set owner", err)
 	}
-	if !named("mode") {
+	if !has("mode") {
 		err = unix.Fchmod(to.Int(), st.Mode&0o7777)
 	}
 	return err
@@ -227,7 +227,7 @@ func (c *copier) regular(from, to *sys.FD, name string) error {
 		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return fmt.Errorf("it has changed: %w", unix.EINVAL)
+		return named("it has changed", unix.EINVAL)
 	}
 	n, err := unix.Openat(to.Int(), name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -261,7 +261,7 @@ func copyAttributes(src, dst *sys.FD) {
 	if err != nil {
 		return
 	}
-	for name := range strings.SplitSeq(string(list[:n]), "\x00") {
+	for _, name := range strings.Split(string(list[:n]), "\x00") {
 		if name != "security.capability" && !strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "system.posix_acl_") {
 			continue
 		}

@@ -29,7 +29,7 @@ func newFilesystem(fstype, source string, o program.MountOptions) (*sys.FD, erro
 		source = fstype
 	}
 	if strings.ContainsRune(fstype+source, 0) {
-		return nil, fmt.Errorf("NUL in type or source: %w", program.ErrInvalid)
+		return nil, named("NUL in type or source", program.ErrInvalid)
 	}
 	options := append(slices.Clone(o.Super), o.Data...)
 	if o.Set&unix.MOUNT_ATTR_RDONLY != 0 {
@@ -102,7 +102,7 @@ func mountOld(fstype, source string, options []string) (fd *sys.FD, err error) {
 	}
 	err = inScratch(func() error {
 		if err := unix.Mount(source, "/", fstype, flags, text); err != nil {
-			return fmt.Errorf("mount %s: %w", fstype, err)
+			return named("mount "+fstype, err)
 		}
 		// "/" is still what is below it; ".." of it is what is on top.
 		fd, err = clone(unix.AT_FDCWD, "/..", false)
@@ -118,10 +118,10 @@ func mountOld(fstype, source string, options []string) (fd *sys.FD, err error) {
 func inScratch(f func() error) error {
 	return sys.OnLostThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-			return fmt.Errorf("unshare mount namespace: %w", err)
+			return named("unshare mount namespace", err)
 		}
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-			return fmt.Errorf("make mounts private: %w", err)
+			return named("make mounts private", err)
 		}
 		return f()
 	})

@@ -23,7 +23,7 @@ func (s *Set) idmap(field string, n int, m *specs.Mount, o program.MountOptions)
 	field += ".uidMappings"
 	if len(uids) == 0 {
 		if !s.has(specs.UserNamespace) {
-			return fmt.Errorf("%s: idmap without a mapping, in a container without a user namespace: %w", field, program.ErrInvalid)
+			return named(field+": idmap without a mapping, in a container without a user namespace", program.ErrInvalid)
 		}
 		uids, gids = s.spec.Linux.UIDMappings, s.spec.Linux.GIDMappings
 	}
@@ -34,12 +34,12 @@ func (s *Set) idmap(field string, n int, m *specs.Mount, o program.MountOptions)
 	if len(m.UIDMappings) > 0 || userns == nil {
 		var err error
 		if userns, err = mappingNS(uids, gids); err != nil {
-			return fmt.Errorf("%s: %w", field, err)
+			return named(field, err)
 		}
 		defer userns.Close()
 	}
 	if err := IDMap(s.files[n], userns, o.IDTree); err != nil {
-		return fmt.Errorf("%s: %w", field, err)
+		return named(field, err)
 	}
 	return nil
 }
@@ -65,7 +65,7 @@ func IDMap(fd, userns *sys.FD, recursive bool) error {
 // descriptor keeps the namespace when the child has gone.
 func mappingNS(uids, gids []specs.LinuxIDMapping) (*sys.FD, error) {
 	if len(uids) == 0 || len(gids) == 0 {
-		return nil, fmt.Errorf("no mapping: %w", program.ErrInvalid)
+		return nil, named("no mapping", program.ErrInvalid)
 	}
 	null, err := sys.OpenAt2(unix.AT_FDCWD, os.DevNull, unix.O_RDWR, 0)
 	if err != nil {
@@ -78,7 +78,7 @@ func mappingNS(uids, gids []specs.LinuxIDMapping) (*sys.FD, error) {
 	}
 	c, err := executor.Start(executor.Attr{Program: code, CgroupFD: -1, PIDNS: -1, ProcFD: -1, Stdio: [3]int{null.Int(), null.Int(), null.Int()}})
 	if err != nil {
-		return nil, fmt.Errorf("make a user namespace: %w", err)
+		return nil, named("make a user namespace", err)
 	}
 	fd, err := mapped(c, uids, gids)
 	kill := sys.PidfdSignal(c.PidFD(), unix.SIGKILL)
@@ -96,7 +96,7 @@ func mappingNS(uids, gids []specs.LinuxIDMapping) (*sys.FD, error) {
 
 func mapped(c *executor.Child, uids, gids []specs.LinuxIDMapping) (*sys.FD, error) {
 	if err := c.Ready(); err != nil {
-		return nil, fmt.Errorf("make a user namespace: %w", err)
+		return nil, named("make a user namespace", err)
 	}
 	m := sys.IDMaps{UIDs: lines(uids), GIDs: lines(gids)}
 	if err := m.Write(-1, c.Pid()); err != nil {

@@ -104,7 +104,7 @@ func (s *Set) Close() error {
 
 func (s *Set) open() error {
 	if s.spec == nil || s.spec.Root == nil || s.spec.Root.Path == "" {
-		return fmt.Errorf("root.path is missing: %w", program.ErrInvalid)
+		return named("root.path is missing", program.ErrInvalid)
 	}
 	s.input = program.Input{Binds: map[int]program.Bind{}, Targets: map[int]string{}, Devices: map[string]int{}}
 	root, err := s.add("root.path", func() (*sys.FD, error) { return clone(unix.AT_FDCWD, below(s.bundle, s.spec.Root.Path), true) })
@@ -112,7 +112,7 @@ func (s *Set) open() error {
 		return err
 	}
 	if !s.guess && !isDir(s.files[root]) {
-		return fmt.Errorf("root.path: %s: %w", s.spec.Root.Path, unix.ENOTDIR)
+		return named("root.path: "+s.spec.Root.Path, unix.ENOTDIR)
 	}
 	for i := range s.spec.Mounts {
 		if err := s.mount(i, &s.spec.Mounts[i]); err != nil {
@@ -180,14 +180,14 @@ func (s *Set) maker(field, dest string, m *specs.Mount, o program.MountOptions) 
 	case o.Bind:
 		return func() (*sys.FD, error) {
 			if m.Source == "" {
-				return nil, fmt.Errorf("missing: %w", program.ErrInvalid)
+				return nil, named("missing", program.ErrInvalid)
 			}
 			return clone(unix.AT_FDCWD, below(s.bundle, m.Source), o.Recursive)
 		}
 	case cgroup && s.options.Cgroup != nil && !s.has(specs.CgroupNamespace):
 		return func() (*sys.FD, error) {
 			if len(o.Data) > 0 {
-				return nil, fmt.Errorf("option %q of a cgroup that is bound: %w", o.Data[0], program.ErrUnsupported)
+				return nil, named("option "+o.Data[0]+" of a cgroup that is bound", program.ErrUnsupported)
 			}
 			return clone(s.options.Cgroup.Int(), "", false)
 		}
@@ -196,7 +196,7 @@ func (s *Set) maker(field, dest string, m *specs.Mount, o program.MountOptions) 
 	case o.IDMap || !program.InProgram(m.Type):
 		return func() (*sys.FD, error) {
 			if m.Type == "" {
-				return nil, fmt.Errorf("%s.type is missing: %w", field, program.ErrInvalid)
+				return nil, named(field+".type is missing", program.ErrInvalid)
 			}
 			return newFilesystem(m.Type, m.Source, o)
 		}
@@ -213,7 +213,7 @@ func (s *Set) add(field string, open func() (*sys.FD, error)) (int, error) {
 	}
 	fd, err := open()
 	if err != nil {
-		return 0, fmt.Errorf("%s: %w", field, err)
+		return 0, named(field, err)
 	}
 	s.files = append(s.files, fd)
 	return n, nil
@@ -233,6 +233,12 @@ func isProc(fd *sys.FD) bool {
 	var fs unix.Statfs_t
 	return unix.Fstat(fd.Int(), &st) == nil && st.Ino == procRootInode && unix.Fstatfs(fd.Int(), &fs) == nil && fs.Type == unix.PROC_SUPER_MAGIC
 }
+
+// named says what an error is about. It is called in many places, and smaller
+// than what it replaces.
+//
+//go:noinline
+func named(what string, err error) error { return fmt.Errorf("%s: %w", what, err) }
 
 // below returns path, which is below dir where it is relative.
 func below(dir, path string) string {
