@@ -27,7 +27,7 @@ func init() {
 		os.Unsetenv(asCommand)
 	}
 	if !again && os.Getenv("VITRINE_VM") == "" { // a developer's machine may have both hierarchies
-		if err := unix.Mount("none", "/sys/fs/cgroup", "cgroup2", 0, "nsdelegate"); err != nil {
+		if err := unix.Mount("none", "/sys/fs/cgroup", "cgroup2", 0, "nsdelegate"); err != nil && !errors.Is(err, unix.EBUSY) { // busy: it is there
 			panic(err)
 		}
 	}
