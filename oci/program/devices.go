@@ -146,6 +146,7 @@ func (c *compiler) bindDevice(dest string, f int) {
 	c.call("make file /"+dest, unix.SYS_MKNODAT, reg(rParent), c.str(path.Base(dest)), val(uint64(unix.S_IFREG|0o644)), val(0)).ok(unix.EEXIST)
 	c.closeParent(path.Dir(dest))
 	c.open("open /"+dest, dest, unix.O_PATH|unix.O_NOFOLLOW, inRoot, rTarget)
+	c.setattr("keep device /"+dest+" to ourselves", file(f), c.str(""), unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, unix.MountAttr{Propagation: unix.MS_PRIVATE})
 	c.moveMount("bind device /"+dest, file(f))
 	c.closeReg(rTarget)
 }
