@@ -39,7 +39,8 @@ type Attr struct {
 	Files []int
 	// Pipes are what the child reports and is started through, where its parent may
 	// end before it (FIFOs, see Attach), or nil for pipes of Start's own. They move to
-	// the Child, or are closed where Start fails.
+	// the Child, or are closed where Start fails. A Report that is open with O_NONBLOCK is
+	// waited for in the poller, which is the cheaper way.
 	Pipes *Pipes
 }
 
@@ -109,14 +110,18 @@ func (a *Attr) check() (*step.View, error) {
 func newChild(v *step.View, a Attr) (*Child, error) {
 	c := &Child{wait: v.Wait, gates: v.Gates, hands: v.Hands, maps: a.IDMaps, proc: a.ProcFD, names: v.Name}
 	if p := a.Pipes; p != nil {
-		c.report, c.start, c.childReport, c.childStart = p.Report, p.Start, p.ChildReport, p.ChildStart
+		c.hear(p.Report)
+		c.start, c.childReport, c.childStart = p.Start, p.ChildReport, p.ChildStart
 		return c, nil
 	}
 	var p [2]int
-	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+	// The child's end does not block either, until its execve closes it: no matter, since
+	// all that it ever writes fits into a pipe.
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return nil, os.NewSyscallError("pipe2", err)
 	}
-	c.report, c.childReport = sys.NewFD(p[0]), sys.NewFD(p[1])
+	c.hear(sys.NewFD(p[0]))
+	c.childReport = sys.NewFD(p[1])
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		c.Close()
 		c.closeChildEnds()

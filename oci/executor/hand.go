@@ -127,7 +127,7 @@ func (c *Child) shown(mem *sys.FD) (int, error) {
 		case over || !alive:
 			return -1, nil
 		}
-		p := []unix.PollFd{{Fd: int32(c.report.Int()), Events: unix.POLLIN}, {Fd: int32(c.pidfd.Int()), Events: unix.POLLIN}}
+		p := []unix.PollFd{{Fd: int32(c.heard), Events: unix.POLLIN}, {Fd: int32(c.pidfd.Int()), Events: unix.POLLIN}}
 		timeout := unix.NsecToTimespec(int64(pause))
 		if _, err := unix.Ppoll(p, &timeout, nil); err != nil && err != unix.EINTR {
 			return -1, os.NewSyscallError("ppoll", err)

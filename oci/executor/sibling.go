@@ -63,7 +63,7 @@ func (c *Child) birth() (step.Record, error) {
 // record reads a record, or returns io.EOF when the first child has died and left
 // none. The end of the pipe would not tell: a sibling holds it, too.
 func (c *Child) record() (step.Record, error) {
-	p := []unix.PollFd{{Fd: int32(c.report.Int()), Events: unix.POLLIN}, {Fd: int32(c.pidfd.Int()), Events: unix.POLLIN}}
+	p := []unix.PollFd{{Fd: int32(c.heard), Events: unix.POLLIN}, {Fd: int32(c.pidfd.Int()), Events: unix.POLLIN}}
 	for {
 		if _, err := unix.Poll(p, -1); err == nil {
 			break
