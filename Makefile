@@ -15,7 +15,7 @@ FLAGS   := -trimpath -buildvcs=false -tags "$(TAGS)"
 STATIC  := CGO_ENABLED=0 $(GO) build $(FLAGS)
 
 .DEFAULT_GOAL := all
-.PHONY: all build cni-plugins try test race fuzz lint bench bench-stats conformance install clean deps help
+.PHONY: all build cni-plugins try test race fuzz lint bench bench-stats bench-oci conformance install clean deps help
 
 all: build cni-plugins ## build all that is shipped and all that is needed to try it
 
@@ -50,6 +50,13 @@ bench: deps build cni-plugins ## start of a container beside crun, interleaved (
 
 bench-stats: deps build cni-plugins ## statistics of 100 containers (root); CONTAINERD=DIR of containerd 2 and its shim measures it beside, with CRUN=
 	@$(STATIC) -o $(BIN)/dev/ ./conformance/bench && $(BIN)/dev/bench $(if $(CONTAINERD),-containerd $(CONTAINERD)) $(if $(CRUN),-crun $(CRUN)) stats
+
+bench-oci: deps build bound $(BIN)/dev/oracle ## containers and execs beside a C program with the same system calls, crun and runc, interleaved (root); CRUN= measures a crun of your own, ROUNDS= how often
+	@$(STATIC) -o $(BIN)/dev/bench-oci ./conformance/bench/oci && $(BIN)/dev/bench-oci -oracle $(BIN)/dev/oracle $(if $(CRUN),-crun $(CRUN)) $(if $(ROUNDS),-rounds $(ROUNDS))
+
+# Asks libseccomp for its filters, which ours are held against.
+$(BIN)/dev/oracle: oci/seccomp/testdata/oracle.c
+	@contrib/deps gcc libc6-dev libseccomp-dev && mkdir -p $(@D) && gcc -O1 -o $@ $< -lseccomp
 
 conformance: deps build cni-plugins ## the integration tests alone, against the real daemon (root)
 	CGO_ENABLED=0 $(GO) test -tags "$(TAGS)" -count=1 -v ./conformance/integration/

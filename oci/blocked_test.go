@@ -232,7 +232,7 @@ func TestKilledByItsFilter(t *testing.T) {
 	p := n.pod(nil)
 	c := n.config(p, "c", "sh", "-c", "echo ran")
 	defer c.close()
-	prog, err := program.Compile(program.Input{Spec: c.Spec, Seccomp: killOnExecve(), Inherit: inherited(false)})
+	prog, err := program.Compile(program.Input{Spec: c.Spec, Seccomp: killOnExecve(), Inherit: inherited(nil, false)})
 	if err != nil {
 		t.Fatal(err)
 	}

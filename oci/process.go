@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -187,7 +188,7 @@ func compile(c *ContainerConfig, sharedPID bool, version uint16) (code []byte, t
 	if c.Rootfs == nil || c.Spec == nil || c.Spec.Process == nil || c.Spec.Linux == nil {
 		return nil, nil, nil, fmt.Errorf("spec or root filesystem is missing: %w", ErrInvalid)
 	}
-	in := program.Input{Spec: c.Spec, Binds: map[int]program.Bind{}, Inherit: inherited(sharedPID)}
+	in := program.Input{Spec: c.Spec, Binds: map[int]program.Bind{}, Inherit: inherited(c.Spec.Linux.Namespaces, sharedPID)}
 	if in.Seccomp, in.SeccompFlags, asked, err = compileSeccomp(c.Spec.Linux.Seccomp, version); err != nil {
 		return nil, nil, nil, err
 	}
@@ -212,14 +213,19 @@ func compile(c *ContainerConfig, sharedPID bool, version uint16) (code []byte, t
 	return code, table, asked, err
 }
 
-// inherited lists the namespaces that a container finds itself in: the
-// monitor's own, and the pod's pid namespace, which the forking thread enters.
-func inherited(sharedPID bool) []specs.LinuxNamespaceType {
-	l := []specs.LinuxNamespaceType{specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace}
-	if sharedPID {
-		l = append(l, specs.PIDNamespace)
+// inherited lists the namespaces that a container finds itself in: the pod's
+// own, which are the monitor's, unless the spec lists one without a path, and so asks
+// for a new one; and the pod's pid namespace, which the forking thread enters.
+func inherited(l []specs.LinuxNamespace, sharedPID bool) (in []specs.LinuxNamespaceType) {
+	for _, t := range []specs.LinuxNamespaceType{specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace} {
+		if !slices.Contains(l, specs.LinuxNamespace{Type: t}) {
+			in = append(in, t)
+		}
 	}
-	return l
+	if sharedPID {
+		in = append(in, specs.PIDNamespace)
+	}
+	return in
 }
 
 func openDir(path string) (*sys.FD, error) {
