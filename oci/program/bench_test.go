@@ -89,3 +89,18 @@ func benchmarkContainer(b *testing.B, pod bool) {
 		b.Fatal(err)
 	}
 }
+
+// BenchmarkCompile is the daemon's work for each container: compile, check, encode.
+func BenchmarkCompile(b *testing.B) {
+	in := program.Input{Spec: testSpec("true"), Seccomp: make([]byte, 8*400)}
+	b.ReportAllocs()
+	for b.Loop() {
+		p, err := program.Compile(in)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := p.Encode(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
