@@ -28,8 +28,8 @@
 //
 // A destination whose last link dangles is covered itself if a file goes there.
 // A directory cannot be attached to a link, and steps cannot follow what they
-// read: behind a directory's dangling link nothing is made, and the program ends.
-// Whoever compiles may resolve destinations before; they stay confined.
+// read: behind a directory's dangling link nothing is made, and the program ends,
+// unless Input.Targets says where it leads. That place stays confined.
 //
 // Where /dev is a bind mount, no devices and links are made: it has its own.
 //

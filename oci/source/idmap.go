@@ -33,7 +33,12 @@ func (s *Set) idmap(field string, n int, m *specs.Mount, o program.MountOptions)
 	userns := s.options.UserNS
 	if len(m.UIDMappings) > 0 || userns == nil {
 		var err error
-		if userns, err = mappingNS(uids, gids); err != nil {
+		if joined := s.joined(); joined != "" && len(m.UIDMappings) == 0 {
+			userns, err = sys.OpenAt2(unix.AT_FDCWD, joined, unix.O_RDONLY, 0)
+		} else {
+			userns, err = mappingNS(uids, gids)
+		}
+		if err != nil {
 			return named(field, err)
 		}
 		defer userns.Close()
@@ -42,6 +47,16 @@ func (s *Set) idmap(field string, n int, m *specs.Mount, o program.MountOptions)
 		return named(field, err)
 	}
 	return nil
+}
+
+// joined is the path of the user namespace that the container joins, or "".
+func (s *Set) joined() string {
+	for _, ns := range s.spec.Linux.Namespaces {
+		if ns.Type == specs.UserNamespace {
+			return ns.Path
+		}
+	}
+	return ""
 }
 
 // IDMap has the mount behind fd, or all mounts of the tree, show the ids of its

@@ -179,6 +179,13 @@ func TestIDMap(t *testing.T) {
 		})
 	}
 	dir := busybox(t, 0)
+	joined := container("true", true)
+	joined.Linux.Namespaces[6].Path, joined.Linux.UIDMappings, joined.Linux.GIDMappings = "/proc/self/ns/user", nil, nil
+	joined.Mounts = append(joined.Mounts, specs.Mount{Destination: "/v", Source: "volume", Options: []string{"bind", "idmap"}})
+	// The initial namespace is opened, and maps nothing: the kernel refuses it.
+	if _, err := source.Open(joined, dir, source.Options{}); !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EINVAL) {
+		t.Errorf("mapping of a namespace that is joined: %v", err)
+	}
 	s := container("stat -c %u:%g /v/file", false)
 	s.Mounts = append(s.Mounts, specs.Mount{Destination: "/v", Source: "volume", Options: []string{"bind", "idmap"},
 		UIDMappings: []specs.LinuxIDMapping{{HostID: 42, Size: 5}}, GIDMappings: []specs.LinuxIDMapping{{HostID: 43, Size: 5}}})

@@ -46,7 +46,8 @@ type Options struct {
 	// filesystem. Without it, it gets the machine's, or an error in a user namespace.
 	Cgroup *sys.FD
 	// UserNS is the user namespace that the container joins. Mounts with idmap and
-	// no mapping of their own have its mapping. Nil if the spec has the mappings.
+	// no mapping of their own have its mapping. Nil if the spec has the mappings, or
+	// the path of the namespace.
 	UserNS *sys.FD
 }
 
