@@ -266,6 +266,9 @@ func TestRT24NothingIsPassedOver(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
+	if err := os.Symlink("loop", root+"/loop"); err != nil {
+		t.Fatal(err)
+	}
 	for what, tt := range map[string]struct {
 		change func(s *stage)
 		step   string // whose failure it is
@@ -278,7 +281,6 @@ func TestRT24NothingIsPassedOver(t *testing.T) {
 		"flag of a filter":    {func(s *stage) { s.in.Seccomp, s.in.SeccompFlags = filterOf(1, 0x7fff0000), 1<<20 }, "load the seccomp filter"},
 		"filter that is none": {func(s *stage) { s.in.Seccomp = make([]byte, 8) }, "load the seccomp filter"},
 		"mask behind a loop": {func(s *stage) {
-			os.Symlink("loop", root+"/loop")
 			s.in.Spec.Linux.MaskedPaths = []string{"/loop"}
 		}, "find directory /loop"},
 		"read-only behind a loop":                {func(s *stage) { s.in.Spec.Linux.ReadonlyPaths = []string{"/loop"} }, "find /loop"},
