@@ -167,6 +167,14 @@ func prefixes(path string) (all []string) {
 	return all
 }
 
+// fewer is for short runs: an emulated machine takes ten times as long for each.
+func fewer(n int) int {
+	if testing.Short() {
+		return n / 4
+	}
+	return n
+}
+
 // sieges is how often attacks are tried that are many or random: n times, or
 // as often as VITRINE_SIEGES says; 5000 is all of them.
 func sieges(n int) int {
@@ -195,7 +203,7 @@ func TestRT06SwapsBetweenSteps(t *testing.T) {
 		}
 	}
 	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-	all = all[:min(len(all), sieges(300))]
+	all = all[:min(len(all), sieges(fewer(300)))]
 	// Most of a run is waiting for the kernel to take namespaces down.
 	const armies = 6
 	var hits atomic.Int64
@@ -250,7 +258,7 @@ func TestRT06IsSeenWithout(t *testing.T) {
 // TestRT06Exchange is the stochastic form: a volume in which links and
 // directories change places all the time, mounts below it, and many starts.
 func TestRT06Exchange(t *testing.T) {
-	starts := sieges(200)
+	starts := sieges(fewer(200))
 	b := newBesieged(t)
 	b.renew(t)
 	for i := range 20 {
