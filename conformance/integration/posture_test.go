@@ -94,7 +94,13 @@ func (p pose) posture(m map[string][]string) string {
 					lines[i] = "cgroup a leaf of its own below the root"
 				} else if l != "cgroup 0::/" && strings.HasPrefix(l, "cgroup ") {
 					lines[i] = "cgroup in sight of the host's hierarchy"
+				} else if l == "label unconfined" { // nobody asks for a profile, and some kernels have AppArmor
+					lines[i] = "label"
 				}
+			}
+		case "dev": // a privileged container has the host's devices, and on a real machine /dev/tty has a group
+			for i, l := range lines {
+				lines[i] = strings.Replace(l, " 0:5 5:0 tty", " 0:0 5:0 tty", 1)
 			}
 		}
 		fmt.Fprintf(&b, "%s\n", name)
