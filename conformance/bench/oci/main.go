@@ -176,7 +176,7 @@ func run(o options, who string) error {
 	if err != nil {
 		return err
 	}
-	defer plain.close()
+	defer func() { _ = plain.close() }() // the figures are printed by then
 	list := contests(plain, can, o.Only, who, caseE1, caseE3, caseExec)
 	if o.Only == "" || strings.Contains(o.Only, caseE4) {
 		o.Mounts = manyMounts
@@ -184,7 +184,7 @@ func run(o options, who string) error {
 		if err != nil {
 			return err
 		}
-		defer full.close()
+		defer func() { _ = full.close() }()
 		list = append(list, contests(full, can, o.Only, who, caseE4)...)
 	}
 	filters := contests(plain, can, o.Only, who, caseFilter)

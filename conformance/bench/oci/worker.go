@@ -40,7 +40,6 @@ type worker struct {
 	count    int
 	bound    *bound
 	lines    map[string]*commandLine // by name
-	filters  []string                // names, in the order of the bound's files
 	who      map[string][]string
 	specs    map[string]*specs.Spec // of the resident executor's containers, by case
 }
@@ -247,7 +246,7 @@ func (w *worker) close() {
 		l.close()
 	}
 	if w.pod != nil {
-		w.pod.Close()
+		_ = w.pod.Close() // its cgroup is killed below
 	}
 	if w.tree != nil {
 		at := "/proc/self/fd/" + strconv.Itoa(w.tree.Int())
@@ -269,7 +268,7 @@ func (w *worker) close() {
 func removeCgroups(path string) error {
 	entries, err := os.ReadDir(path)
 	if err != nil {
-		return nil // gone
+		return nil //nolint:nilerr // gone
 	}
 	for _, e := range entries {
 		if e.IsDir() {
