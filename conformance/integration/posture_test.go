@@ -135,6 +135,8 @@ func (p pose) status(lines []string) []string {
 		if strings.HasPrefix(l, "NSpid:") {
 			l = fmt.Sprintf("NSpid: %d deep", len(strings.Fields(l))-1)
 		}
+		// The shell's fork blocks all signals in the shell for a moment, in which its child may read this.
+		l = strings.Replace(l, "SigBlk:\tfffffffffffbfeff", "SigBlk:\t0000000000000000", 1)
 		out = append(out, strings.ReplaceAll(l, all, "all of the host's"))
 	}
 	return out
