@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -40,8 +41,14 @@ func pinNetNS(ns *sys.FD, dir, path string) error {
 	return nil
 }
 
+// sharing is held while somebody looks whether a directory is a mount and makes it one: of two pods that are the first at
+// the same time, one would otherwise put a second mount over the other's.
+var sharing sync.Mutex
+
 // shareDir makes dir a shared mount unless it is one.
 func shareDir(dir string) error {
+	sharing.Lock()
+	defer sharing.Unlock()
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
