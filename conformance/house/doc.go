@@ -1,6 +1,6 @@
 // Package house holds the rules that the source tree itself must keep, as tests: which package may import which
 // (the floors), how much the small binary may weigh, how long a function may be, that every exported name has its
-// comment and every direct module its reason, and that nothing was left open in the code.
+// comment and every direct module its reason, that nothing was left open in the code, and that nothing built lies in it.
 //
 //	5  cmd/vitrine                                     cmd/vitrine-oci
 //	4  server                                              |

@@ -231,6 +231,40 @@ func TestWordsComplain(t *testing.T) {
 	}
 }
 
+func TestSourcesOnly(t *testing.T) {
+	root, _ := tree(t)
+	names, err := Files(root, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		content, err := os.ReadFile(filepath.Join(root, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		report(t, CheckContent(name, content))
+	}
+}
+
+func TestSourcesOnlyComplains(t *testing.T) {
+	for _, c := range []struct {
+		name, content string
+		bad           bool
+	}{
+		{"vitrine-oci", "\x7fELF\x02\x01\x01", true},
+		{"oci/testdata/bound", "\x7fELF\x02\x01\x01", true},
+		{"lib.a", "!<arch>\n", true},
+		{"docs/long.md", strings.Repeat("x", MostBytes+1), true},
+		{"oci/x.bin", "a\x00b", true},
+		{"oci/testdata/x.bin", "a\x00b", false},
+		{"docs/x.md", "ELF", false},
+	} {
+		if got := CheckContent(c.name, []byte(c.content)) != nil; got != c.bad {
+			t.Errorf("%s: complained %v, want %v", c.name, got, c.bad)
+		}
+	}
+}
+
 func TestDirectModules(t *testing.T) {
 	root, b := tree(t)
 	goMod, err := os.ReadFile(filepath.Join(root, "go.mod"))

@@ -1,6 +1,7 @@
 package house
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -106,4 +107,22 @@ func Files(root string, suffixes ...string) ([]string, error) {
 		return nil
 	})
 	return found, err
+}
+
+// MostBytes is what a file of the source tree may weigh: the longest that we need is a table of system calls that a test
+// holds against another implementation.
+const MostBytes = 256 << 10
+
+// CheckContent complains of a file that is no source: one that was built (an ELF file, an archive of objects), one longer
+// than MostBytes, one with a zero byte outside testdata. What is built is made by who needs it: nobody can review it.
+func CheckContent(name string, content []byte) []string {
+	switch {
+	case bytes.HasPrefix(content, []byte("\x7fELF")), bytes.HasPrefix(content, []byte("!<arch>\n")):
+		return []string{name + ": was built; the source tree holds sources"}
+	case len(content) > MostBytes:
+		return []string{fmt.Sprintf("%s: %d bytes, at most %d", name, len(content), MostBytes)}
+	case bytes.IndexByte(content, 0) >= 0 && !strings.Contains(name, "testdata/"):
+		return []string{name + ": a zero byte; data belongs in testdata"}
+	}
+	return nil
 }
