@@ -118,9 +118,6 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 
 // A request that hangs in the kernel does not keep the daemon for ever.
 func TestEndIsBounded(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes 9 seconds")
-	}
 	cmd, _ := startTarget(t, "hang")
 	start := time.Now()
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
