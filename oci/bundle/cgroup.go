@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path"
+	"strconv"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -171,6 +173,25 @@ func (c *Container) frozen() (bool, error) {
 		return false, nil
 	}
 	return frozen, err
+}
+
+// cgroupOf opens the cgroup that a process is in.
+func cgroupOf(pid int) (*sys.FD, error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::/"); ok {
+			root, err := sys.OpenAt2(unix.AT_FDCWD, cgroupRoot, unix.O_PATH|unix.O_DIRECTORY, 0)
+			if err != nil {
+				return nil, err
+			}
+			defer root.Close()
+			return sys.OpenAt2(root.Int(), "./"+path, unix.O_DIRECTORY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)
+		}
+	}
+	return nil, fmt.Errorf("find the cgroup of process %d: %w", pid, ErrInvalid)
 }
 
 // withDevices adds what every container may do with devices: make nodes, and use

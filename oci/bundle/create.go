@@ -181,7 +181,7 @@ func (m *maker) compile() (err error) {
 	}
 	in := program.Input{Spec: &spec, Seccomp: f.Bytes(), SeccompFlags: f.Flags, HookGate: hasCreateHooks(m.bundle.spec.Hooks),
 		NetGate: len(spec.Linux.NetDevices) > 0}
-	if m.sources, err = source.Open(&spec, m.bundle.path, source.Options{}); err != nil {
+	if m.sources, err = source.Open(&spec, m.bundle.path); err != nil {
 		return err
 	}
 	m.sources.Apply(&in)
@@ -239,6 +239,9 @@ func (m *maker) make(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	if err := m.showCgroup(); err != nil {
+		return err
+	}
 	if err := m.fork(); err != nil {
 		return err
 	}
@@ -259,6 +262,19 @@ func (m *maker) make(ctx context.Context) (err error) {
 		return err
 	}
 	return writePidFile(m.opts.PidFile, m.child.Pid())
+}
+
+// showCgroup gives a container without a cgroup namespace its cgroup to look at:
+// the one that was made for it, or else ours, which it is born in.
+func (m *maker) showCgroup() error {
+	err := m.sources.ShowCgroup(func() (*sys.FD, error) {
+		if m.group != nil {
+			return m.group.dir.Dup()
+		}
+		return cgroupOf(os.Getpid())
+	})
+	copy(m.table.files, m.sources.Files())
+	return err
 }
 
 // fork starts the child, in its cgroup and in a copy of the tiny namespace.

@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"strconv"
-	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -181,7 +178,7 @@ func (e *execution) fork() error {
 	if e.child, err = executor.Start(a); !errors.Is(err, unix.EBUSY) || dir == nil {
 		return err
 	}
-	own, err := e.c.initCgroup()
+	own, err := cgroupOf(e.c.rec.Init.Pid)
 	if err != nil {
 		return err
 	}
@@ -199,25 +196,6 @@ func (c *Container) openCgroup() (*sys.FD, error) {
 	}
 	defer g.close()
 	return g.scope.OpenDir()
-}
-
-// initCgroup opens the cgroup that the container's process is in.
-func (c *Container) initCgroup() (*sys.FD, error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(c.rec.Init.Pid) + "/cgroup")
-	if err != nil {
-		return nil, err
-	}
-	for line := range strings.Lines(string(b)) {
-		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::/"); ok {
-			root, err := sys.OpenAt2(unix.AT_FDCWD, cgroupRoot, unix.O_PATH|unix.O_DIRECTORY, 0)
-			if err != nil {
-				return nil, err
-			}
-			defer root.Close()
-			return sys.OpenAt2(root.Int(), "./"+path, unix.O_DIRECTORY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)
-		}
-	}
-	return nil, fmt.Errorf("find the cgroup of process %d: %w", c.rec.Init.Pid, ErrInvalid)
 }
 
 // wait waits for the process's end.

@@ -30,19 +30,17 @@ func (s *Set) idmap(field string, n int, m *specs.Mount, o program.MountOptions)
 	if s.guess {
 		return nil
 	}
-	userns := s.options.UserNS
-	if len(m.UIDMappings) > 0 || userns == nil {
-		var err error
-		if joined := s.joined(); joined != "" && len(m.UIDMappings) == 0 {
-			userns, err = sys.OpenAt2(unix.AT_FDCWD, joined, unix.O_RDONLY, 0)
-		} else {
-			userns, err = mappingNS(uids, gids)
-		}
-		if err != nil {
-			return named(field, err)
-		}
-		defer userns.Close()
+	var userns *sys.FD
+	var err error
+	if joined := s.joined(); joined != "" && len(m.UIDMappings) == 0 {
+		userns, err = sys.OpenAt2(unix.AT_FDCWD, joined, unix.O_RDONLY, 0)
+	} else {
+		userns, err = mappingNS(uids, gids)
 	}
+	if err != nil {
+		return named(field, err)
+	}
+	defer userns.Close()
 	if err := IDMap(s.files[n], userns, o.IDTree); err != nil {
 		return named(field, err)
 	}

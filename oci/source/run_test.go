@@ -82,13 +82,19 @@ func container(script string, userns bool) *specs.Spec {
 }
 
 // run opens the sources of a bundle and runs it, and returns what it printed.
-func run(t *testing.T, s *specs.Spec, dir string, o source.Options) (string, error) {
+func run(t *testing.T, s *specs.Spec, dir string) (string, error) {
 	t.Helper()
-	set, err := source.Open(s, dir, o)
+	set, err := source.Open(s, dir)
 	if err != nil {
 		return "", err
 	}
 	defer set.Close()
+	err = set.ShowCgroup(func() (*sys.FD, error) { // any directory does
+		return sys.OpenAt2(unix.AT_FDCWD, filepath.Join(dir, "volume"), unix.O_PATH|unix.O_DIRECTORY, 0)
+	})
+	if err != nil {
+		return "", err
+	}
 	in := program.Input{Spec: s}
 	set.Apply(&in)
 	p, err := program.Compile(in)
@@ -142,7 +148,7 @@ func run(t *testing.T, s *specs.Spec, dir string, o source.Options) (string, err
 
 func wants(t *testing.T, s *specs.Spec, dir, want string) {
 	t.Helper()
-	if out, err := run(t, s, dir, source.Options{}); err != nil || out != want {
+	if out, err := run(t, s, dir); err != nil || out != want {
 		t.Errorf("error %v, output %q; want %q", err, out, want)
 	}
 }
@@ -183,7 +189,7 @@ func TestIDMap(t *testing.T) {
 	joined.Linux.Namespaces[6].Path, joined.Linux.UIDMappings, joined.Linux.GIDMappings = "/proc/self/ns/user", nil, nil
 	joined.Mounts = append(joined.Mounts, specs.Mount{Destination: "/v", Source: "volume", Options: []string{"bind", "idmap"}})
 	// The initial namespace is opened, and maps nothing: the kernel refuses it.
-	if _, err := source.Open(joined, dir, source.Options{}); !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EINVAL) {
+	if _, err := source.Open(joined, dir); !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EINVAL) {
 		t.Errorf("mapping of a namespace that is joined: %v", err)
 	}
 	s := container("stat -c %u:%g /v/file", false)
@@ -191,7 +197,7 @@ func TestIDMap(t *testing.T) {
 		UIDMappings: []specs.LinuxIDMapping{{HostID: 42, Size: 5}}, GIDMappings: []specs.LinuxIDMapping{{HostID: 43, Size: 5}}})
 	wants(t, s, dir, "42:43\n")
 	s.Mounts[3].UIDMappings, s.Mounts[3].GIDMappings = nil, nil
-	if _, err := run(t, s, dir, source.Options{}); !errors.Is(err, program.ErrInvalid) || !strings.HasPrefix(err.Error(), "mounts[3].uidMappings: ") {
+	if _, err := run(t, s, dir); !errors.Is(err, program.ErrInvalid) || !strings.HasPrefix(err.Error(), "mounts[3].uidMappings: ") {
 		t.Errorf("idmap of nothing: %v", err)
 	}
 }
@@ -248,7 +254,7 @@ func TestCopyUpRefusals(t *testing.T) {
 		s := container("true", false)
 		n := len(s.Mounts) + len(tt.mounts) - 1
 		s.Mounts = append(s.Mounts, tt.mounts...)
-		if _, err := run(t, s, dir, source.Options{}); !errors.Is(err, tt.cause) || !strings.HasPrefix(err.Error(), fmt.Sprintf("mounts[%d].source: ", n)) {
+		if _, err := run(t, s, dir); !errors.Is(err, tt.cause) || !strings.HasPrefix(err.Error(), fmt.Sprintf("mounts[%d].source: ", n)) {
 			t.Errorf("%v: %v, want %v", tt.mounts, err, tt.cause)
 		}
 	}
@@ -288,7 +294,7 @@ func TestOverlay(t *testing.T) {
 	}
 	s := container("true", false)
 	s.Mounts = append(s.Mounts, specs.Mount{Destination: "/o", Type: "nosuchfs"})
-	if _, err := run(t, s, busybox(t, 0), source.Options{}); !errors.Is(err, unix.ENODEV) || !strings.HasPrefix(err.Error(), "mounts[3].source: ") {
+	if _, err := run(t, s, busybox(t, 0)); !errors.Is(err, unix.ENODEV) || !strings.HasPrefix(err.Error(), "mounts[3].source: ") {
 		t.Error(err)
 	}
 }
@@ -311,7 +317,7 @@ func TestDanglingDirectories(t *testing.T) {
 		t.Errorf("made outside: %v", l)
 	}
 	s.Mounts[5].Destination = "/loop"
-	if _, err := run(t, s, dir, source.Options{}); !errors.Is(err, unix.ELOOP) {
+	if _, err := run(t, s, dir); !errors.Is(err, unix.ELOOP) {
 		t.Error(err)
 	}
 }
@@ -321,24 +327,13 @@ func TestDanglingDirectories(t *testing.T) {
 func TestOwnCgroup(t *testing.T) {
 	for _, userns := range []bool{false, true} {
 		dir := busybox(t, map[bool]int{true: firstID}[userns])
-		cgroup := filepath.Join(dir, "volume") // stands for a cgroup's directory
-		fd, err := sys.OpenAt2(unix.AT_FDCWD, cgroup, unix.O_PATH|unix.O_DIRECTORY, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer fd.Close()
 		s := container("ls /sys/fs/cgroup; touch /sys/fs/cgroup/x 2>&1", userns)
 		s.Linux.Namespaces = append(s.Linux.Namespaces[:5:5], s.Linux.Namespaces[6:]...)
 		s.Mounts = append(s.Mounts, specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Options: []string{"ro", "nosuid"}})
-		out, err := run(t, s, dir, source.Options{Cgroup: fd})
-		if err != nil || out != "file\ntouch: /sys/fs/cgroup/x: Read-only file system\n" {
-			t.Errorf("user namespace %v: %v, %q", userns, err, out)
-		}
-		if !userns {
-			continue
-		}
-		if _, err := run(t, s, dir, source.Options{}); !errors.Is(err, program.ErrUnsupported) {
-			t.Errorf("without its cgroup: %v", err)
+		wants(t, s, dir, "file\ntouch: /sys/fs/cgroup/x: Read-only file system\n")
+		s.Mounts[3].Options = []string{"nsdelegate"}
+		if _, err := run(t, s, dir); !errors.Is(err, program.ErrUnsupported) || !strings.HasPrefix(err.Error(), "mounts[3]: option nsdelegate") {
+			t.Errorf("user namespace %v: an option of the machine's tree: %v", userns, err)
 		}
 	}
 }
@@ -350,7 +345,7 @@ func TestProcOfTheHost(t *testing.T) {
 	s.Mounts[0] = specs.Mount{Destination: "/proc", Source: "/proc", Options: []string{"rbind"}}
 	wants(t, s, dir, "cat\n")
 	s.Mounts[0].Source = "volume"
-	if _, err := run(t, s, dir, source.Options{}); !errors.Is(err, program.ErrInvalid) {
+	if _, err := run(t, s, dir); !errors.Is(err, program.ErrInvalid) {
 		t.Error(err)
 	}
 }
@@ -362,8 +357,8 @@ func TestGuess(t *testing.T) {
 	s.Mounts = append(s.Mounts, specs.Mount{Destination: "/v", Source: "volume/file", Options: []string{"bind", "idmap"}},
 		specs.Mount{Destination: "/t", Type: "tmpfs", Options: []string{"tmpcopyup"}})
 	var steps []int
-	for _, open := range []func(*specs.Spec, string, source.Options) (*source.Set, error){source.Open, source.Guess} {
-		set, err := open(s, dir, source.Options{})
+	for _, open := range []func(*specs.Spec, string) (*source.Set, error){source.Open, source.Guess} {
+		set, err := open(s, dir)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -38,19 +38,6 @@ import (
 	"github.com/vitrine-runtime/vitrine/oci/program"
 )
 
-// Options are what is known about a container beside its spec. The descriptors
-// stay the caller's.
-type Options struct {
-	// Cgroup is the directory of the container's cgroup. It is what a container
-	// without a cgroup namespace of its own is shown where it asks for a cgroup
-	// filesystem. Without it, it gets the machine's, or an error in a user namespace.
-	Cgroup *sys.FD
-	// UserNS is the user namespace that the container joins. Mounts with idmap and
-	// no mapping of their own have its mapping. Nil if the spec has the mappings, or
-	// the path of the namespace.
-	UserNS *sys.FD
-}
-
 // Set is the opened sources of one container. It belongs to one goroutine.
 type Set struct {
 	files []*sys.FD // files[0] is the root filesystem; all nil in a Guess
@@ -58,9 +45,9 @@ type Set struct {
 
 	spec    *specs.Spec
 	bundle  string
-	options Options
 	guess   bool
 	covered []string // destinations of the mounts so far
+	cgroups []int    // files for ShowCgroup
 }
 
 // Open opens the root filesystem and the sources of all mounts that need one.
@@ -68,8 +55,8 @@ type Set struct {
 // namespace that the paths are meant in, with CAP_SYS_ADMIN there. An error
 // names the field of the spec, and nothing stays open then. The caller closes
 // the Set.
-func Open(spec *specs.Spec, bundle string, o Options) (*Set, error) {
-	s := &Set{spec: spec, bundle: bundle, options: o}
+func Open(spec *specs.Spec, bundle string) (*Set, error) {
+	s := &Set{spec: spec, bundle: bundle}
 	if err := s.open(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -79,13 +66,34 @@ func Open(spec *specs.Spec, bundle string, o Options) (*Set, error) {
 // Guess returns a Set without descriptors, for a program that is to be looked at
 // and not to be run. It opens nothing and needs no privileges; a source that it cannot
 // look at counts as a directory.
-func Guess(spec *specs.Spec, bundle string, o Options) (*Set, error) {
-	s := &Set{spec: spec, bundle: bundle, options: o, guess: true}
+func Guess(spec *specs.Spec, bundle string) (*Set, error) {
+	s := &Set{spec: spec, bundle: bundle, guess: true}
 	return s, s.open()
 }
 
+// ShowCgroup is for a container that asks for a cgroup filesystem and has no
+// cgroup namespace of its own. It is shown its own cgroup and not the machine's tree:
+// the directory that open returns, which is made later than the rest is opened.
+// open is not called for others, and what it returns becomes the Set's.
+func (s *Set) ShowCgroup(open func() (*sys.FD, error)) error {
+	if len(s.cgroups) == 0 {
+		return nil
+	}
+	dir, err := open()
+	if err != nil {
+		return named("find the container's cgroup", err)
+	}
+	defer dir.Close()
+	for _, n := range s.cgroups {
+		if s.files[n], err = clone(dir.Int(), "", false); err != nil {
+			return named("show the container's cgroup", err)
+		}
+	}
+	return nil
+}
+
 // Files returns the descriptors for the beginning of the program's file table,
-// in order. They stay the Set's.
+// in order. They stay the Set's. Those of ShowCgroup are nil before it.
 func (s *Set) Files() []*sys.FD { return s.files }
 
 // Apply writes into in what the program has to know of the files.
@@ -147,6 +155,9 @@ func (s *Set) mount(i int, m *specs.Mount) error {
 		return err
 	}
 	defer func() { s.covered = append(s.covered, dest) }()
+	if !o.Bind && (m.Type == "cgroup" || m.Type == "cgroup2") && !s.has(specs.CgroupNamespace) {
+		return s.cgroup(i, field, dest, o)
+	}
 	make := s.maker(field, dest, m, o)
 	if make == nil {
 		s.settle(i, dest, true)
@@ -173,10 +184,22 @@ func (s *Set) mount(i int, m *specs.Mount) error {
 	return nil
 }
 
+// cgroup leaves a place in the table for ShowCgroup.
+func (s *Set) cgroup(i int, field, dest string, o program.MountOptions) error {
+	if len(o.Data) > 0 {
+		return named(field+": option "+o.Data[0]+" of a cgroup that is bound", program.ErrUnsupported)
+	}
+	n := len(s.files)
+	s.files = append(s.files, nil)
+	s.cgroups = append(s.cgroups, n)
+	s.input.Binds[i] = program.Bind{File: n, Dir: true}
+	s.settle(i, dest, true)
+	return nil
+}
+
 // maker returns what makes the detached mount for a mount of the spec, or nil if
 // the program does it.
 func (s *Set) maker(field, dest string, m *specs.Mount, o program.MountOptions) func() (*sys.FD, error) {
-	cgroup := m.Type == "cgroup" || m.Type == "cgroup2"
 	switch {
 	case o.Bind:
 		return func() (*sys.FD, error) {
@@ -184,13 +207,6 @@ func (s *Set) maker(field, dest string, m *specs.Mount, o program.MountOptions) 
 				return nil, named("missing", program.ErrInvalid)
 			}
 			return clone(unix.AT_FDCWD, below(s.bundle, m.Source), o.Recursive)
-		}
-	case cgroup && s.options.Cgroup != nil && !s.has(specs.CgroupNamespace):
-		return func() (*sys.FD, error) {
-			if len(o.Data) > 0 {
-				return nil, named("option "+o.Data[0]+" of a cgroup that is bound", program.ErrUnsupported)
-			}
-			return clone(s.options.Cgroup.Int(), "", false)
 		}
 	case o.CopyUp:
 		return func() (*sys.FD, error) { return s.copyUp(dest, m, o) }

@@ -47,7 +47,7 @@ func TestOpensRootAndBinds(t *testing.T) {
 		specs.Mount{Destination: "/proc", Type: "proc"},
 		specs.Mount{Destination: "/a", Source: "volume", Options: []string{"rbind"}},
 		specs.Mount{Destination: "/b", Source: filepath.Join(dir, "volume/file"), Type: "none", Options: []string{"bind"}},
-	), dir, source.Options{})
+	), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +82,7 @@ func TestErrorsNameTheField(t *testing.T) {
 		{spec(specs.Mount{Destination: "/a", Source: "nothing", Options: bind}), "mounts[0].source: ", unix.ENOENT},
 		{spec(specs.Mount{Destination: "/p", Type: "proc"}, specs.Mount{Destination: "/a", Options: bind}), "mounts[1].source: missing", program.ErrInvalid},
 	} {
-		_, err := source.Open(tt.spec, dir, source.Options{})
+		_, err := source.Open(tt.spec, dir)
 		if err == nil || !strings.HasPrefix(err.Error(), tt.want) || !errors.Is(err, tt.cause) {
 			t.Errorf("%v, want %q and %v", err, tt.want, tt.cause)
 		}

@@ -1,0 +1,30 @@
+package main
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+// withoutCgroupNS takes the cgroup namespace out of a spec.
+func withoutCgroupNS(s map[string]any) {
+	l := s["linux"].(map[string]any)
+	l["namespaces"] = slices.DeleteFunc(l["namespaces"].([]any), func(ns any) bool { return ns.(map[string]any)["type"] == "cgroup" })
+}
+
+// A container that asks for a cgroup filesystem and has no cgroup namespace sees its own
+// cgroup, and not what else the machine has (R13); without a cgroup of its own, the one
+// that it is in.
+func TestOwnCgroupInSight(t *testing.T) {
+	n := newNode(t)
+	// The root of the hierarchy has no cgroup.events, and the processes of others are 0 here.
+	const look = "cd /sys/fs/cgroup; ls -d */; grep populated cgroup.events; grep -x 1 cgroup.procs; grep -c -x 0 cgroup.procs; touch cgroup.procs"
+	r := n.oci("run", "--bundle", n.bundle(look, withoutCgroupNS), n.tag)
+	if r.out != "populated 1\n1\n0\n" || !strings.Contains(r.errs, "Read-only file system") {
+		t.Errorf("%+v", r)
+	}
+	r = n.oci("--cgroup-manager", "disabled", "run", "--bundle", n.bundle("grep -x 1 /sys/fs/cgroup/cgroup.procs", withoutCgroupNS), n.tag)
+	if r.code != 0 || r.out != "1\n" {
+		t.Errorf("without a cgroup: %+v", r)
+	}
+}
