@@ -53,30 +53,8 @@ func joinNamespaces(spec *specs.Spec, in *program.Input, t *table) (opened []*sy
 		if ownNamespace(ns.Type, fd) {
 			in.Host = append(in.Host, ns.Type)
 		}
-		if own, err := isOwn(fd, ns.Type); err != nil {
-			return opened, err
-		} else if own {
-			in.Host = append(in.Host, ns.Type)
-		}
 	}
 	return opened, nil
-}
-
-// isOwn says whether a namespace is the one that we are in: the host's, whose
-// parameters and devices no container is given.
-func isOwn(fd *sys.FD, typ specs.LinuxNamespaceType) (bool, error) {
-	name := string(typ)
-	if typ == specs.NetworkNamespace {
-		name = "net"
-	}
-	var own, it unix.Stat_t
-	if err := unix.Stat("/proc/self/ns/"+name, &own); err != nil {
-		return false, fmt.Errorf("look at our own %s namespace: %w", typ, err)
-	}
-	if err := unix.Fstat(fd.Int(), &it); err != nil {
-		return false, fmt.Errorf("look at the %s namespace: %w", typ, err)
-	}
-	return own.Dev == it.Dev && own.Ino == it.Ino, nil
 }
 
 // ownFiles are the files of our own namespaces.
@@ -85,7 +63,8 @@ var ownFiles = map[specs.LinuxNamespaceType]string{
 	specs.UTSNamespace: "uts", specs.UserNamespace: "user", specs.CgroupNamespace: "cgroup", specs.TimeNamespace: "time",
 }
 
-// ownNamespace says whether a namespace is the one that we are in ourselves.
+// ownNamespace says whether a namespace is the one that we are in ourselves: the
+// host's, whose parameters and devices no container is given.
 func ownNamespace(typ specs.LinuxNamespaceType, fd *sys.FD) bool {
 	var a, b unix.Stat_t
 	if unix.Fstat(fd.Int(), &a) != nil || unix.Stat("/proc/self/ns/"+ownFiles[typ], &b) != nil {
