@@ -150,6 +150,7 @@ func owner() string {
 type maker struct {
 	opts    CreateOptions
 	bundle  *bundle
+	guess   bool // open nothing: the program is to be looked at
 	sources *source.Set
 	table   table
 	opened  []*sys.FD // of the table, but for the sources
@@ -166,7 +167,7 @@ func (m *maker) compile() (err error) {
 	spec.Hooks = nil // ours
 	if spec.Process != nil {
 		p := *spec.Process
-		p.Rlimits = WithFileLimit(p.Rlimits)
+		p.Rlimits = withFileLimit(p.Rlimits)
 		spec.Process = &p
 	}
 	if spec.Process == nil || spec.Linux == nil {
@@ -181,12 +182,16 @@ func (m *maker) compile() (err error) {
 	}
 	in := program.Input{Spec: &spec, Seccomp: f.Bytes(), SeccompFlags: f.Flags, HookGate: hasCreateHooks(m.bundle.spec.Hooks),
 		NetGate: len(spec.Linux.NetDevices) > 0}
-	if m.sources, err = source.Open(&spec, m.bundle.path); err != nil {
+	open := source.Open
+	if m.guess {
+		open = source.Guess
+	}
+	if m.sources, err = open(&spec, m.bundle.path); err != nil {
 		return err
 	}
 	m.sources.Apply(&in)
 	m.table.files = slices.Clone(m.sources.Files())
-	if m.opened, err = joinNamespaces(&spec, &in, &m.table); err != nil {
+	if m.opened, err = joinNamespaces(&spec, &in, &m.table, m.guess); err != nil {
 		return err
 	}
 	if err := m.terminal(&spec, &in); err != nil {

@@ -83,7 +83,7 @@ func (e *execution) compile() (err error) {
 	if p.ExecCPUAffinity == nil && e.spec.Process != nil {
 		p.ExecCPUAffinity = e.spec.Process.ExecCPUAffinity // there for execs only
 	}
-	p.Rlimits = WithFileLimit(p.Rlimits)
+	p.Rlimits = withFileLimit(p.Rlimits)
 	f, err := filter(l.Seccomp)
 	if err != nil {
 		return err

@@ -1,12 +1,28 @@
 package bundle
 
-import "github.com/vitrine-runtime/vitrine/internal/step"
+import (
+	"errors"
+	"io/fs"
+
+	"github.com/vitrine-runtime/vitrine/internal/step"
+)
 
 // Compile returns the program that Create would run for the bundle in dir, with
 // everything that this machine has to do with it. It opens what the bundle names, and
-// makes nothing.
-func Compile(dir string) (p *step.Program, err error) {
+// makes nothing. Where something of that is not here, or not for us to open, it is the
+// program of a machine that has it: what cannot be looked at counts as a directory, and a
+// namespace that is joined as somebody else's.
+func Compile(dir string) (*step.Program, error) {
 	m := &maker{}
+	p, err := m.explain(dir)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		m = &maker{guess: true}
+		p, err = m.explain(dir)
+	}
+	return p, err
+}
+
+func (m *maker) explain(dir string) (p *step.Program, err error) {
 	if m.bundle, err = openBundle(dir); err != nil {
 		return nil, err
 	}

@@ -107,9 +107,9 @@ func setOOM(pid, adj int) error {
 	return nil
 }
 
-// WithFileLimit adds the limit on descriptors that we were started with, where the
+// withFileLimit adds the limit on descriptors that we were started with, where the
 // spec has none: ours is another one, because the Go runtime raises it.
-func WithFileLimit(limits []specs.POSIXRlimit) []specs.POSIXRlimit {
+func withFileLimit(limits []specs.POSIXRlimit) []specs.POSIXRlimit {
 	for _, l := range limits {
 		if l.Type == "RLIMIT_NOFILE" {
 			return limits

@@ -35,10 +35,16 @@ func (t *table) ints() []int {
 	return list
 }
 
-// joinNamespaces opens the namespaces that the spec names by a path.
-func joinNamespaces(spec *specs.Spec, in *program.Input, t *table) (opened []*sys.FD, err error) {
+// joinNamespaces opens the namespaces that the spec names by a path. A guess opens
+// none, and leaves places in the table.
+func joinNamespaces(spec *specs.Spec, in *program.Input, t *table, guess bool) (opened []*sys.FD, err error) {
+	in.Join = map[specs.LinuxNamespaceType]int{}
 	for i, ns := range spec.Linux.Namespaces {
-		if ns.Path == "" {
+		switch {
+		case ns.Path == "":
+			continue
+		case guess:
+			in.Join[ns.Type] = t.add(nil)
 			continue
 		}
 		fd, err := openNamespace(ns)
@@ -46,9 +52,6 @@ func joinNamespaces(spec *specs.Spec, in *program.Input, t *table) (opened []*sy
 			return opened, fmt.Errorf("linux.namespaces[%d].path: %w", i, err)
 		}
 		opened = append(opened, fd)
-		if in.Join == nil {
-			in.Join = map[specs.LinuxNamespaceType]int{}
-		}
 		in.Join[ns.Type] = t.add(fd)
 		if ownNamespace(ns.Type, fd) {
 			in.Host = append(in.Host, ns.Type)

@@ -28,3 +28,19 @@ func TestOwnCgroupInSight(t *testing.T) {
 		t.Errorf("without a cgroup: %+v", r)
 	}
 }
+
+// A namespace that is the host's own is that by whatever path it is named: its
+// parameters are not the container's to set.
+func TestHostNamespaceByPath(t *testing.T) {
+	n := newNode(t)
+	b := n.bundle("true", func(s map[string]any) {
+		l := s["linux"].(map[string]any)
+		for _, ns := range l["namespaces"].([]any) {
+			if ns := ns.(map[string]any); ns["type"] == "network" {
+				ns["path"] = "/proc/self/ns/net"
+			}
+		}
+		l["sysctl"] = map[string]string{"net.ipv4.ip_forward": "1"}
+	})
+	n.fails("net.ipv4.ip_forward", "create", "--bundle", b, n.tag)
+}
