@@ -123,7 +123,9 @@ func TestExplain(t *testing.T) {
 	if told != lines || d.Wait == nil || d.Steps[*d.Wait].Call != "read" || len(d.Files) < 6 || d.Files[5].FD != 5 || len(d.Clone) == 0 {
 		t.Errorf("%d lines of %d, wait %v, files %v, clone %v", told, lines, d.Wait, d.Files, d.Clone)
 	}
-	joined := slices.ContainsFunc(d.Steps, func(s explained) bool { return s.Call == "setns" && strings.Contains(strings.Join(s.Args, " "), "NEWNET") })
+	joined := slices.ContainsFunc(d.Steps, func(s explained) bool {
+		return s.Call == "setns" && strings.Contains(strings.Join(s.Args, " "), "NEWNET")
+	})
 	if slices.Contains(d.Clone, "NEWNET") || !joined {
 		t.Errorf("a namespace that somebody else has made is made again, or not joined:\n%s", out)
 	}
