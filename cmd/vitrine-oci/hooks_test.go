@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -126,28 +127,76 @@ func TestHooks(t *testing.T) {
 
 // A createContainer hook sees the host's files and, at its path, the root with the
 // mounts of the container; what it mounts there is the container's, and nothing of it the
-// host's.
+// host's. In a user namespace it is that one's root, and no more to the host's files.
 func TestCreateContainerHookMounts(t *testing.T) {
-	n := newNode(t)
-	dir := t.TempDir()
-	script := filepath.Join(dir, "hook")
-	text := "#!/usr/bin/busybox sh\nset -e\nBB=/usr/bin/busybox\n[ -e proc/sys ]\n[ -e \"$PWD/proc/sys\" ]\n$BB mkdir -p tmp/new\n" +
-		"$BB mount -t tmpfs hooked \"$PWD/tmp/new\"\n$BB touch tmp/new/file tmp/moved\n"
-	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
+	const text = "#!/usr/bin/busybox sh\nset -e\nBB=/usr/bin/busybox\n[ -e proc/sys ]\n[ -e \"$PWD/proc/sys\" ]\n$BB mkdir -p tmp/new\n" +
+		"$BB mount -t tmpfs hooked \"$PWD/tmp/new\"\n$BB touch tmp/new/file tmp/moved\n$BB id -u >tmp/new/id\n$BB cat /proc/self/uid_map >tmp/new/map\n" +
+		"if [ \"$1\" ]; then ! $BB touch \"$1\"; fi\n"
+	for name, change := range map[string]func(map[string]any){"the host's": nil, "of its own": inUserNS} {
+		t.Run("user namespace "+name, func(t *testing.T) {
+			n := newNode(t)
+			dir := t.TempDir()
+			script, canary := filepath.Join(dir, "hook"), filepath.Join(dir, "canary")
+			if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			args, want := []string{script}, "file\nid\nmap\n1\n0\n0 0 4294967295\n"
+			if change != nil {
+				args, want = append(args, canary), "file\nid\nmap\n1\n0\n0 300000 65536\n"
+			}
+			const look = "ls /tmp/new; grep -c ' /tmp/new tmpfs' /proc/mounts; cat /tmp/new/id; echo $(cat /tmp/new/map); ls /empty 2>/dev/null; :"
+			b := n.bundle(look, func(s map[string]any) {
+				s["hooks"] = map[string]any{"createContainer": []any{map[string]any{"path": script, "args": args}}}
+				if change != nil {
+					change(s)
+				}
+			})
+			if change != nil {
+				give(t, b+"/rootfs", 300000)
+				reachable(t, script, b)
+			}
+			if r := n.oci("run", "--bundle", b, n.tag); r.code != 0 || r.out != want {
+				t.Errorf("%+v, want %q", r, want)
+			}
+			if mounts, _ := os.ReadFile("/proc/mounts"); strings.Contains(string(mounts), "hooked") {
+				t.Error("the hook's mount is on the host")
+			}
+			for _, f := range []string{b + "/rootfs/tmp/new/file", canary} {
+				if _, err := os.Stat(f); err == nil {
+					t.Errorf("the hook has made %s", f)
+				}
+			}
+		})
+	}
+}
+
+// inUserNS gives a spec a user namespace of its own.
+func inUserNS(s map[string]any) {
+	l := s["linux"].(map[string]any)
+	l["namespaces"] = append(l["namespaces"].([]any), map[string]any{"type": "user"})
+	l["uidMappings"] = []any{map[string]any{"containerID": 0, "hostID": 300000, "size": 65536}}
+	l["gidMappings"] = l["uidMappings"]
+}
+
+// give makes everything below dir somebody's.
+func give(t *testing.T, dir string, owner int) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(p string, _ os.DirEntry, err error) error { return errors.Join(err, os.Lchown(p, owner, owner)) })
+	if err != nil {
 		t.Fatal(err)
 	}
-	b := n.bundle("ls /tmp/new; grep -c ' /tmp/new tmpfs' /proc/mounts; ls /empty 2>/dev/null; grep -c . /proc/mounts", func(s map[string]any) {
-		s["hooks"] = map[string]any{"createContainer": []any{map[string]any{"path": script}}}
-	})
-	r := n.oci("run", "--bundle", b, n.tag)
-	if r.code != 0 || !strings.HasPrefix(r.out, "file\n1\n") {
-		t.Errorf("%+v", r)
-	}
-	if mounts, _ := os.ReadFile("/proc/mounts"); strings.Contains(string(mounts), "hooked") {
-		t.Error("the hook's mount is on the host")
-	}
-	if _, err := os.Stat(b + "/rootfs/tmp/new/file"); err == nil {
-		t.Error("the hook's file is on the host")
+}
+
+// reachable lets anybody come as far as to these files, which a test has for itself
+// otherwise.
+func reachable(t *testing.T, files ...string) {
+	t.Helper()
+	for _, f := range files {
+		for p := filepath.Dir(f); p != os.TempDir() && p != "/"; p = filepath.Dir(p) {
+			if err := os.Chmod(p, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
 
