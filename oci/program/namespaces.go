@@ -73,8 +73,14 @@ func (c *compiler) sort() error {
 func (c *compiler) namespaces() error {
 	// The root of a cgroup namespace is the cgroup that the process is in when it is
 	// made, and with a driver that moves the process later that would be the
-	// monitor's, were it made by the clone.
-	flags := c.ns.fresh &^ unix.CLONE_NEWCGROUP
+	// monitor's, were it made by the clone. The directory of an ipc namespace's message
+	// queues belongs to who makes that, and in a user namespace this is nobody before
+	// becomeRoot.
+	inside, enters := c.ns.fresh&unix.CLONE_NEWCGROUP, (c.ns.fresh|c.ns.joined)&unix.CLONE_NEWUSER != 0
+	if enters {
+		inside |= c.ns.fresh & unix.CLONE_NEWIPC
+	}
+	flags := c.ns.fresh &^ inside
 	if len(c.spec.Linux.TimeOffsets) > 0 {
 		flags &^= unix.CLONE_NEWTIME // see clocks
 	}
@@ -88,13 +94,16 @@ func (c *compiler) namespaces() error {
 	if c.ns.fresh&unix.CLONE_NEWUSER != 0 {
 		c.gate(step.GateMaps)
 	}
-	if (c.ns.fresh|c.ns.joined)&unix.CLONE_NEWUSER != 0 {
+	if enters {
 		c.becomeRoot()
 	}
 	c.call("become leader of a session", unix.SYS_SETSID)
 	c.call("make files with the modes given", unix.SYS_UMASK, val(0))
-	if c.ns.fresh&unix.CLONE_NEWCGROUP != 0 {
-		c.call("make the own cgroup the root of the view", unix.SYS_UNSHARE, val(uint64(unix.CLONE_NEWCGROUP)))
+	switch {
+	case inside == unix.CLONE_NEWCGROUP:
+		c.call("make the own cgroup the root of the view", unix.SYS_UNSHARE, val(inside))
+	case inside != 0:
+		c.call("make what is to belong to that root", unix.SYS_UNSHARE, val(inside))
 	}
 	if err := c.uts(c.ns.fresh&unix.CLONE_NEWUTS != 0); err != nil {
 		return err

@@ -78,7 +78,8 @@ func (c checker) enters(i int, s *step.Step) error {
 			return c.broken(i, "process that others may trace")
 		}
 	case unix.SYS_UNSHARE:
-		if s.Args[0] != val(uint64(unix.CLONE_NEWCGROUP)) && s.Args[0] != val(uint64(unix.CLONE_NEWTIME)) {
+		const inUser = unix.CLONE_NEWIPC | unix.CLONE_NEWCGROUP
+		if !slices.Contains([]step.Arg{val(unix.CLONE_NEWTIME), val(unix.CLONE_NEWCGROUP), val(unix.CLONE_NEWIPC), val(inUser)}, s.Args[0]) {
 			return c.broken(i, "namespace that a clone is to make")
 		}
 	case unix.SYS_SETNS:
