@@ -2,10 +2,7 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
-	"flag"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -14,12 +11,13 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/conformance/posture"
 )
 
-// What a process on a terminal is, all of it, held against a golden file: the
-// init of what `vitrine-oci spec` writes, and a user's exec in it. conformance/integration has the profiles without a terminal.
-
-var updatePosture = flag.Bool("update-posture", false, "write the golden files of the posture tests")
+// What a process is that the command line starts, held against golden files (package
+// posture): the init of what `vitrine-oci spec` writes, and a user's exec in it, both on a
+// terminal; and the same in a user namespace. conformance/integration has the other profiles.
 
 const lookAround = `
 sec() { echo "# $1"; }
@@ -87,21 +85,46 @@ func TestPostureOnTerminals(t *testing.T) {
 	} else if _, err := unix.Wait4(pid, nil, 0, nil); err != nil { // a zombie would keep its pid namespace
 		t.Error(err)
 	}
-	golden(t, "tty", posture(s, init, ""))
-	golden(t, "exec-tty", posture(s, inside, init))
+	posture.Golden(t, "tty", normal(s, init, ""))
+	posture.Golden(t, "exec-tty", normal(s, inside, init))
 }
 
-var inode = regexp.MustCompile(`\[\d+\]`)
+// TestPostureInUserNamespace: root there is nobody here; and a user's exec in it.
+func TestPostureInUserNamespace(t *testing.T) {
+	n := newNode(t)
+	dir, s := postureBundle(t)
+	give(t, dir+"/rootfs", 300000)
+	maps := []specs.LinuxIDMapping{{HostID: 300000, Size: 65536}}
+	s.Linux.UIDMappings, s.Linux.GIDMappings = maps, maps
+	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+	s.Process.Terminal = false
+	with := func(script string) {
+		t.Helper()
+		s.Process.Args[2] = script
+		b, _ := json.Marshal(s)
+		if err := os.WriteFile(dir+"/config.json", b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	with(lookAround)
+	posture.Golden(t, "userns", normal(s, n.must("run", "--bundle", dir, n.tag), ""))
+	with("exec sleep 1000")
+	n.must("run", "--detach", "--bundle", dir, n.tag)
+	init := n.must("exec", n.tag, "/bin/sh", "-c", "for n in cgroup ipc mnt net pid time user uts; do echo $n $(readlink /proc/1/ns/$n); done")
+	posture.Golden(t, "exec-userns", normal(s, n.must("exec", "--user", "1000:1000", n.tag, "/bin/sh", "-c", lookAround), init))
+	n.must("delete", "--force", n.tag)
+}
 
-// posture writes what a probe has said in words that are the same everywhere.
+// callers are the files that the binary was given as stdout and stderr.
+var callers = regexp.MustCompile(`^([12]) /.*/(out|err)$`)
+
+// normal writes what a probe has said in words that are the same everywhere.
 // of is what the container's init has said, for an exec.
-func posture(s *specs.Spec, text, of string) string {
+func normal(s *specs.Spec, text, of string) string {
 	var b strings.Builder
 	at := ""
 	for line := range strings.Lines(strings.ReplaceAll(text, "\r", "")) {
-		line = strings.TrimRight(line, "\n")
-		// The shell's fork blocks all signals in the shell for a moment, in which its child may read this.
-		line = strings.Replace(line, "SigBlk:\tfffffffffffbfeff", "SigBlk:\t0000000000000000", 1)
+		line = posture.Unblocked(strings.TrimRight(line, "\n"))
 		name, begins := strings.CutPrefix(line, "# ")
 		switch {
 		case begins && name == "end":
@@ -124,12 +147,14 @@ func posture(s *specs.Spec, text, of string) string {
 			if f := strings.Fields(ids); of != "" && len(f) == 1 {
 				line = kind + ": one"
 			}
+		case at == "descriptors":
+			line = callers.ReplaceAllString(line, "$1 the caller's $2")
 		case at == "mounts":
 			if line = mounted(s, line); line == "" {
 				continue
 			}
 		}
-		b.WriteString(strings.TrimRight("    "+strings.Join(strings.Fields(inode.ReplaceAllString(line, "")), " "), " ") + "\n")
+		b.WriteString(posture.Line(line))
 	}
 	return b.String()
 }
@@ -138,20 +163,19 @@ func posture(s *specs.Spec, text, of string) string {
 // nothing for a path that the spec wants masked or read-only and that is so: which
 // of them exist is the kernel's.
 func mounted(s *specs.Spec, line string) string {
-	f := strings.Fields(line)
-	dash := slices.Index(f, "-")
-	if dash < 0 || len(f) < dash+4 {
+	m, ok := posture.ParseMount(line)
+	if !ok {
 		return "unreadable: " + line
 	}
-	at, flags, kind, super := f[4], f[5], f[dash+1], f[dash+3]
+	at, flags, kind, super := m.At, m.Flags, m.Kind, m.Super
 	if strings.HasPrefix(flags, "ro,") && (slices.Contains(s.Linux.MaskedPaths, at) && kind == "tmpfs" || slices.Contains(s.Linux.ReadonlyPaths, at)) {
 		return ""
 	}
-	if dash > 6 {
-		flags += " " + strings.Join(f[6:dash], ",")
+	if len(m.Propagation) > 0 {
+		flags += " " + strings.Join(m.Propagation, ",")
 	}
 	switch {
-	case at == "/" || f[3] != "/" && kind != "devpts": // of the host's files
+	case at == "/" || m.Root != "/" && kind != "devpts": // of the host's files
 		kind, super = "bind", ""
 	case kind == "tmpfs" || kind == "devpts":
 		super = strings.TrimSuffix(super, ",inode64")
@@ -159,36 +183,4 @@ func mounted(s *specs.Spec, line string) string {
 		super = ""
 	}
 	return strings.Join([]string{at, kind, flags, super}, " ")
-}
-
-func golden(t *testing.T, profile, got string) {
-	t.Helper()
-	file := filepath.Join("testdata", "posture", profile+".txt")
-	if *updatePosture {
-		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(got), 0o644)); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got == string(want) {
-		return
-	}
-	have, wanted := strings.Split(got, "\n"), strings.Split(string(want), "\n")
-	for _, l := range have {
-		if !slices.Contains(wanted, l) {
-			t.Errorf("%s: more: %s", profile, l)
-		}
-	}
-	for _, l := range wanted {
-		if !slices.Contains(have, l) {
-			t.Errorf("%s: less: %s", profile, l)
-		}
-	}
-	if !t.Failed() {
-		t.Errorf("%s: another order than in %s:\n%s", profile, file, got)
-	}
 }

@@ -1,8 +1,6 @@
 package integration
 
 import (
-	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,14 +13,11 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/vitrine-runtime/vitrine/conformance/posture"
 )
 
-// Posture: what a process of each profile is, all of it, held against a golden
-// file. A container looks at itself with a static shell; what differs from one
-// machine to another (inode numbers, ids, limits that are inherited, files that
-// a kernel does not have) is replaced by what it means.
-
-var updatePosture = flag.Bool("update-posture", false, "write the golden files of the posture tests")
+// What a process of each profile is that the daemon starts, held against golden files (package posture).
 
 // lookAround is the probe. $$ is the process as it was executed; what reads it
 // are children of it.
@@ -65,14 +60,13 @@ type pose struct {
 }
 
 var (
-	inodes = regexp.MustCompile(`\[\d+\]`)
-	ids    = regexp.MustCompile(`[0-9a-f]{64}`)
-	leaf   = regexp.MustCompile(`^cgroup 0::/exec-[0-9a-f]+$`)
+	ids  = regexp.MustCompile(`[0-9a-f]{64}`)
+	leaf = regexp.MustCompile(`^cgroup 0::/exec-[0-9a-f]+$`)
 )
 
-// posture writes the sections in an order and in words that are the same
+// text writes the sections in an order and in words that are the same
 // everywhere.
-func (p pose) posture(m map[string][]string) string {
+func (p pose) text(m map[string][]string) string {
 	var b strings.Builder
 	for _, name := range []string{"status", "limits", "namespaces", "maps", "place", "root", "dev", "mounts", "descriptors", "environment", "writable"} {
 		lines := m[name]
@@ -105,12 +99,11 @@ func (p pose) posture(m map[string][]string) string {
 		}
 		fmt.Fprintf(&b, "%s\n", name)
 		for _, l := range lines {
-			l = strings.Join(strings.Fields(inodes.ReplaceAllString(l, "")), " ")
 			l = ids.ReplaceAllString(l, "<id>")
 			if p.pod != "" {
 				l = strings.ReplaceAll(l, p.pod, "<pod>")
 			}
-			b.WriteString(strings.TrimRight("    "+l, " ") + "\n")
+			b.WriteString(posture.Line(l))
 		}
 	}
 	return b.String()
@@ -135,9 +128,7 @@ func (p pose) status(lines []string) []string {
 		if strings.HasPrefix(l, "NSpid:") {
 			l = fmt.Sprintf("NSpid: %d deep", len(strings.Fields(l))-1)
 		}
-		// The shell's fork blocks all signals in the shell for a moment, in which its child may read this.
-		l = strings.Replace(l, "SigBlk:\tfffffffffffbfeff", "SigBlk:\t0000000000000000", 1)
-		out = append(out, strings.ReplaceAll(l, all, "all of the host's"))
+		out = append(out, strings.ReplaceAll(posture.Unblocked(l), all, "all of the host's"))
 	}
 	return out
 }
@@ -198,20 +189,14 @@ func (p pose) mounts(lines []string) []string {
 		}
 	}
 	for _, l := range lines {
-		f := strings.Fields(l)
-		dash := slices.Index(f, "-")
-		if len(f) < 6 || dash < 0 || dash+3 > len(f) {
+		m, ok := posture.ParseMount(l)
+		if !ok {
 			out = append(out, "unreadable: "+l)
 			continue
 		}
-		at, flags, kind, super := f[4], f[5], f[dash+1], f[len(f)-1]
-		var prop []string
-		for _, o := range f[6:dash] {
-			o, _, _ = strings.Cut(o, ":")
-			prop = append(prop, o)
-		}
+		at, flags, kind, super := m.At, m.Flags, m.Kind, m.Super
 		if how, ok := asked[at]; ok {
-			if !strings.HasPrefix(flags, "ro") || how == "masked" && kind != "tmpfs" || len(prop) > 0 {
+			if !strings.HasPrefix(flags, "ro") || how == "masked" && kind != "tmpfs" || len(m.Propagation) > 0 {
 				out = append(out, at+" is not "+how+": "+l)
 			}
 			delete(asked, at)
@@ -229,7 +214,7 @@ func (p pose) mounts(lines []string) []string {
 		default:
 			kind, super = "bind", ""
 		}
-		out = append(out, strings.Join([]string{at, kind, flags, strings.Join(prop, ","), super}, " "))
+		out = append(out, strings.Join([]string{at, kind, flags, strings.Join(m.Propagation, ","), super}, " "))
 	}
 	sort.Strings(out)
 	for path, how := range asked {
@@ -241,39 +226,6 @@ func (p pose) mounts(lines []string) []string {
 		out = append(out, "all paths to mask and to make read-only that exist are so")
 	}
 	return out
-}
-
-// golden compares with the golden file of a profile.
-func golden(t *testing.T, profile, got string) {
-	t.Helper()
-	file := filepath.Join("testdata", "posture", profile+".txt")
-	if *updatePosture {
-		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(got), 0o644)); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got == string(want) {
-		return
-	}
-	have, wanted := strings.Split(got, "\n"), strings.Split(string(want), "\n")
-	for _, l := range have {
-		if !slices.Contains(wanted, l) {
-			t.Errorf("%s: more: %s", profile, l)
-		}
-	}
-	for _, l := range wanted {
-		if !slices.Contains(have, l) {
-			t.Errorf("%s: less: %s", profile, l)
-		}
-	}
-	if !t.Failed() {
-		t.Errorf("%s: another order than in %s:\n%s", profile, file, got)
-	}
 }
 
 // parentOf returns the parent of a process.
@@ -341,7 +293,7 @@ func TestPosture(t *testing.T) {
 				t.Fatal("no process")
 			}
 			ps := pose{host: os.Getpid(), monitor: parentOf(pids[0]), cfg: cfg, pod: p.cfg.Metadata.Name}
-			golden(t, name, ps.posture(sections(strings.Join(p.logText("c", "stdout"), "\n"))))
+			posture.Golden(t, name, ps.text(sections(strings.Join(p.logText("c", "stdout"), "\n"))))
 			if name != "default" {
 				return
 			}
@@ -349,9 +301,9 @@ func TestPosture(t *testing.T) {
 			if err != nil {
 				t.Fatalf("exec: %v %s", err, errOut)
 			}
-			golden(t, "exec", ps.posture(sections(string(out))))
-			golden(t, "monitor", ps.process(ps.monitor))
-			golden(t, "daemon", ps.process(place.Daemon().Pid()))
+			posture.Golden(t, "exec", ps.text(sections(string(out))))
+			posture.Golden(t, "monitor", ps.process(ps.monitor))
+			posture.Golden(t, "daemon", ps.process(place.Daemon().Pid()))
 		})
 	}
 }
@@ -389,7 +341,7 @@ func (p pose) process(pid int) string {
 		m["place"] = append(m["place"], "executable "+exe)
 	}
 	p.monitor = 0
-	return p.posture(m)
+	return p.text(m)
 }
 
 func links(dir string) map[int]string {
