@@ -3,7 +3,6 @@ package specjson
 import (
 	"encoding/json"
 	"math/rand/v2"
-	"os"
 	"reflect"
 	"strings"
 	"testing"
@@ -153,7 +152,7 @@ func FuzzUnmarshal(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		if twice(text) || strings.Count(string(text), "[")+strings.Count(string(text), "{") > maxDepth {
-			t.Skip()
+			return // nothing that the two have to agree about
 		}
 		both(t, text)
 	})
@@ -211,10 +210,13 @@ func keys(v any) (n int) {
 }
 
 func BenchmarkSpec(b *testing.B) {
-	text, err := os.ReadFile("testdata/config.json")
+	spec := &specs.Spec{}
+	fill(rand.New(rand.NewPCG(1, 1)), reflect.ValueOf(spec).Elem(), 0)
+	text, err := json.Marshal(spec)
 	if err != nil {
-		b.Skip(err)
+		b.Fatal(err)
 	}
+	b.SetBytes(int64(len(text)))
 	b.Run("ours", func(b *testing.B) {
 		for b.Loop() {
 			if err := Unmarshal(text, &specs.Spec{}); err != nil {
