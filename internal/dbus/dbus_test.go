@@ -94,6 +94,7 @@ func TestAnswersAreRead(t *testing.T) {
 // What is cut or changed anywhere is an error, or what the usual library makes of it.
 func FuzzDecode(f *testing.F) {
 	f.Add(encode(f, binary.LittleEndian, oracle.TypeMethodReply, reply(77), uint32(1), "x", oracle.MakeVariant("v")))
+	f.Add(encode(f, binary.BigEndian, oracle.TypeMethodReply, reply(5), "x", true, uint64(1)<<40, oracle.MakeVariant(uint32(3)), uint32(4)))
 	f.Add(call(9, "org.example", "/a/b", "org.example.I", "Do", unit))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := decode(b)
