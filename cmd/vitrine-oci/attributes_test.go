@@ -107,6 +107,14 @@ func TestAttributesOfBundle(t *testing.T) {
 	if err != nil || out != "00000008\n500\n" {
 		t.Errorf("exec: %v, %q", err, out)
 	}
+	process := filepath.Join(dir, "process.json") // what it says of itself comes first
+	const own = `{"args": ["/bin/busybox", "cat", "/proc/self/oom_score_adj"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "oomScoreAdj": 700}`
+	if err := os.WriteFile(process, []byte(own), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err = oci(t, "--root", state, "exec", "--process", process, id); err != nil || out != "700\n" {
+		t.Errorf("exec of a process with a value of its own: %v, %q", err, out)
+	}
 	out, err = oci(t, "--root", state, "exec", id, "busybox", "grep", "Cpus_allowed_list", "/proc/self/status")
 	if err != nil || out != "Cpus_allowed_list:\t0\n" {
 		t.Errorf("exec: %v, %q", err, out)

@@ -136,7 +136,11 @@ func (e *execution) start() (err error) {
 			e.child.Close()
 		}
 	}()
-	if adj := e.spec.Process.OOMScoreAdj; adj != nil {
+	adj := e.opts.Process.OOMScoreAdj
+	if adj == nil {
+		adj = e.spec.Process.OOMScoreAdj
+	}
+	if adj != nil {
 		if err := setOOM(e.child.Pid(), *adj); err != nil {
 			return err
 		}
