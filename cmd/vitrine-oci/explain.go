@@ -44,11 +44,7 @@ func prepareExplain(c *call) ([]option, func([]string) (int, error)) {
 
 // programOf returns what a container was made with.
 func (c *call) programOf(args []string) (*step.Program, error) {
-	id, err := oneID(args)
-	if err != nil {
-		return nil, err
-	}
-	ctr, err := c.rt.Look(id)
+	ctr, err := c.look(args)
 	if err != nil {
 		return nil, err
 	}

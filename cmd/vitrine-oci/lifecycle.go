@@ -70,17 +70,22 @@ func (c *call) with(args []string, f func(ctr *bundle.Container) error) (int, er
 	return 0, f(ctr)
 }
 
+// look finds a container without its lock.
+func (c *call) look(args []string) (*bundle.Container, error) {
+	id, err := oneID(args)
+	if err != nil {
+		return nil, err
+	}
+	return c.rt.Look(id)
+}
+
 func prepareStart(c *call) ([]option, func([]string) (int, error)) {
 	return nil, func(args []string) (int, error) { return c.with(args, (*bundle.Container).Start) }
 }
 
 func prepareState(c *call) ([]option, func([]string) (int, error)) {
 	return nil, func(args []string) (int, error) {
-		id, err := oneID(args)
-		if err != nil {
-			return 1, err
-		}
-		ctr, err := c.rt.Look(id)
+		ctr, err := c.look(args)
 		if err != nil {
 			return 1, err
 		}

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strconv"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -181,17 +182,22 @@ func (c *call) globalOptions(help, showVersion *bool) []option {
 		text("log-format", "FORM", "of the log: text or json", &c.log.form),
 		toggle("debug", "write more to the log", &c.log.debug),
 		{"systemd-cgroup", "", "let systemd make the cgroups: linux.cgroupsPath is slice:prefix:name", func(v string) error {
-			if v != "false" {
+			yes, err := strconv.ParseBool(v)
+			if yes {
 				c.rt.Manager = bundle.ManagerSystemd
 			}
-			return nil
+			return err
 		}},
 		text("cgroup-manager", "WHO", "makes cgroups: cgroupfs, systemd or disabled", &c.rt.Manager),
 		{"rootless", "BOOL", "true is refused: containers are made by root", func(v string) error {
-			if v == "true" {
+			if v == "auto" {
+				return nil
+			}
+			yes, err := strconv.ParseBool(v)
+			if yes {
 				return bundle.ErrNotRoot
 			}
-			return nil
+			return err
 		}},
 		toggle("help,h", "print this", help),
 		toggle("version,v", "print the version", showVersion),

@@ -29,11 +29,7 @@ func preparePs(c *call) ([]option, func([]string) (int, error)) {
 		if len(args) > 1 {
 			return 1, fmt.Errorf("ps: options of ps(1) are not supported: %w", errUsage)
 		}
-		id, err := oneID(args)
-		if err != nil {
-			return 1, err
-		}
-		ctr, err := c.rt.Look(id)
+		ctr, err := c.look(args)
 		if err != nil {
 			return 1, err
 		}

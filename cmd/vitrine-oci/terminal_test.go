@@ -193,3 +193,19 @@ func stateOf(t *testing.T, text []byte) (s specs.ContainerProcessState) {
 	}
 	return s
 }
+
+// A terminal that somebody is left on is shown up to the end of the process that it
+// was made for, and not longer.
+func TestTerminalThatOthersKeep(t *testing.T) {
+	n := newNode(t)
+	n.must("run", "--detach", "--bundle", n.bundle("exec sleep 1000", nil), n.tag)
+	began := time.Now()
+	r := n.oci("exec", "--tty", n.tag, "sh", "-c", "busybox setsid sleep 20 & echo shown; exit 3")
+	if r.code != 3 || !strings.Contains(r.out, "shown") {
+		t.Errorf("%+v", r)
+	}
+	if d := time.Since(began); d > 10*time.Second {
+		t.Errorf("took %s", d)
+	}
+	n.must("delete", "--force", n.tag)
+}

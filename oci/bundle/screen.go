@@ -49,7 +49,7 @@ func (s *screen) serve(pidfd *sys.FD) (int, error) {
 	defer followSize(n)()
 	go func() { _, _ = io.Copy(master, os.Stdin) }() // ends with the process: nobody else reads our stdin
 	shown := make(chan struct{})
-	go func() { // ends with EIO, when the last one has closed the other side, or with Close
+	go func() { // ends with EIO: at the latest when the process does, since the kernel then hangs up its terminal
 		defer close(shown)
 		_, _ = io.Copy(os.Stdout, master)
 	}()
