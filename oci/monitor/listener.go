@@ -54,8 +54,9 @@ func (l *listener) text() ([]byte, error) {
 }
 
 // passOn has the listener of the process's filter sent to l when the process
-// is released, and connects for that. The returned function closes the
-// connection; it is called after the release.
+// is released, and connects for that. The connection ends with what is sent, before
+// the process goes on: who reads it to its end answers nobody until then. The returned
+// function ends it if it never came to that; it is called after the release.
 func (m *monitor) passOn(p *process, l *listener) (done func(), err error) {
 	if l == nil {
 		return func() {}, nil // a program that needs one is not released
@@ -69,6 +70,7 @@ func (m *monitor) passOn(p *process, l *listener) (done func(), err error) {
 		return nil, err
 	}
 	p.Receive(p.Hands(), func(fd *sys.FD) error {
+		defer sock.Close()
 		defer fd.Close()
 		return notify.Send(sock.Int(), text, p.Pid(), fd)
 	})
