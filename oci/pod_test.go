@@ -17,10 +17,12 @@ import (
 
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/monitor"
+	"github.com/vitrine-runtime/vitrine/oci/notify/notifytest"
 )
 
 // The test binary is also the monitor: StartPod copies it into a memfd.
 func TestMain(m *testing.M) {
+	notifytest.Main()
 	if len(os.Args) == 2 && os.Args[1] == "monitor" {
 		os.Exit(monitor.Main())
 	}

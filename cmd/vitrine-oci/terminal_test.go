@@ -9,10 +9,11 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unsafe"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/oci/notify/notifytest"
 )
 
 // bundleOf makes a bundle with Debian's busybox in it.
@@ -35,67 +36,25 @@ func bundleOf(t *testing.T, config string) string {
 	return dir
 }
 
-// serve listens at a path, and calls f with what each connection is sent first.
+// serve listens at a path, and calls f with what each connection is sent.
 func serve(t *testing.T, path string, f func(text []byte, fd int)) {
 	t.Helper()
-	l, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	l, err := notifytest.Listen(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(unix.Bind(l, &unix.SockaddrUnix{Name: path}), unix.Listen(l, 4)); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Shutdown(l, unix.SHUT_RDWR); unix.Close(l) })
+	t.Cleanup(func() { l.Close() })
 	go func() { // ends with the test
 		for {
-			c, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
-			if err == unix.EINTR {
-				continue
-			} else if err != nil {
+			c, err := l.AcceptUnix()
+			if err != nil {
 				return
 			}
-			b, oob := make([]byte, 1<<16), make([]byte, 64)
-			n, oobn, _, _, err := unix.Recvmsg(c, b, oob, unix.MSG_CMSG_CLOEXEC)
-			for err == unix.EINTR {
-				n, oobn, _, _, err = unix.Recvmsg(c, b, oob, unix.MSG_CMSG_CLOEXEC)
+			if text, fd, err := notifytest.Receive(c); err == nil {
+				f(text, fd)
 			}
-			if msgs, _ := unix.ParseSocketControlMessage(oob[:oobn]); len(msgs) == 1 {
-				if fds, _ := unix.ParseUnixRights(&msgs[0]); len(fds) == 1 {
-					f(b[:n], fds[0])
-				}
-			}
-			unix.Close(c)
 		}
 	}()
-}
-
-// deny answers notifications: mkdir is denied, everything else goes on.
-func deny(listener int) {
-	defer unix.Close(listener)
-	for {
-		p := []unix.PollFd{{Fd: int32(listener), Events: unix.POLLIN}}
-		if _, err := unix.Poll(p, -1); err == nil && p[0].Revents&unix.POLLIN == 0 {
-			return
-		}
-		var n struct { // struct seccomp_notif
-			id uint64
-			_  [2]uint32
-			nr int32
-			_  [60]byte
-		}
-		if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(listener), unix.SECCOMP_IOCTL_NOTIF_RECV, uintptr(unsafe.Pointer(&n))); e != 0 {
-			continue
-		}
-		r := struct { // struct seccomp_notif_resp
-			id         uint64
-			value      int64
-			err, flags int32
-		}{id: n.id, flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE}
-		if n.nr == unix.SYS_MKDIR {
-			r.err, r.flags = -int32(unix.EL2HLT), 0
-		}
-		unix.Syscall(unix.SYS_IOCTL, uintptr(listener), unix.SECCOMP_IOCTL_NOTIF_SEND, uintptr(unsafe.Pointer(&r)))
-	}
 }
 
 const terminalConfig = `{
@@ -118,8 +77,8 @@ func TestTerminalAndListener(t *testing.T) {
 	bundle := bundleOf(t, strings.Replace(terminalConfig, "LISTENER", socks+"/agent", 1))
 	serve(t, socks+"/console", func(_ []byte, fd int) { masters <- fd })
 	serve(t, socks+"/agent", func(text []byte, fd int) {
-		told <- append([]byte(nil), text...)
-		go deny(fd) // ends with the container
+		told <- text
+		go notifytest.Answer(fd, nil) // ends with the container
 	})
 	must := func(args ...string) string {
 		t.Helper()

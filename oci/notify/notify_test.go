@@ -1,33 +1,29 @@
 package notify
 
 import (
+	"encoding/json"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"encoding/json"
-
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/oci/notify/notifytest"
 )
 
 // listen listens at a path, however long.
-func listen(t *testing.T, path string) *sys.FD {
+func listen(t *testing.T, path string) *net.UnixListener {
 	t.Helper()
-	n, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	l, err := notifytest.Listen(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := sys.NewFD(n)
 	t.Cleanup(func() { l.Close() })
-	t.Chdir(filepath.Dir(path))
-	if err := errors.Join(unix.Bind(n, &unix.SockaddrUnix{Name: filepath.Base(path)}), unix.Listen(n, 1)); err != nil {
-		t.Fatal(err)
-	}
 	return l
 }
 
@@ -47,11 +43,10 @@ func TestSend(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, _, err := unix.Accept(l.Int())
+	c, err := l.AcceptUnix()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(c)
 	sent := make(chan error)
 	go func() { // ends when all is sent
 		file, err := sys.SealedMemfd("listener", []byte("hello"), false)
@@ -62,35 +57,22 @@ func TestSend(t *testing.T) {
 		sock.Close()
 		sent <- err
 	}()
-	var got []byte
-	var fds []int
-	b, oob := make([]byte, 1<<16), make([]byte, 64)
-	for {
-		n, oobn, _, _, err := unix.Recvmsg(c, b, oob, 0)
-		if n == 0 || err != nil {
-			break
-		}
-		got = append(got, b[:n]...)
-		if msgs, _ := unix.ParseSocketControlMessage(oob[:oobn]); len(msgs) > 0 {
-			more, _ := unix.ParseUnixRights(&msgs[0])
-			fds = append(fds, more...)
-		}
-	}
-	if err := <-sent; err != nil {
+	got, fd, err := notifytest.Receive(c)
+	if err := errors.Join(err, <-sent); err != nil {
 		t.Fatal(err)
 	}
+	defer unix.Close(fd)
 	var s specs.ContainerProcessState
 	if err := json.Unmarshal(got, &s); err != nil {
 		t.Fatal(err)
 	}
-	if s.Pid != 4242 || s.State.Pid != 4242 || s.Metadata != `"pid":-1` || s.State.Annotations[`"pid":-1`] != `,"pid":-1,` || len(fds) != 1 {
-		t.Errorf("%d, %d, %q, descriptors %v", s.Pid, s.State.Pid, s.Metadata, fds)
+	if s.Pid != 4242 || s.State.Pid != 4242 || s.Metadata != `"pid":-1` || s.State.Annotations[`"pid":-1`] != `,"pid":-1,` {
+		t.Errorf("%d, %d, %q", s.Pid, s.State.Pid, s.Metadata)
 	}
 	text := make([]byte, 8)
-	if n, _ := unix.Pread(fds[0], text, 0); string(text[:n]) != "hello" {
+	if n, _ := unix.Pread(fd, text, 0); string(text[:n]) != "hello" {
 		t.Errorf("descriptor of %q", text)
 	}
-	unix.Close(fds[0])
 }
 
 func TestDial(t *testing.T) {
@@ -112,8 +94,11 @@ func TestDial(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer sock.Close()
-	c, _, _ := unix.Accept(l.Int())
-	unix.Close(c)
+	c, err := l.AcceptUnix()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
 	if err := Send(sock.Int(), []byte("x"), 1, sock); !errors.Is(err, unix.EPIPE) {
 		t.Errorf("Send = %v", err)
 	}

@@ -1,20 +1,14 @@
 package program_test
 
 import (
-	"bufio"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
-	"unsafe"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -23,108 +17,21 @@ import (
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/executor"
 	"github.com/vitrine-runtime/vitrine/oci/notify"
+	"github.com/vitrine-runtime/vitrine/oci/notify/notifytest"
 	"github.com/vitrine-runtime/vitrine/oci/program"
 	"github.com/vitrine-runtime/vitrine/oci/seccomp"
 )
 
-// answererEnv makes the test binary the process that answers notifications, on
-// the socket that it names.
-const answererEnv = "VITRINE_TEST_ANSWERER"
-
-// answerer is that process. It writes what it is sent, and then the number of
-// each call that it is asked about. mkdir it denies with an errno that nobody else
-// would choose, all others go on.
-func answerer(path string) error {
-	l, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(unix.Bind(l, &unix.SockaddrUnix{Name: path}), unix.Listen(l, 4)); err != nil {
-		return err
-	}
-	fmt.Println("ready")
-	c, _, err := unix.Accept(l)
-	if err != nil {
-		return err
-	}
-	b, oob := make([]byte, 1<<16), make([]byte, 256)
-	n, oobn, _, _, err := unix.Recvmsg(c, b, oob, 0)
-	if err != nil {
-		return err
-	}
-	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
-	if err != nil || len(msgs) != 1 {
-		return fmt.Errorf("%d control messages: %w", len(msgs), err)
-	}
-	fds, err := unix.ParseUnixRights(&msgs[0])
-	if err != nil {
-		return err
-	}
-	for {
-		m, err := unix.Read(c, b[n:])
-		if n += m; m == 0 || err != nil {
-			break
-		}
-	}
-	fmt.Printf("%s\n", b[:n])
-	return answer(fds[0])
+func TestMain(m *testing.M) {
+	notifytest.Main()
+	os.Exit(m.Run())
 }
 
-// answer serves a listener until nobody is under its filter any more.
-func answer(listener int) error {
-	type notification struct { // struct seccomp_notif
-		id         uint64
-		pid, flags uint32
-		nr         int32
-		_          [60]byte
-	}
-	type reply struct { // struct seccomp_notif_resp
-		id         uint64
-		value      int64
-		err, flags int32
-	}
-	for {
-		p := []unix.PollFd{{Fd: int32(listener), Events: unix.POLLIN}}
-		if _, err := unix.Poll(p, 20_000); err != nil && err != unix.EINTR {
-			return err
-		}
-		if p[0].Revents&unix.POLLIN == 0 {
-			fmt.Println("end")
-			return nil
-		}
-		var n notification
-		if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(listener), unix.SECCOMP_IOCTL_NOTIF_RECV, uintptr(unsafe.Pointer(&n))); e != 0 {
-			continue // it is gone
-		}
-		fmt.Println(n.nr)
-		r := reply{id: n.id, flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE}
-		if n.nr == unix.SYS_MKDIR {
-			r = reply{id: n.id, err: -int32(unix.EL2HLT)}
-		}
-		unix.Syscall(unix.SYS_IOCTL, uintptr(listener), unix.SECCOMP_IOCTL_NOTIF_SEND, uintptr(unsafe.Pointer(&r)))
-	}
-}
-
-// startAnswerer starts that process and returns its socket and what it writes.
-func startAnswerer(t *testing.T) (path string, lines *bufio.Scanner) {
+// startAgent starts who answers notifications, and returns its socket.
+func startAgent(t *testing.T) (path string, a *notifytest.Agent) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "sock")
-	cmd := exec.Command(os.Args[0], "-test.run=^TestNotify$")
-	cmd.Env = append(os.Environ(), answererEnv+"="+path)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	lines = bufio.NewScanner(out)
-	if !lines.Scan() || lines.Text() != "ready" {
-		t.Fatalf("answerer says %q", lines.Text())
-	}
-	return path, lines
+	return path, notifytest.Start(t, path)
 }
 
 // notifying is a profile that asks about calls.
@@ -138,7 +45,7 @@ func notifying(t *testing.T, path string, names ...string) *seccomp.Filter {
 	return f
 }
 
-// passOn has a child's listener sent to the answerer.
+// passOn has a child's listener sent to the agent.
 func passOn(c *executor.Child, path string, state specs.State) error {
 	sock, err := notify.Dial(path)
 	if err != nil {
@@ -160,10 +67,6 @@ func passOn(c *executor.Child, path string, state specs.State) error {
 // and answers; with and without no_new_privs, as root and as a user, whatever the
 // filter asks about, for the init of a container and for an exec.
 func TestNotify(t *testing.T) {
-	if path := os.Getenv(answererEnv); path != "" {
-		fmt.Fprintln(os.Stderr, answerer(path))
-		os.Exit(0)
-	}
 	every := []string{"write", "writev", "sendmsg", "sendto", "read", "close", "close_range", "execve", "exit_group", "openat", "mkdir", "rt_sigaction", "futex", "getpid", "pidfd_getfd", "ptrace"}
 	for _, tt := range []struct {
 		name  string
@@ -181,7 +84,7 @@ func TestNotify(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			root := rootTree(t)
 			os.Symlink("busybox", root+"/bin/mkdir")
-			path, lines := startAnswerer(t)
+			path, agent := startAgent(t)
 			s := newStage(root, "sh", "-c", "mkdir /tmp/x; ls /proc/self/fd; grep Seccomp: /proc/self/status")
 			s.in.Spec.Process.NoNewPrivileges, s.in.Spec.Process.User.UID = tt.nnp, tt.uid
 			f := notifying(t, path, tt.calls...)
@@ -201,7 +104,7 @@ func TestNotify(t *testing.T) {
 			if !strings.Contains(res.out, "can't create directory '/tmp/x': Level 2 halted") || !strings.Contains(res.out, "Seccomp:\t2") || strings.Contains(res.out, "4\n") {
 				t.Errorf("output %q", res.out)
 			}
-			asked := heard(t, lines, pid, pid)
+			asked := heard(t, agent, pid, pid)
 			if !slices.Contains(asked, unix.SYS_MKDIR) || len(tt.calls) > 1 && asked[0] != unix.SYS_EXECVE {
 				t.Errorf("asked about %v", asked)
 			}
@@ -210,7 +113,7 @@ func TestNotify(t *testing.T) {
 	t.Run("exec", func(t *testing.T) {
 		root := rootTree(t)
 		os.Symlink("busybox", root+"/bin/mkdir")
-		path, lines := startAnswerer(t)
+		path, agent := startAgent(t)
 		s := newStage(root, "sleep", "60")
 		var err error
 		var pid, init int
@@ -242,7 +145,7 @@ func TestNotify(t *testing.T) {
 		if res := s.run(t); res.err != nil || err != nil || status.ExitStatus() != 9 {
 			t.Fatalf("%v, %v, status %v", res.err, err, status)
 		}
-		if asked := heard(t, lines, pid, init); asked[0] != unix.SYS_EXECVE || !slices.Contains(asked, unix.SYS_MKDIR) {
+		if asked := heard(t, agent, pid, init); asked[0] != unix.SYS_EXECVE || !slices.Contains(asked, unix.SYS_MKDIR) {
 			t.Errorf("asked about %v", asked)
 		}
 	})
@@ -253,7 +156,7 @@ func TestNotifyInUserNamespace(t *testing.T) {
 	for _, nnp := range []bool{false, true} {
 		root := mappedRoot(t)
 		os.Symlink("busybox", root+"/bin/mkdir")
-		path, lines := startAnswerer(t)
+		path, agent := startAgent(t)
 		spec := userSpec("sh", "-c", "mkdir /tmp/x; id -u")
 		spec.Process.User.UID, spec.Process.NoNewPrivileges = 1000, nnp
 		s := userStage(t, root, spec)
@@ -269,7 +172,7 @@ func TestNotifyInUserNamespace(t *testing.T) {
 			}
 		}
 		s.wants(t, "Level 2 halted\n1000\n")
-		heard(t, lines, pid, pid)
+		heard(t, agent, pid, pid)
 	}
 }
 
@@ -288,28 +191,17 @@ func startExec(c *executor.Child, prog *step.Program) (*executor.Child, error) {
 	return executor.Start(executor.Attr{Program: enc, CgroupFD: -1, PIDNS: pidfd, ProcFD: -1, Stdio: [3]int{n, n, n}, Files: []int{pidfd}})
 }
 
-// heard reads what the answerer writes, to its end.
-func heard(t *testing.T, lines *bufio.Scanner, pid, init int) (asked []int) {
+// heard checks what the agent was told, and returns what it was asked.
+func heard(t *testing.T, agent *notifytest.Agent, pid, init int) (asked []int) {
 	t.Helper()
-	lines.Scan()
-	var s specs.ContainerProcessState
-	if err := json.Unmarshal(lines.Bytes(), &s); err != nil {
-		t.Fatalf("%q: %v", lines.Text(), err)
-	}
+	s := agent.Told()
 	if s.Pid != pid || s.State.Pid != init || s.State.ID != "tester" || s.Metadata != "for the test" || !slices.Equal(s.Fds, []string{"seccompFd"}) || s.Version == "" {
 		t.Errorf("state %+v of process %d, container %d", s, pid, init)
 	}
 	if a := s.State.Annotations["pid"]; a != "" && a != `"pid":-1` {
 		t.Errorf("annotation %q", a)
 	}
-	for lines.Scan() && lines.Text() != "end" {
-		n, err := strconv.Atoi(lines.Text())
-		if err != nil {
-			t.Fatal(err)
-		}
-		asked = append(asked, n)
-	}
-	return asked
+	return agent.Asked()
 }
 
 // TestNotifyFails: a filter that cannot be loaded says so, a listener that is
