@@ -54,16 +54,13 @@ func (pr *Process) exec(ctx context.Context, c *ExecConfig) (*Exec, error) {
 		return nil, err
 	}
 	// A cgroup namespace that is the host's can be joined as well as any other.
-	code, err := program.CompileExec(program.ExecInput{Process: c.Process, Seccomp: filter, SeccompFlags: flags, CgroupNS: true,
-		NoWait: pr.pod.version < 3})
+	code, err := program.EncodeExec(program.ExecInput{Process: c.Process, Seccomp: filter, SeccompFlags: flags, CgroupNS: true,
+		NoWait: pr.pod.version < 3}, getRoom())
+	defer putRoom(code)
 	if err != nil {
 		return nil, fmt.Errorf("compile process: %w", err)
 	}
-	b, err := code.Encode()
-	if err != nil {
-		return nil, err
-	}
-	mem, err := sys.SealedMemfd("vitrine-program", b, false)
+	mem, err := sys.SealedMemfd("vitrine-program", code, false)
 	if err != nil {
 		return nil, err
 	}

@@ -119,6 +119,7 @@ func (o *order) close() {
 	for _, f := range o.own {
 		f.Close()
 	}
+	putRoom(o.code)
 }
 
 // keep adds a descriptor that was opened here to the request.
@@ -141,14 +142,13 @@ func newOrder(c *ContainerConfig, sharedPID bool, version uint16) (_ *order, err
 	if err != nil {
 		return nil, err
 	}
+	o.code = code
 	if err := o.keep(sys.SealedMemfd("vitrine-program", code, false)); err != nil {
 		return nil, err
 	}
-	dir, err := openDir(c.Dir)
-	if err := o.keep(dir, err); err != nil {
+	if err := o.keep(openDir(c.Dir)); err != nil {
 		return nil, err
 	}
-	o.code = code
 	if c.LogPath != "" {
 		if !filepath.IsAbs(c.LogPath) {
 			return nil, fmt.Errorf("log path %q is not absolute: %w", c.LogPath, ErrInvalid)
@@ -205,12 +205,12 @@ func compile(c *ContainerConfig, sharedPID bool, version uint16) (code []byte, t
 		in.Binds[i] = program.Bind{File: len(table), Dir: st.Mode&unix.S_IFMT == unix.S_IFDIR}
 		table = append(table, source.Int())
 	}
-	p, err := program.Compile(in)
-	if err != nil {
+	room := getRoom()
+	if code, err = program.Encode(in, room); err != nil {
+		putRoom(room)
 		return nil, nil, nil, fmt.Errorf("compile spec: %w", err)
 	}
-	code, err = p.Encode()
-	return code, table, asked, err
+	return code, table, asked, nil
 }
 
 // inherited lists the namespaces that a container finds itself in: the pod's

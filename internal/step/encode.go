@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
 )
 
 // The flat encoding, in native byte order; offsets are from the start.
@@ -59,10 +60,13 @@ func archID() uint16 {
 
 // Encode returns the flat form of p. It fails when p breaks one of the limits
 // of this package; it does not judge what the calls do.
-func (p *Program) Encode() ([]byte, error) {
+func (p *Program) Encode() ([]byte, error) { return p.Append(nil) }
+
+// Append appends what Encode returns to b, which is given back also where it fails.
+func (p *Program) Append(to []byte) ([]byte, error) {
 	names, err := p.validate()
 	if err != nil {
-		return nil, err
+		return to, err
 	}
 	dataAt := headerSize + len(p.Steps)*Size
 	relocAt := dataAt + (len(p.Data)+7)&^7
@@ -70,10 +74,14 @@ func (p *Program) Encode() ([]byte, error) {
 	for _, f := range p.Files {
 		names += 2 + len(f)
 	}
-	b := make([]byte, nameAt+names)
-	if len(b) > MaxSize {
-		return nil, fmt.Errorf("encode program of %d bytes: %w", len(b), ErrFormat)
+	size := nameAt + names
+	if size > MaxSize {
+		return to, fmt.Errorf("encode program of %d bytes: %w", size, ErrFormat)
 	}
+	old := len(to)
+	to = slices.Grow(to, size)[:old+size]
+	b := to[old:]
+	clear(b)
 	p.putHeader(b, dataAt, relocAt, nameAt, names)
 	copy(b[dataAt:], p.Data)
 	for i, r := range p.Relocs {
@@ -92,7 +100,7 @@ func (p *Program) Encode() ([]byte, error) {
 		order.PutUint16(b[n:], uint16(len(f)))
 		n += 2 + copy(b[n+2:], f)
 	}
-	return b, nil
+	return to, nil
 }
 
 func (p *Program) putHeader(b []byte, dataAt, relocAt, nameAt, names int) {

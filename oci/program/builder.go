@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"slices"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -27,16 +29,37 @@ const (
 type builder struct {
 	p      step.Program
 	intern map[string]uint64 // content of Data -> offset
+	branch []step.Branch     // room for branches, a step's behind another's
 	skips  int               // skips that wait for their label
 	far    bool              // whether one is too long for a step
 	proc   bool              // whether rProc is there
 }
 
+// ordinary is more steps than an ordinary container has; growing to that by halves
+// costs a tenth of a millisecond.
+const ordinary = 640
+
 func newBuilder() *builder {
-	// An ordinary container has five hundred steps; growing to that by halves costs
-	// a tenth of a millisecond.
-	p := step.Program{Wait: step.NoWait, Steps: make([]step.Step, 0, 640), Data: make([]byte, 0, 16<<10)}
-	return &builder{p: p, intern: make(map[string]uint64, 256)}
+	p := step.Program{Wait: step.NoWait, Steps: make([]step.Step, 0, ordinary), Data: make([]byte, 0, 16<<10)}
+	return &builder{p: p, intern: make(map[string]uint64, 256), branch: make([]step.Branch, 0, ordinary)}
+}
+
+// builders are those of programs that nobody needs any more: a tenth of a megabyte
+// each, which is more to find and to clear than a program is to compile.
+var builders = sync.Pool{New: func() any { return newBuilder() }}
+
+// recycle gives the builder, and with it its program, back. It keeps nothing that a
+// spec has said.
+func (b *builder) recycle() {
+	if cap(b.p.Steps) > 4*ordinary {
+		return // too large to lie around
+	}
+	clear(b.p.Steps)
+	clear(b.p.Data)
+	clear(b.intern)
+	*b = builder{intern: b.intern, branch: b.branch[:0],
+		p: step.Program{Wait: step.NoWait, Steps: b.p.Steps[:0], Data: b.p.Data[:0], Relocs: b.p.Relocs[:0]}}
+	builders.Put(b)
 }
 
 // label is a place further on that steps may skip to.
@@ -59,10 +82,15 @@ type op struct {
 //
 //go:noinline
 func (b *builder) call(name string, nr uint32, args ...step.Arg) op {
-	s := step.Step{Nr: nr, Result: step.NoResult, Name: name}
+	n := len(b.p.Steps)
+	if n == cap(b.p.Steps) {
+		b.p.Steps = slices.Grow(b.p.Steps, n)
+	}
+	b.p.Steps = b.p.Steps[:n+1]
+	s := &b.p.Steps[n]
+	*s = step.Step{Nr: nr, Result: step.NoResult, Name: name}
 	copy(s.Args[:], args)
-	b.p.Steps = append(b.p.Steps, s)
-	return op{b, len(b.p.Steps) - 1}
+	return op{b, n}
 }
 
 // to keeps the result in a register.
@@ -77,18 +105,30 @@ func (o op) to(r step.Register) op {
 //
 //go:noinline
 func (o op) ok(errno unix.Errno) op {
-	s := &o.b.p.Steps[o.i]
-	s.OnErr = append(s.OnErr, step.Branch{Errno: uint16(errno)})
+	o.fails(errno)
 	return o
+}
+
+// fails adds a branch and returns its index in OnErr.
+func (o op) fails(errno unix.Errno) int {
+	s, b := &o.b.p.Steps[o.i], o.b
+	if s.OnErr == nil { // all that a step may have, so that the next one's come behind them
+		if cap(b.branch)-len(b.branch) < step.MaxBranches {
+			b.branch = make([]step.Branch, 0, ordinary)
+		}
+		n := len(b.branch)
+		s.OnErr = b.branch[n : n : n+step.MaxBranches]
+		b.branch = b.branch[:n+step.MaxBranches]
+	}
+	s.OnErr = append(s.OnErr, step.Branch{Errno: uint16(errno)})
+	return len(s.OnErr) - 1
 }
 
 // on goes on at l when the call fails with errno.
 //
 //go:noinline
 func (o op) on(errno unix.Errno, l *label) op {
-	s := &o.b.p.Steps[o.i]
-	s.OnErr = append(s.OnErr, step.Branch{Errno: uint16(errno)})
-	l.uses = append(l.uses, use{o.i, len(s.OnErr) - 1})
+	l.uses = append(l.uses, use{o.i, o.fails(errno)})
 	o.b.skips++
 	return o
 }

@@ -44,12 +44,13 @@ var ErrRule = errors.New("program breaks a rule")
 //   - a failure of a protection is never passed over, and a mask or a mount is
 //     left out only where its path does not exist.
 func Check(p *step.Program) error {
-	c := checker{p: p, flags: p.Clone, hop: -1, pivot: slices.IndexFunc(p.Steps, func(s step.Step) bool { return s.Nr == unix.SYS_PIVOT_ROOT })}
+	c := &checker{p: p, flags: p.Clone, hop: -1, pivot: slices.IndexFunc(p.Steps, func(s step.Step) bool { return s.Nr == unix.SYS_PIVOT_ROOT })}
 	if i := slices.IndexFunc(p.Steps, func(s step.Step) bool { return s.Nr == unix.SYS_CLONE3 }); i >= 0 {
 		if err := c.hops(i); err != nil {
 			return err
 		}
 	}
+	rules := [...]func(int, *step.Step) error{c.known, c.closes, c.confined, c.strict, c.jumps, c.reports, c.enters, c.terminals, c.stores, c.hands, c.writes}
 	executes, filtered := false, false
 	for i := range p.Steps {
 		s := &p.Steps[i]
@@ -58,7 +59,7 @@ func Check(p *step.Program) error {
 			return c.broken(i, "call after the seccomp filter")
 		}
 		filtered = filtered || s.Nr == unix.SYS_SECCOMP
-		for _, rule := range []func(int, *step.Step) error{c.known, c.closes, c.confined, c.strict, c.jumps, c.reports, c.enters, c.terminals, c.stores, c.hands, c.writes} {
+		for _, rule := range rules {
 			if err := rule(i, s); err != nil {
 				return err
 			}
@@ -72,17 +73,18 @@ func Check(p *step.Program) error {
 
 type checker struct {
 	p     *step.Program
-	pivot int    // index of pivot_root, or -1
-	hop   int    // index of a second clone, or -1
-	flags uint64 // of the namespaces that one of the clones makes
+	pivot int       // index of pivot_root, or -1
+	hop   int       // index of a second clone, or -1
+	flags uint64    // of the namespaces that one of the clones makes
+	met   [8]uint64 // a bit for each call that is known: a program makes few, often
 }
 
-func (c checker) broken(i int, what string) error {
+func (c *checker) broken(i int, what string) error {
 	return fmt.Errorf("step %d (%s): %s: %w", i, c.p.Steps[i].Name, what, ErrRule)
 }
 
 // closes demands close-on-exec of every call that makes a descriptor.
-func (c checker) closes(i int, s *step.Step) error {
+func (c *checker) closes(i int, s *step.Step) error {
 	flag, ok := uint64(0), true
 	switch s.Nr {
 	case unix.SYS_OPENAT2:
@@ -118,7 +120,7 @@ var ownPaths = []string{"/", ScratchRoot, EmptyDir, NullFile}
 
 // confined demands, before the pivot, that no path leads through the new root
 // by name.
-func (c checker) confined(i int, s *step.Step) error {
+func (c *checker) confined(i int, s *step.Step) error {
 	if i >= c.pivot {
 		return nil
 	}
@@ -154,7 +156,7 @@ func (c checker) confined(i int, s *step.Step) error {
 }
 
 // named allows a descriptor with an empty path, or one of our own paths.
-func (c checker) named(i int, dir, path step.Arg) error {
+func (c *checker) named(i int, dir, path step.Arg) error {
 	name := c.text(path)
 	if dir == val(atFDCWD) {
 		if !slices.Contains(ownPaths, name) {
@@ -169,7 +171,7 @@ func (c checker) named(i int, dir, path step.Arg) error {
 }
 
 // component allows one name below a descriptor that the program has opened.
-func (c checker) component(i int, dir, name step.Arg) error {
+func (c *checker) component(i int, dir, name step.Arg) error {
 	n := c.text(name)
 	if dir.Kind != step.Reg || n == "" || n == "." || n == ".." || bytes.ContainsRune([]byte(n), '/') {
 		return c.broken(i, "more than one component")
@@ -179,7 +181,7 @@ func (c checker) component(i int, dir, name step.Arg) error {
 
 // waits demands that everything but the fixed descriptors is closed before the
 // start wait.
-func (c checker) waits() error {
+func (c *checker) waits() error {
 	if c.p.Wait == step.NoWait {
 		return nil
 	}
@@ -197,7 +199,7 @@ func (c checker) waits() error {
 	return fmt.Errorf("start wait with open descriptors: %w", ErrRule)
 }
 
-func (c checker) word(a step.Arg, off uint64) uint64 {
+func (c *checker) word(a step.Arg, off uint64) uint64 {
 	if a.Kind != step.Addr || a.Val+off+8 > uint64(len(c.p.Data)) {
 		return 0
 	}
@@ -206,7 +208,7 @@ func (c checker) word(a step.Arg, off uint64) uint64 {
 
 // text returns the string that an argument points to; what is not a string is
 // shown as something that no rule allows.
-func (c checker) text(a step.Arg) string {
+func (c *checker) text(a step.Arg) string {
 	if a.Kind != step.Addr || a.Val >= uint64(len(c.p.Data)) {
 		return "/not/a/string"
 	}

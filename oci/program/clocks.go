@@ -100,12 +100,12 @@ func ClockText(offsets map[string]specs.LinuxTimeOffset) (string, error) {
 // clockLink says whether a step opens the time namespace that the program has
 // just made: by that one link of its own procfs, which the kernel resolves to an
 // object and not to a path.
-func (c checker) clockLink(i int, s *step.Step) bool {
+func (c *checker) clockLink(i int, s *step.Step) bool {
 	return c.procfsMount(i, s.Args[0]) && c.text(s.Args[1]) == ownClocks && c.word(s.Args[2], 0) == unix.O_RDONLY|unix.O_CLOEXEC
 }
 
 // clocksSet says whether a setns goes to the time namespace of its own.
-func (c checker) clocksSet(i int, s *step.Step) bool {
+func (c *checker) clocksSet(i int, s *step.Step) bool {
 	j := c.definition(i, s.Args[0])
 	return s.Args[1] == val(uint64(unix.CLONE_NEWTIME)) && j >= 0 && c.p.Steps[j].Nr == unix.SYS_OPENAT2 && c.clockLink(j, &c.p.Steps[j])
 }

@@ -259,7 +259,7 @@ func (e explainer) vector(a step.Arg) string {
 		if !ok || int(off)+8 > len(e.p.Data) || binary.NativeEndian.Uint64(e.p.Data[off:]) != 0 {
 			break
 		}
-		out = append(out, strconv.Quote(checker{p: e.p}.text(step.Arg{Kind: step.Addr, Val: uint64(to)})))
+		out = append(out, strconv.Quote((&checker{p: e.p}).text(step.Arg{Kind: step.Addr, Val: uint64(to)})))
 	}
 	if len(out) > 4 {
 		out = append(out[:3], fmt.Sprintf("and %d more", len(out)-3))

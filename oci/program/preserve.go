@@ -47,7 +47,7 @@ func (b process) pass() {
 }
 
 // preserves says how many descriptors a program passes on.
-func (c checker) preserves() (n int) {
+func (c *checker) preserves() (n int) {
 	for _, f := range c.p.Files {
 		if f == preserved {
 			n++
@@ -59,7 +59,7 @@ func (c checker) preserves() (n int) {
 // passes allows a dup3 that moves a preserved descriptor: from the table to its
 // beginning, closed by execve, before the start wait; from there to its number,
 // behind it.
-func (c checker) passes(i int, s *step.Step) bool {
+func (c *checker) passes(i int, s *step.Step) bool {
 	n := uint64(c.preserves())
 	from, to := s.Args[0], s.Args[1]
 	if from.Kind != step.Const || to.Kind != step.Const || from.Val < step.FirstFD {

@@ -13,9 +13,15 @@ import (
 // known demands that the rules have an opinion on a call: those that Explain
 // has a name for. A write goes to the report pipe, and nowhere else: labels and
 // limits are not this process's to set.
-func (c checker) known(i int, s *step.Step) error {
-	if _, ok := signatures[s.Nr]; !ok {
-		return c.broken(i, "call that no rule knows")
+func (c *checker) known(i int, s *step.Step) error {
+	word, bit := s.Nr/64%uint32(len(c.met)), uint64(1)<<(s.Nr%64)
+	if s.Nr/64 != word || c.met[word]&bit == 0 {
+		if _, ok := signatures[s.Nr]; !ok {
+			return c.broken(i, "call that no rule knows")
+		}
+		if s.Nr/64 == word {
+			c.met[word] |= bit
+		}
 	}
 	if s.Nr == unix.SYS_WRITE && s.Args[0] != val(step.ReportFD) {
 		return c.broken(i, "write to something else than the report pipe")
@@ -26,7 +32,7 @@ func (c checker) known(i int, s *step.Step) error {
 // reports demands that each wait is announced by its own milestone, and each
 // milestone followed by its wait; that only a byte of the parent ends it; and that
 // there is none behind the start wait.
-func (c checker) reports(i int, s *step.Step) error {
+func (c *checker) reports(i int, s *step.Step) error {
 	switch s.Nr {
 	case unix.SYS_WRITE:
 		if c.hop >= 0 && i == c.hop+2 {
@@ -66,7 +72,7 @@ var lenient = map[uint32][]unix.Errno{
 
 // strict demands that a call that fails ends the child (rule R16), but for the
 // failures that are told apart.
-func (c checker) strict(i int, s *step.Step) error {
+func (c *checker) strict(i int, s *step.Step) error {
 	if s.Nr >= step.OpExpect {
 		return nil // a question, which jumps looks after
 	}
@@ -84,7 +90,7 @@ func dropsBounding(s *step.Step) bool {
 }
 
 // jumps looks at what the branches of a step leave out.
-func (c checker) jumps(i int, s *step.Step) error {
+func (c *checker) jumps(i int, s *step.Step) error {
 	if c.hop >= 0 && i == c.hop+1 {
 		return nil // the way of the sibling: see hops
 	}
@@ -128,7 +134,7 @@ func mayLeaveOut(s *step.Step, errno unix.Errno, to *step.Step) bool {
 
 // spine demands the calls that every way to an execve goes through, in their
 // order.
-func (c checker) spine() error {
+func (c *checker) spine() error {
 	calls := []uint32{unix.SYS_SETNS}
 	if c.flags&unix.CLONE_NEWNS != 0 {
 		calls = []uint32{unix.SYS_PIVOT_ROOT, unix.SYS_UMOUNT2}
@@ -155,7 +161,7 @@ func (c checker) spine() error {
 }
 
 // holds says whether a call of the spine does what it is there for.
-func (c checker) holds(i int, s *step.Step) bool {
+func (c *checker) holds(i int, s *step.Step) bool {
 	switch s.Nr {
 	case unix.SYS_UMOUNT2:
 		return s.Args[1] == val(unix.MNT_DETACH)
@@ -172,7 +178,7 @@ func (c checker) holds(i int, s *step.Step) bool {
 }
 
 // expects says whether the step behind i ends the child unless got is want.
-func (c checker) expects(i int, got step.Arg, want uint64) bool {
+func (c *checker) expects(i int, got step.Arg, want uint64) bool {
 	if i+1 >= len(c.p.Steps) || c.p.Steps[i].Then != 0 {
 		return false
 	}
@@ -182,7 +188,7 @@ func (c checker) expects(i int, got step.Arg, want uint64) bool {
 
 // closesAll demands that nothing stays but the fixed descriptors and those that the
 // process is to have.
-func (c checker) closesAll(s *step.Step) bool {
+func (c *checker) closesAll(s *step.Step) bool {
 	return s.Args[0].Kind == step.Const && s.Args[0].Val <= uint64(step.FirstFD+c.preserves()) && s.Args[1] == val(uint64(math.MaxUint32)) && s.Args[2] == val(0)
 }
 
@@ -190,7 +196,7 @@ func (c checker) closesAll(s *step.Step) bool {
 // is mounted, that it is the program's own namespace where that happens, and that of
 // each mount which is handed over it is said whom it shares with before it is attached:
 // a copy of a shared mount shows the host all that is mounted on it.
-func (c checker) private() error {
+func (c *checker) private() error {
 	ours, said := false, map[uint64]bool{}
 	for i := range c.p.Steps {
 		switch s := &c.p.Steps[i]; s.Nr {

@@ -14,7 +14,7 @@ import (
 // replaced by a terminal that slaveSeen has passed, that it becomes the
 // controlling terminal as stdin, and that nothing but a message for a socket of
 // the file table leaves the program.
-func (c checker) terminals(i int, s *step.Step) error {
+func (c *checker) terminals(i int, s *step.Step) error {
 	switch s.Nr {
 	case unix.SYS_IOCTL:
 		return c.request(i, s)
@@ -39,7 +39,7 @@ func (c checker) terminals(i int, s *step.Step) error {
 }
 
 // request judges an ioctl.
-func (c checker) request(i int, s *step.Step) error {
+func (c *checker) request(i int, s *step.Step) error {
 	ok := false
 	switch s.Args[1] {
 	case val(unix.SIOCSIFFLAGS), val(unix.TIOCSPTLCK), val(unix.TIOCSWINSZ):
@@ -58,7 +58,7 @@ func (c checker) request(i int, s *step.Step) error {
 }
 
 // isSlave says whether the register holds what TIOCGPTPEER has returned.
-func (c checker) isSlave(i int, r step.Register) bool {
+func (c *checker) isSlave(i int, r step.Register) bool {
 	for j := i - 1; j >= 0; j-- {
 		if s := &c.p.Steps[j]; s.Result == r {
 			return s.Nr == unix.SYS_IOCTL && s.Args[1] == val(unix.TIOCGPTPEER)
@@ -69,7 +69,7 @@ func (c checker) isSlave(i int, r step.Register) bool {
 
 // slaveSeen says whether the steps from i on end the child unless r is the
 // slave of a terminal in a devpts.
-func (c checker) slaveSeen(i int, r step.Register) bool {
+func (c *checker) slaveSeen(i int, r step.Register) bool {
 	const modeAt, devAt = unsafe.Offsetof(unix.Stat_t{}.Mode), unsafe.Offsetof(unix.Stat_t{}.Rdev)
 	if i+5 > len(c.p.Steps) {
 		return false
@@ -84,7 +84,7 @@ func (c checker) slaveSeen(i int, r step.Register) bool {
 
 // stores demands that a program writes to its own data only where a descriptor
 // goes in a message: everything else was read by the rules as it stands.
-func (c checker) stores(i int, s *step.Step) error {
+func (c *checker) stores(i int, s *step.Step) error {
 	if s.Nr != step.OpStore {
 		return nil
 	}
@@ -105,7 +105,7 @@ func (c checker) stores(i int, s *step.Step) error {
 // hands demands that what seccomp(2) returns for a filter that notifies is what
 // is handed over, as the very next step: without a holder of the listener each
 // notification would be ENOSYS, or wait for ever.
-func (c checker) hands(i int, s *step.Step) error {
+func (c *checker) hands(i int, s *step.Step) error {
 	listens := func(s *step.Step) bool {
 		return s.Nr == unix.SYS_SECCOMP && s.Args[1].Val&unix.SECCOMP_FILTER_FLAG_NEW_LISTENER != 0
 	}

@@ -63,7 +63,7 @@ func hides(s *step.Step) bool {
 }
 
 // enters looks at what makes and changes processes and namespaces on the way.
-func (c checker) enters(i int, s *step.Step) error {
+func (c *checker) enters(i int, s *step.Step) error {
 	switch s.Nr {
 	case unix.SYS_CLONE3:
 		if i != c.hop {

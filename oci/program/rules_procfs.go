@@ -13,7 +13,7 @@ import (
 // writes demands that what a program writes to files goes, whole, to files of a
 // procfs of its own: the labels of its execve, and parameters that belong to a
 // namespace (rule R2).
-func (c checker) writes(i int, s *step.Step) error {
+func (c *checker) writes(i int, s *step.Step) error {
 	if s.Nr != unix.SYS_PWRITE64 && s.Nr != unix.SYS_WRITEV {
 		return nil
 	}
@@ -43,12 +43,12 @@ func (c checker) writes(i int, s *step.Step) error {
 
 // ownProcfs says whether an openat2 is confined to a mount of proc that the
 // program has made and attached nowhere.
-func (c checker) ownProcfs(i int, s *step.Step) bool {
+func (c *checker) ownProcfs(i int, s *step.Step) bool {
 	return c.word(s.Args[2], 16) == inProcfs && c.procfsMount(i, s.Args[0])
 }
 
 // procfsMount says whether the directory of step i is the root of such a mount.
-func (c checker) procfsMount(i int, dir step.Arg) bool {
+func (c *checker) procfsMount(i int, dir step.Arg) bool {
 	j := c.definition(i, dir)
 	if j < 0 || c.p.Steps[j].Nr != unix.SYS_FSMOUNT {
 		return false
@@ -62,7 +62,7 @@ func (c checker) procfsMount(i int, dir step.Arg) bool {
 
 // definition returns the step before i that fills the register of an argument,
 // or -1 unless every way to i goes through that and on without a jump.
-func (c checker) definition(i int, a step.Arg) int {
+func (c *checker) definition(i int, a step.Arg) int {
 	if a.Kind != step.Reg {
 		return -1
 	}

@@ -33,7 +33,9 @@ func (c *Cache) Compile(p *specs.LinuxSeccomp) (*Filter, error) { return c.Compi
 
 // CompileWith is like the function of that name, and remembers. Filters are shared between callers. Errors are not remembered.
 func (c *Cache) CompileWith(p *specs.LinuxSeccomp, o Options) (*Filter, error) {
-	key := encodeProfile(p, o)
+	room := keys.Get().(*[]byte)
+	key := encodeProfile((*room)[:0], p, o)
+	defer func() { *room = key; keys.Put(room) }()
 	if f := c.find(key); f != nil {
 		return f, nil
 	}
@@ -49,16 +51,16 @@ func (c *Cache) CompileWith(p *specs.LinuxSeccomp, o Options) (*Filter, error) {
 	if len(c.entries) >= c.size {
 		c.entries = c.entries[:c.size-1]
 	}
-	c.entries = slices.Insert(c.entries, 0, cacheEntry{key, f})
+	c.entries = slices.Insert(c.entries, 0, cacheEntry{string(key), f})
 	return f, nil
 }
 
 // find looks up a key and moves it to the front.
-func (c *Cache) find(key string) *Filter {
+func (c *Cache) find(key []byte) *Filter {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i, e := range c.entries {
-		if e.key == key {
+		if e.key == string(key) {
 			copy(c.entries[1:i+1], c.entries[:i])
 			c.entries[0] = e
 			return e.filter
@@ -67,9 +69,11 @@ func (c *Cache) find(key string) *Filter {
 	return nil
 }
 
-// encodeProfile writes down everything that Compile looks at. Lengths stand before strings and lists, so that no two profiles look the same.
-func encodeProfile(p *specs.LinuxSeccomp, o Options) string {
-	b := make([]byte, 0, 16<<10)
+// keys are buffers for a key that is looked for.
+var keys = sync.Pool{New: func() any { return new([]byte) }}
+
+// encodeProfile appends everything that Compile looks at to b. Lengths stand before strings and lists, so that no two profiles look the same.
+func encodeProfile(b []byte, p *specs.LinuxSeccomp, o Options) []byte {
 	str := func(s string) { b = append(binary.AppendUvarint(b, uint64(len(s))), s...) }
 	num := func(n uint64) { b = binary.AppendUvarint(b, n) }
 	opt := func(n *uint) {
@@ -112,5 +116,5 @@ func encodeProfile(p *specs.LinuxSeccomp, o Options) string {
 			str(string(a.Op))
 		}
 	}
-	return string(b)
+	return b
 }
