@@ -51,22 +51,17 @@ func connect(path string) (*sys.FD, error) {
 // receive takes the descriptor that comes over a socket.
 func receive(from *sys.FD) (*sys.FD, error) {
 	text, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4))
-	for {
-		_, n, _, _, err := unix.Recvmsg(from.Int(), text, oob, unix.MSG_CMSG_CLOEXEC)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("receive descriptor: %w", err)
-		}
-		msgs, err := unix.ParseSocketControlMessage(oob[:n])
-		if err != nil || len(msgs) != 1 {
-			return nil, errors.Join(fmt.Errorf("receive descriptor: %d messages: %w", len(msgs), unix.EBADMSG), err)
-		}
-		fds, err := unix.ParseUnixRights(&msgs[0])
-		if err != nil || len(fds) != 1 {
-			return nil, errors.Join(fmt.Errorf("receive descriptor: %d of them: %w", len(fds), unix.EBADMSG), err)
-		}
-		return sys.NewFD(fds[0]), nil
+	_, n, _, err := sys.ReceiveMessage(from.Int(), text, oob, unix.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("receive descriptor: %w", err)
 	}
+	msgs, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(msgs) != 1 {
+		return nil, errors.Join(fmt.Errorf("receive descriptor: %d messages: %w", len(msgs), unix.EBADMSG), err)
+	}
+	fds, err := unix.ParseUnixRights(&msgs[0])
+	if err != nil || len(fds) != 1 {
+		return nil, errors.Join(fmt.Errorf("receive descriptor: %d of them: %w", len(fds), unix.EBADMSG), err)
+	}
+	return sys.NewFD(fds[0]), nil
 }

@@ -87,10 +87,8 @@ func (e *end) do(m *message, each func(kind uint16, b []byte) error) error {
 	buf := make([]byte, 64<<10) // the kernel sends dumps in pieces of at most half of that
 	var failed error
 	for {
-		n, _, flags, _, err := unix.Recvmsg(e.fd.Int(), buf, nil, 0)
+		n, _, flags, err := sys.ReceiveMessage(e.fd.Int(), buf, nil, 0)
 		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
 		case err != nil:
 			return os.NewSyscallError("receive netlink reply", err)
 		case flags&unix.MSG_TRUNC != 0:

@@ -117,11 +117,8 @@ func Send(sock int, message []byte, pid int, listener *sys.FD) error {
 	message = bytes.ReplaceAll(message, []byte(`"pid":-1`), strconv.AppendInt([]byte(`"pid":`), int64(pid), 10))
 	rights := unix.UnixRights(listener.Int())
 	for len(message) > 0 {
-		n, err := unix.SendmsgN(sock, message, rights, nil, unix.MSG_NOSIGNAL)
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err != nil:
+		n, err := sys.SendMessage(sock, message, rights, unix.MSG_NOSIGNAL)
+		if err != nil {
 			return fmt.Errorf("send to seccomp listener: %w", err)
 		}
 		message, rights = message[n:], nil

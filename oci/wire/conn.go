@@ -39,10 +39,19 @@ func (p *Packet) Take(i int) *sys.FD {
 // Conn is one end of a connection. One goroutine may call Recv while any number
 // call Send. It waits in the Go poller and holds no thread. Package net would do
 // the same for three hundred kilobytes more of monitor.
+//
+// What the Go poller watches is not the socket but an epoll instance that says
+// when there is something to receive. The poller itself would also ask when there is room
+// to send, and be woken for that whenever the other side has received something: once
+// for each message, on either side, for nothing.
+//
+//	socket ── EPOLLIN ──► ears ──► Go poller ──► Recv
 type Conn struct {
-	f    *os.File
-	raw  syscall.RawConn
-	end  atomic.Bool // Close was called
+	f    *os.File // the socket; never in the poller
+	ears *os.File
+	raw  syscall.RawConn // f's
+	hear syscall.RawConn // ears'
+	end  atomic.Bool     // Close was called
 	dec  func(Header, []byte) (Body, error)
 	send sync.Mutex // one packet at a time
 	buf  []byte
@@ -52,26 +61,55 @@ type Conn struct {
 // NewConn makes a connection of a connected SEQPACKET socket, which moves into
 // it. decode is DecodeRequest or DecodeReply.
 func NewConn(socket *sys.FD, decode func(Header, []byte) (Body, error)) (*Conn, error) {
-	if err := unix.SetNonblock(socket.Int(), true); err != nil {
-		socket.Close()
-		return nil, fmt.Errorf("make socket non-blocking: %w", err)
+	ears, err := listenTo(socket)
+	if err == nil {
+		// Blocking, or the file would join the poller. No call here waits all the same.
+		err = os.NewSyscallError("fcntl O_NONBLOCK", unix.SetNonblock(socket.Int(), false))
 	}
-	f := socket.File("monitor socket")
-	raw, err := f.SyscallConn()
 	if err != nil {
-		f.Close()
+		socket.Close()
+		ears.Close()
 		return nil, err
 	}
-	return &Conn{
-		f: f, raw: raw, dec: decode,
+	c := &Conn{
+		f: socket.File("monitor socket"), ears: ears.File("monitor socket's ears"), dec: decode,
 		buf: make([]byte, HeaderSize+MaxInline),
 		oob: make([]byte, unix.CmsgSpace(4*(MaxFiles+1))),
-	}, nil
+	}
+	if c.raw, err = c.f.SyscallConn(); err == nil {
+		c.hear, err = c.ears.SyscallConn()
+	}
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// listenTo makes an epoll instance that can be read from, so to say, when the socket
+// can. Nobody ever asks it for its events.
+func listenTo(socket *sys.FD) (*sys.FD, error) {
+	n, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	ears := sys.NewFD(n)
+	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP}
+	if err := unix.EpollCtl(n, unix.EPOLL_CTL_ADD, socket.Int(), &ev); err != nil {
+		ears.Close()
+		return nil, os.NewSyscallError("epoll_ctl", err)
+	}
+	if err := unix.SetNonblock(n, true); err != nil { // or the file would not join the poller
+		ears.Close()
+		return nil, os.NewSyscallError("fcntl O_NONBLOCK", err)
+	}
+	return ears, nil
 }
 
 // Close ends the connection; a blocked Recv returns os.ErrClosed.
 func (c *Conn) Close() {
 	c.end.Store(true)
+	c.ears.Close()
 	c.f.Close()
 }
 
@@ -142,7 +180,7 @@ func (c *Conn) write(b, oob []byte) error {
 	defer c.send.Unlock()
 	var err error
 	wait := c.raw.Write(func(fd uintptr) bool {
-		err = eintr(func() error { return unix.Sendmsg(int(fd), b, oob, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL) })
+		_, err = sys.SendMessage(int(fd), b, oob, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 		return true
 	})
 	if wait != nil {
@@ -159,18 +197,20 @@ func (c *Conn) write(b, oob []byte) error {
 func (c *Conn) Recv() (*Packet, error) {
 	var n, oobn, flags int
 	var err error
-	wait := c.raw.Read(func(fd uintptr) bool {
-		err = eintr(func() error {
-			n, oobn, flags, _, err = unix.Recvmsg(int(fd), c.buf, c.oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
-			return err
+	wait := c.hear.Read(func(uintptr) bool {
+		gone := c.raw.Control(func(fd uintptr) {
+			n, oobn, flags, err = sys.ReceiveMessage(int(fd), c.buf, c.oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
 		})
-		return !errors.Is(err, unix.EAGAIN)
+		if gone != nil {
+			err = gone
+		}
+		return err != unix.EAGAIN
 	})
 	switch {
 	case wait != nil:
 		return nil, c.closed(wait)
 	case err != nil:
-		return nil, os.NewSyscallError("recvmsg", err)
+		return nil, c.closed(os.NewSyscallError("recvmsg", err))
 	}
 	files, err := takeRights(c.oob[:oobn])
 	p := &Packet{Files: files}
@@ -258,12 +298,4 @@ func takeRights(oob []byte) (files []*sys.FD, err error) {
 		}
 	}
 	return files, nil
-}
-
-func eintr(f func() error) error {
-	for {
-		if err := f(); !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
 }
