@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -336,6 +337,83 @@ func TestFailuresLeaveNothing(t *testing.T) {
 	if r := n.oci("run", "--bundle", b, n.tag); r.code != 1 || !strings.Contains(r.errs, "no such file") {
 		t.Errorf("run: %+v", r)
 	}
+}
+
+// Callers without root are refused by name, also those that podman makes root of a user
+// namespace; what looks at nothing of the machine is for everybody.
+func TestRootless(t *testing.T) {
+	n := newNode(t)
+	b := n.bundle("true", nil)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	reachable(t, self, b)
+	for _, as := range [][]string{{"unshare", "-U", "-r"}, {"setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"}} {
+		use := func(args ...string) (string, error) {
+			cmd := exec.Command(as[0], slices.Concat(as[1:], []string{self, "--root", n.state}, args)...)
+			cmd.Env = append(os.Environ(), reaperEnv+"=oci")
+			out, err := cmd.CombinedOutput()
+			return string(out), err
+		}
+		for _, verb := range [][]string{{"create", "--bundle", b, n.tag}, {"list"}, {"delete", "--force", n.tag}} {
+			if out, err := use(verb...); err == nil || !strings.Contains(out, verb[0]+": needs root") || !strings.Contains(out, "containers of users without root are not supported") {
+				t.Errorf("%q: %s: %v, %s", as, verb[0], err, out)
+			}
+		}
+		if out, err := use("version"); err != nil {
+			t.Errorf("%q: version: %v, %s", as, err, out)
+		}
+	}
+}
+
+// A file that somebody has put where the pid file is made is not written through, and a
+// directory of states that others may write to is not used.
+func TestOtherPeoplesDirectories(t *testing.T) {
+	n := newNode(t)
+	dir := t.TempDir()
+	canary := filepath.Join(dir, "canary")
+	if err := errors.Join(os.WriteFile(canary, []byte("content"), 0o644), os.Symlink(canary, filepath.Join(dir, ".pid.new"))); err != nil {
+		t.Fatal(err)
+	}
+	b := n.bundle("true", nil)
+	n.must("create", "--bundle", b, "--pid-file", filepath.Join(dir, "pid"), n.tag)
+	if text, _ := os.ReadFile(canary); string(text) != "content" {
+		t.Errorf("the pid went to another file: %s", text)
+	}
+	if pid, err := os.ReadFile(filepath.Join(dir, "pid")); err != nil || string(pid) != strconv.Itoa(n.stateOf(n.tag).Pid) {
+		t.Errorf("pid file: %s, %v", pid, err)
+	}
+	n.must("delete", "--force", n.tag)
+	for _, mode := range []os.FileMode{0o777, 0o777 | os.ModeSticky, 0o770} {
+		if err := os.Chmod(dir, mode); err != nil {
+			t.Fatal(err)
+		}
+		n.fails("others may write there", "--root", dir, "create", "--bundle", b, n.tag)
+	}
+}
+
+// A container's cgroup that is gone, and another's that is there by its name: the
+// other one stays.
+func TestOthersCgroupIsLeft(t *testing.T) {
+	n := newNode(t)
+	b := n.bundle("exec sleep 1000", func(s map[string]any) { s["linux"].(map[string]any)["cgroupsPath"] = "/" + n.tag })
+	first, second := n.tag+"-1", n.tag+"-2"
+	n.must("run", "--detach", "--bundle", b, first)
+	n.must("kill", first, "KILL")
+	n.await(first, "stopped")
+	n.opens = "rmdir /sys/fs/cgroup/" + n.tag + " && "
+	r := n.oci("run", "--detach", "--bundle", b, second)
+	n.opens = ""
+	if r.code != 0 {
+		t.Fatalf("%+v", r)
+	}
+	n.must("kill", "--all", first, "KILL")
+	n.must("delete", first)
+	if s := n.stateOf(second); s.Status != "running" {
+		t.Errorf("the other container is %s", s.Status)
+	}
+	n.must("delete", "--force", second)
 }
 
 func TestLogs(t *testing.T) {

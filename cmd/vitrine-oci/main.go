@@ -165,14 +165,30 @@ func (c *call) verb(v *verb, args []string) (int, error) {
 		describe(c.out, options)
 		return 0, nil
 	}
-	if uid := os.Geteuid(); uid != 0 && !slices.Contains(forAll, v.name) {
-		return 1, fmt.Errorf("%s: %w: uid %d may make no mounts and no cgroups; containers of users without root are not supported", v.name, bundle.ErrNotRoot, uid)
+	if !slices.Contains(forAll, v.name) {
+		if err := isRoot(); err != nil {
+			return 1, fmt.Errorf("%s: %w", v.name, err)
+		}
 	}
 	code, err := do(rest)
 	if err != nil && code == 0 {
 		code = 1
 	}
 	return code, err
+}
+
+// isRoot refuses callers without root, and those that are root of a user namespace only:
+// cgroups are marked and devices are denied with privileges that they do not have.
+func isRoot() error {
+	if uid := os.Geteuid(); uid != 0 {
+		return fmt.Errorf("%w: uid %d may make no mounts and no cgroups; containers of users without root are not supported", bundle.ErrNotRoot, uid)
+	}
+	const first = 0xeffffffd // PROC_USER_INIT_INO of linux/proc_ns.h
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/user", &st); err == nil && st.Ino != first {
+		return fmt.Errorf("%w: this one is of a user namespace; containers of users without root are not supported", bundle.ErrNotRoot)
+	}
+	return nil
 }
 
 func (c *call) globalOptions(help, showVersion *bool) []option {

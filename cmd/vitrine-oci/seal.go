@@ -31,7 +31,7 @@ func seal() error {
 		_ = os.WriteFile("/proc/self/comm", []byte("vitrine-oci"), 0) // for people: it is a number otherwise
 		return nil
 	}
-	if os.Geteuid() != 0 {
+	if isRoot() != nil {
 		return nil
 	}
 	copied, err := readOnly()

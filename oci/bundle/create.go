@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -332,10 +333,12 @@ func (m *maker) settle(ctx context.Context) error {
 
 // undo takes back what make has made.
 func (m *maker) undo() error {
+	if m.child != nil { // by what we have in hand: the record may not name it yet
+		_ = sys.PidfdSignal(m.child.PidFD(), unix.SIGKILL) // it may have ended
+	}
 	err := m.c.destroy()
 	if m.child != nil {
-		// It is ours to reap.
-		_, _ = unix.Wait4(m.child.Pid(), nil, 0, nil)
+		_, _ = reap(m.child.PidFD()) // it is ours, and dead
 		m.child.Close()
 	}
 	return errors.Join(err, m.c.Close())
@@ -352,13 +355,27 @@ func (m *maker) close() error {
 	return nil
 }
 
-// writePidFile writes a pid where the caller's monitor looks for it, whole.
+// writePidFile writes a pid where the caller's monitor looks for it, whole. The
+// directory may be one that others write to, and what they put in our way is not written
+// through.
 func writePidFile(path string, pid int) error {
 	if path == "" {
 		return nil
 	}
 	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
-	if err := os.WriteFile(tmp, []byte(strconv.Itoa(pid)), 0o644); err != nil {
+	const flags = os.O_WRONLY | os.O_CREATE | os.O_EXCL
+	f, err := os.OpenFile(tmp, flags, 0o644)
+	if errors.Is(err, fs.ErrExist) { // or left by one of ours that was killed
+		if err := os.Remove(tmp); err != nil {
+			return err
+		}
+		f, err = os.OpenFile(tmp, flags, 0o644)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(strconv.Itoa(pid))
+	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(tmp, path)

@@ -20,7 +20,10 @@ import (
 func (c *Container) Kill(sig unix.Signal, all bool) error {
 	if all && c.rec.Cgroup != nil {
 		return c.withGroup(func(s *cgroup.Scope) error {
-			if sig == unix.SIGKILL {
+			switch {
+			case !ours(s, c.rec.ID):
+				return nil // it is gone: who is there is somebody else's
+			case sig == unix.SIGKILL:
 				return s.Kill()
 			}
 			return signalAll(s, sig)
@@ -137,8 +140,8 @@ func (c *Container) removeGroup(ctx context.Context) error {
 		return err
 	}
 	defer g.close()
-	if c.rec.Init.Pid == 0 && !ours(g.scope, c.rec.ID) {
-		return nil // create did not get that far, and who is there is somebody else's
+	if !ours(g.scope, c.rec.ID) {
+		return nil // create did not get that far, or it is gone: who is there is somebody else's
 	}
 	if err := g.scope.Kill(); err != nil {
 		return err

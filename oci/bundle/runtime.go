@@ -94,7 +94,7 @@ func (r *Runtime) makeRoot() error {
 	if err := unix.Stat(r.Root, &st); err != nil {
 		return &fs.PathError{Op: "stat", Path: r.Root, Err: err}
 	}
-	if st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0 || int(st.Uid) != os.Geteuid() {
+	if st.Mode&0o022 != 0 || int(st.Uid) != os.Geteuid() {
 		return fmt.Errorf("use %s for states: others may write there: %w", r.Root, fs.ErrPermission)
 	}
 	return nil
