@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -74,7 +75,7 @@ func checkEntry(s *specs.LinuxSyscall) (entry, error) {
 	if e.action, err = resolveAction(s.Action, s.ErrnoRet); err != nil {
 		return e, err
 	}
-	var all []test
+	var all, sorted []test
 	var seen, twice uint
 	for _, a := range s.Args {
 		t, err := checkArg(a)
@@ -84,10 +85,10 @@ func checkEntry(s *specs.LinuxSyscall) (entry, error) {
 		twice |= seen & (1 << t.arg)
 		seen |= 1 << t.arg
 		all = append(all, t)
+		sorted = insert(sorted, t, func(a, b test) int { return a.arg - b.arg })
 	}
 	if twice == 0 {
-		slices.SortFunc(all, func(a, b test) int { return a.arg - b.arg })
-		e.tests = [][]test{all}
+		e.tests = [][]test{sorted}
 		return e, nil
 	}
 	for _, t := range all {
@@ -186,11 +187,10 @@ func walk(out []rule, paths []path, depth int) []rule {
 		}
 		t := p.nodes[depth]
 		if under[t] == nil {
-			first = append(first, t)
+			first = insert(first, t, test.compare)
 		}
 		under[t] = append(under[t], p)
 	}
-	slices.SortStableFunc(first, test.compare)
 	for _, t := range first {
 		if list := under[t]; len(list) == 1 {
 			out = append(out, list[0].rule)
@@ -199,6 +199,16 @@ func walk(out []rule, paths []path, depth int) []rule {
 		}
 	}
 	return out
+}
+
+// insert puts a test into a sorted list, behind those that are equal. Two instances of a sorting function
+// would be 25 KB.
+func insert(list []test, t test, order func(a, b test) int) []test {
+	i := sort.Search(len(list), func(i int) bool { return order(list[i], t) > 0 })
+	list = append(list, t)
+	copy(list[i+1:], list[i:])
+	list[i] = t
+	return list
 }
 
 // words divides a test for equality into that of the upper word, which does not tell EQ from NE, and that of the lower.
