@@ -129,7 +129,7 @@ func duration(v string) (time.Duration, error) {
 // events prints statistics, once or until the container has ended. In between it
 // says when the kernel has killed somebody for want of memory.
 func (c *call) events(id string, once bool, interval time.Duration) error {
-	kills, first := uint64(0), true
+	ctx, kills, first := untilInterrupted(), uint64(0), true
 	for {
 		ctr, err := c.rt.Look(id)
 		if err != nil {
@@ -158,7 +158,7 @@ func (c *call) events(id string, once bool, interval time.Duration) error {
 			return nil
 		}
 		select {
-		case <-c.ctx.Done():
+		case <-ctx.Done():
 			return nil
 		case <-time.After(interval):
 		}

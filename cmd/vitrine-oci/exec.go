@@ -83,7 +83,7 @@ func (c *call) exec(f *execFlags, o bundle.ExecOptions, args []string) (int, err
 	if f.tty {
 		o.Process.Terminal = true
 	}
-	return ctr.Exec(c.ctx, o)
+	return ctr.Exec(o)
 }
 
 func readProcess(file string) (*specs.Process, error) {

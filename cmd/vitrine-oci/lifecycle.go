@@ -33,7 +33,7 @@ func prepareCreate(c *call) ([]option, func([]string) (int, error)) {
 		if err != nil {
 			return 1, err
 		}
-		ctr, err := c.rt.Create(c.ctx, id, o)
+		ctr, err := c.rt.Create(c.waiting(), id, o)
 		if err != nil {
 			return 1, err
 		}
@@ -52,7 +52,7 @@ func prepareRun(c *call) ([]option, func([]string) (int, error)) {
 		if err != nil {
 			return 1, err
 		}
-		return c.rt.Run(c.ctx, id, o)
+		return c.rt.Run(c.waiting(), id, o)
 	}
 }
 

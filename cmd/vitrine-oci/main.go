@@ -22,6 +22,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/vitrine-runtime/vitrine/internal/signals"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/bundle"
 	"github.com/vitrine-runtime/vitrine/oci/monitor"
@@ -54,13 +55,28 @@ func sealFor(args []string) error {
 
 // call is one use of the command line.
 type call struct {
-	ctx     context.Context
 	rt      *bundle.Runtime
 	log     *logger
 	in      io.Reader
 	out     io.Writer
 	errs    io.Writer
 	globals []option
+}
+
+// untilInterrupted returns a context that a terminal's interrupt ends, for who may have to
+// wait. It is not for all: it costs a thread.
+func untilInterrupted() context.Context {
+	_ = signals.GiveBack(unix.SIGINT, unix.SIGTERM) // what was caught can be
+	ctx, _ := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	return ctx
+}
+
+// waiting is the context for making a cgroup: systemd lets one wait.
+func (c *call) waiting() context.Context {
+	if c.rt.Manager == bundle.ManagerSystemd {
+		return untilInterrupted()
+	}
+	return context.Background()
 }
 
 // verb is what the command line can do.
@@ -109,11 +125,14 @@ func run(args []string, out, errs io.Writer) int {
 		say(errs, "vitrine-oci: "+err.Error()+"\n")
 		return 1
 	}
-	// A terminal's interrupt ends a wait for systemd; who waits for a program passes
-	// signals on.
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	defer stop()
-	c := &call{ctx: ctx, log: &logger{errs: errs}, in: os.Stdin, out: out, errs: errs}
+	// A terminal's interrupt ends a wait, and nothing in the middle; who waits for a program
+	// passes signals on.
+	if _, err := signals.Catch(unix.SIGINT, unix.SIGTERM); err != nil {
+		say(errs, "vitrine-oci: "+err.Error()+"\n")
+		return 1
+	}
+	defer func() { _ = signals.GiveBack(unix.SIGINT, unix.SIGTERM) }() // for tests: we end now
+	c := &call{log: &logger{errs: errs}, in: os.Stdin, out: out, errs: errs}
 	c.rt = &bundle.Runtime{Root: bundle.DefaultRoot, Manager: bundle.ManagerCgroupfs, Warn: c.log.warn}
 	code, err := c.run(args)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 
 func preparePause(c *call) ([]option, func([]string) (int, error)) {
 	return nil, func(args []string) (int, error) {
-		return c.with(args, func(ctr *bundle.Container) error { return ctr.Pause(c.ctx) })
+		return c.with(args, func(ctr *bundle.Container) error { return ctr.Pause(untilInterrupted()) })
 	}
 }
 
@@ -123,7 +123,7 @@ func prepareUpdate(c *call) ([]option, func([]string) (int, error)) {
 				return 1, err
 			}
 		}
-		return c.with(args, func(ctr *bundle.Container) error { return ctr.Update(c.ctx, r) })
+		return c.with(args, func(ctr *bundle.Container) error { return ctr.Update(untilInterrupted(), r) })
 	}
 }
 

@@ -1,7 +1,6 @@
 package bundle
 
 import (
-	"context"
 	"errors"
 	"fmt"
 
@@ -33,7 +32,7 @@ type ExecOptions struct {
 // Exec runs a further process in a created or running container. Unless it is
 // detached it passes on the signals that come, and returns the exit code. The
 // container is not locked longer than it takes to start.
-func (c *Container) Exec(ctx context.Context, o ExecOptions) (code int, err error) {
+func (c *Container) Exec(o ExecOptions) (code int, err error) {
 	states := []specs.ContainerState{specs.StateRunning, specs.StateCreated}
 	if o.IgnorePaused {
 		states = append(states, StatePaused)
@@ -56,7 +55,9 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (code int, err erro
 	if err := c.Close(); err != nil { // for others to kill it
 		return 0, err
 	}
-	defer forward(e.child.PidFD())()
+	if err := catchAll(); err != nil {
+		return 0, err
+	}
 	return e.wait()
 }
 
@@ -205,7 +206,7 @@ func (c *Container) openCgroup() (*sys.FD, error) {
 // wait waits for the process's end.
 func (e *execution) wait() (int, error) {
 	if e.screen == nil {
-		return reap(e.child.PidFD())
+		return attend(e.child.PidFD(), nil)
 	}
 	e.socket.Close() // the child has its own
 	e.socket = nil

@@ -5,11 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vitrine-runtime/vitrine/internal/signals"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 )
 
@@ -42,9 +41,12 @@ func (r *Runtime) Run(ctx context.Context, id string, o RunOptions) (code int, e
 	defer func() { _ = c.Close() }() // a lock that ends with us
 	defer child.Close()
 	if !o.Detach {
-		defer forward(child.PidFD())()
+		err = catchAll()
 	}
-	if err := c.release(child); err != nil {
+	if err == nil {
+		err = c.release(child)
+	}
+	if err != nil {
 		err = errors.Join(err, c.destroy())
 		_, _ = reap(child.PidFD()) // it is ours, and dead
 		return 0, err
@@ -59,7 +61,7 @@ func (r *Runtime) Run(ctx context.Context, id string, o RunOptions) (code int, e
 		o.console.Close() // the child has its own
 		code, err = tty.serve(child.PidFD())
 	} else {
-		code, err = reap(child.PidFD())
+		code, err = attend(child.PidFD(), nil)
 	}
 	if err != nil || o.Keep {
 		return code, err
@@ -81,25 +83,35 @@ func hasTerminal(dir string) bool {
 	return err == nil && b.spec.Process != nil && b.spec.Process.Terminal
 }
 
-// forward passes signals on to a process until the returned function is called.
-func forward(pidfd *sys.FD) (stop func()) {
-	ch := make(chan os.Signal, 32)
-	done := make(chan struct{})
-	signal.Notify(ch)
-	go func() { // ends with stop
-		for {
-			select {
-			case <-done:
-				return
-			case s := <-ch:
-				// SIGURG is the Go runtime's own, SIGCHLD and SIGPIPE are about us.
-				if n, ok := s.(syscall.Signal); ok && n != unix.SIGCHLD && n != unix.SIGURG && n != unix.SIGPIPE {
-					_ = sys.PidfdSignal(pidfd, n) // it may have ended
-				}
-			}
+// catchAll has attend pass on the signals that come from here on, and those that were caught before.
+func catchAll() error {
+	_, err := signals.Catch(signals.ToPassOn()...)
+	return err
+}
+
+// attend passes on the signals that are caught to a child until it ends, and returns its exit
+// code. resized is called where the terminal has another size, if not nil.
+func attend(pidfd *sys.FD, resized func()) (int, error) {
+	caught, err := signals.Catch()
+	if err != nil {
+		return 0, err
+	}
+	var buf [64]byte
+	p := []unix.PollFd{{Fd: int32(pidfd.Int()), Events: unix.POLLIN}, {Fd: int32(caught.Int()), Events: unix.POLLIN}}
+	for {
+		if _, err := unix.Ppoll(p, nil, nil); err != nil && err != unix.EINTR {
+			return 0, os.NewSyscallError("ppoll", err)
 		}
-	}()
-	return func() { signal.Stop(ch); close(done) }
+		if p[0].Revents != 0 {
+			return reap(pidfd)
+		}
+		for _, n := range signals.Read(caught, buf[:]) {
+			if unix.Signal(n) == unix.SIGWINCH && resized != nil {
+				resized()
+			}
+			_ = sys.PidfdSignal(pidfd, unix.Signal(n)) // it may have ended
+		}
+	}
 }
 
 // reap waits for a child's end and returns its exit code.

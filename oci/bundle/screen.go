@@ -46,14 +46,16 @@ func (s *screen) serve(pidfd *sys.FD) (int, error) {
 	master := fd.File("terminal")
 	defer master.Close()
 	defer rawMode()()
-	defer followSize(n)()
+	// A stdout that nobody reads any more ends the showing, not us.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
+	follow(n)
 	go func() { _, _ = io.Copy(master, os.Stdin) }() // ends with the process: nobody else reads our stdin
 	shown := make(chan struct{})
 	go func() { // ends with EIO: at the latest when the process does, since the kernel then hangs up its terminal
 		defer close(shown)
 		_, _ = io.Copy(os.Stdout, master)
 	}()
-	code, err := reap(pidfd)
+	code, err := attend(pidfd, func() { follow(n) })
 	<-shown
 	return code, err
 }
@@ -74,27 +76,9 @@ func rawMode() (undo func()) {
 	return func() { _ = unix.IoctlSetTermios(0, unix.TCSETS, old) }
 }
 
-// followSize gives the master the size of our own terminal, now and whenever that
-// changes, until the returned function is called.
-func followSize(master int) (stop func()) {
-	resize := func() {
-		if size, err := unix.IoctlGetWinsize(1, unix.TIOCGWINSZ); err == nil {
-			_ = unix.IoctlSetWinsize(master, unix.TIOCSWINSZ, size)
-		}
+// follow gives the master the size of our own terminal.
+func follow(master int) {
+	if size, err := unix.IoctlGetWinsize(1, unix.TIOCGWINSZ); err == nil {
+		_ = unix.IoctlSetWinsize(master, unix.TIOCSWINSZ, size)
 	}
-	resize()
-	ch, done, ended := make(chan os.Signal, 1), make(chan struct{}), make(chan struct{})
-	signal.Notify(ch, unix.SIGWINCH)
-	go func() { // ends with stop
-		defer close(ended)
-		for {
-			select {
-			case <-done:
-				return
-			case <-ch:
-				resize()
-			}
-		}
-	}()
-	return func() { signal.Stop(ch); close(done); <-ended }
 }
