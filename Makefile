@@ -20,7 +20,8 @@ STATIC  := CGO_ENABLED=0 $(GO) build $(FLAGS)
 all: build cni-plugins ## build all that is shipped and all that is needed to try it
 
 build: ## the two static binaries, bin/vitrine and bin/vitrine-oci
-	$(STATIC) -ldflags "-s -w -X main.version=$(VERSION)" -o $(BIN)/ ./cmd/...
+	$(STATIC) -ldflags "-s -w -X main.version=$(VERSION)" -o $(BIN)/ ./cmd/vitrine
+	$(STATIC) -ldflags "-s -w -X main.version=$(VERSION) -E main.entry" -o $(BIN)/ ./cmd/vitrine-oci
 
 cni-plugins: ## the network plugins of containernetworking $(CNI), into bin/cni
 	cd contrib/cni && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags "-s -w -X github.com/containernetworking/plugins/pkg/utils/buildversion.BuildVersion=$(CNI)" -o ../../$(BIN)/cni/ tool

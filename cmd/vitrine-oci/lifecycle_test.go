@@ -37,6 +37,7 @@ type node struct {
 	t     *testing.T
 	state string
 	opens string // for the shell: what it opens before it executes the binary
+	self  string // the binary; "" for this one, which is that, too
 	tag   string // unique, in every id: ids are names of cgroups
 }
 
@@ -93,7 +94,10 @@ func (n *node) ociIn(in string, args ...string) (r result) {
 	dir := n.t.TempDir()
 	out, errs := filepath.Join(dir, "out"), filepath.Join(dir, "err")
 	script := `mount --make-rprivate / && { umount -R /sys/fs/cgroup || :; } 2>/dev/null && mount -t cgroup2 -o nsdelegate none /sys/fs/cgroup && ` + n.opens + `exec "$0" "$@"`
-	self, err := os.Executable()
+	self, err := n.self, error(nil)
+	if self == "" {
+		self, err = os.Executable()
+	}
 	if err != nil {
 		n.t.Fatal(err)
 	}
