@@ -1,7 +1,6 @@
 package program_test
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -52,38 +51,19 @@ func TestCheckFindsBrokenGates(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	find := func(p *step.Program, name string) int {
-		for i := range p.Steps {
-			if p.Steps[i].Name == name {
-				return i
-			}
-		}
-		t.Fatalf("no step %q", name)
-		return -1
-	}
-	for name, change := range map[string]func(*step.Program){
-		"reads from a file":       func(p *step.Program) { p.Steps[find(p, step.GateHooks)].Args[0].Val = step.FirstFD },
-		"takes end of file":       func(p *step.Program) { p.Steps[find(p, step.GateNet)+1].Args[1].Val = 0 },
-		"goes on over the answer": func(p *step.Program) { p.Steps[find(p, step.GateNet)].Then = 1 },
+	breaks(t, "a gate that", good, map[string]func(*step.Program){
+		"reads from a file":       func(p *step.Program) { p.Steps[find(p, named(step.GateHooks))].Args[0].Val = step.FirstFD },
+		"takes end of file":       func(p *step.Program) { p.Steps[find(p, named(step.GateNet))+1].Args[1].Val = 0 },
+		"goes on over the answer": func(p *step.Program) { p.Steps[find(p, named(step.GateNet))].Then = 1 },
 		"reports another step": func(p *step.Program) {
-			p.Steps[find(p, step.GateHooks)-1].Args[1] = p.Steps[find(p, step.GateNet)-1].Args[1]
+			p.Steps[find(p, named(step.GateHooks))-1].Args[1] = p.Steps[find(p, named(step.GateNet))-1].Args[1]
 		},
-		"does not report":        func(p *step.Program) { p.Steps[find(p, step.GateHooks)-1].Nr = step.OpSet },
-		"reports without a wait": func(p *step.Program) { p.Steps[find(p, step.GateHooks)].Nr = step.OpSet },
+		"does not report":        func(p *step.Program) { p.Steps[find(p, named(step.GateHooks))-1].Nr = step.OpSet },
+		"reports without a wait": func(p *step.Program) { p.Steps[find(p, named(step.GateHooks))].Nr = step.OpSet },
 		"is passed over": func(p *step.Program) {
-			p.Steps[find(p, step.GateNet)].OnErr = []step.Branch{{Errno: uint16(unix.EINTR)}}
+			p.Steps[find(p, named(step.GateNet))].OnErr = []step.Branch{{Errno: uint16(unix.EINTR)}}
 		},
-		"is jumped over":        func(p *step.Program) { p.Steps[find(p, step.GateNet)-2].Then = 3 },
-		"behind the start wait": func(p *step.Program) { p.Wait = find(p, step.GateHooks) },
-	} {
-		b, _ := good.Encode()
-		p, err := step.Decode(b)
-		if err != nil {
-			t.Fatal(err)
-		}
-		change(p)
-		if err := program.Check(p); !errors.Is(err, program.ErrRule) {
-			t.Errorf("a gate that %s: Check = %v", name, err)
-		}
-	}
+		"is jumped over":        func(p *step.Program) { p.Steps[find(p, named(step.GateNet))-2].Then = 3 },
+		"behind the start wait": func(p *step.Program) { p.Wait = find(p, named(step.GateHooks)) },
+	})
 }

@@ -45,19 +45,25 @@ func (s *stage) without(dest string) {
 	s.in.Spec.Mounts = m
 }
 
-// wants runs the stage. want begins with "!" for an error that contains the
-// rest of it, and is else a part of the output.
+// wants runs the stage and holds its end against want.
 func (s *stage) wants(t *testing.T, want string) result {
 	t.Helper()
 	res := s.run(t)
-	if e, fails := strings.CutPrefix(want, "!"); fails {
-		if res.err == nil || !strings.Contains(res.err.Error(), e) {
-			t.Errorf("error %v, want %q; output %q", res.err, e, res.out)
-		}
-	} else if res.err != nil || !strings.Contains(res.out, want) {
-		t.Errorf("error %v, output %q; want %q", res.err, res.out, want)
-	}
+	res.ends(t, want)
 	return res
+}
+
+// ends holds the end of a run against want: "!" and a part of the error, or a
+// part of the output.
+func (r result) ends(t *testing.T, want string) {
+	t.Helper()
+	if e, fails := strings.CutPrefix(want, "!"); fails {
+		if r.err == nil || !strings.Contains(r.err.Error(), e) {
+			t.Errorf("run container: %v, want %q; output %q", r.err, e, r.out)
+		}
+	} else if r.err != nil || !strings.Contains(r.out, want) {
+		t.Errorf("run container: %v, output %q; want %q", r.err, r.out, want)
+	}
 }
 
 func write(t *testing.T, name, content string) string {

@@ -445,15 +445,7 @@ func TestCheckByMutation(t *testing.T) {
 	for which, good := range map[string]*step.Program{"container": container, "exec": exec} {
 		mutant := func(what string, i int, change func(p *step.Program)) {
 			t.Helper()
-			b, err := good.Encode()
-			if err != nil {
-				t.Fatal(err)
-			}
-			p, _ := step.Decode(b)
-			change(p)
-			if err := program.Check(p); !errors.Is(err, program.ErrRule) {
-				t.Errorf("%s: %s %d (%s): Check = %v", which, what, i, good.Steps[i].Name, err)
-			}
+			breaks(t, fmt.Sprintf("%s, %s %d", which, what, i), good, map[string]func(p *step.Program){good.Steps[i].Name: change})
 		}
 		for i, s := range good.Steps {
 			expected := s.Nr == step.OpExpect && i > 0 && (good.Steps[i-1].Nr == unix.SYS_GETCWD || good.Steps[i-1].Nr == unix.SYS_READ)

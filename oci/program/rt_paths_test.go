@@ -38,19 +38,6 @@ func (s *siege) harm(t *testing.T) (res result, harm string) {
 	return res, harm
 }
 
-// ends holds the end of a run against want: "!" and a part of the error, or a
-// part of the output.
-func (r result) ends(t *testing.T, want string) {
-	t.Helper()
-	if e, fails := strings.CutPrefix(want, "!"); fails {
-		if r.err == nil || !strings.Contains(r.err.Error(), e) {
-			t.Errorf("error %v, want %q; output %q", r.err, e, r.out)
-		}
-	} else if r.err != nil || !strings.Contains(r.out, want) {
-		t.Errorf("error %v, output %q; want %q", r.err, r.out, want)
-	}
-}
-
 // TestRT04VolumeOverProc is CVE-2019-16884: a volume where /proc should be takes
 // the writing of labels. It is refused by its name, and found by what is there
 // where a link of the image leads to it.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -429,37 +430,47 @@ func TestCheckFindsBrokenRules(t *testing.T) {
 	if err := program.Check(good); err != nil {
 		t.Fatal(err)
 	}
-	find := func(p *step.Program, nr uint32) int {
-		for i := range p.Steps {
-			if p.Steps[i].Nr == nr {
-				return i
-			}
-		}
-		t.Fatalf("no call %d", nr)
-		return -1
-	}
-	for name, change := range map[string]func(*step.Program){
-		"no execve":                func(p *step.Program) { p.Steps = p.Steps[:find(p, unix.SYS_EXECVE)] },
-		"open descriptors at wait": func(p *step.Program) { p.Steps[find(p, unix.SYS_CLOSE_RANGE)].Args[0].Val = 9 },
-		"descriptor over execve":   func(p *step.Program) { p.Steps[find(p, unix.SYS_FSOPEN)].Args[1].Val = 0 },
-		"path by name":             func(p *step.Program) { p.Steps[find(p, unix.SYS_FSOPEN)].Nr = unix.SYS_MKDIR },
+	breaks(t, "a program with", good, map[string]func(*step.Program){
+		"no execve":                func(p *step.Program) { p.Steps = p.Steps[:find(p, calls(unix.SYS_EXECVE))] },
+		"open descriptors at wait": func(p *step.Program) { p.Steps[find(p, calls(unix.SYS_CLOSE_RANGE))].Args[0].Val = 9 },
+		"descriptor over execve":   func(p *step.Program) { p.Steps[find(p, calls(unix.SYS_FSOPEN))].Args[1].Val = 0 },
+		"path by name":             func(p *step.Program) { p.Steps[find(p, calls(unix.SYS_FSOPEN))].Nr = unix.SYS_MKDIR },
 		"denial passed over": func(p *step.Program) {
-			s := &p.Steps[find(p, unix.SYS_CAPSET)]
+			s := &p.Steps[find(p, calls(unix.SYS_CAPSET))]
 			s.OnErr = []step.Branch{{Errno: uint16(unix.EPERM)}}
 		},
-		"call after filter":    func(p *step.Program) { p.Steps[find(p, unix.SYS_EXECVE)-1].Nr = unix.SYS_GETPID },
-		"openat2 not confined": func(p *step.Program) { s := &p.Steps[find(p, unix.SYS_OPENAT2)]; s.Args[0] = step.Arg{Val: 9} },
-	} {
-		b, _ := good.Encode()
+		"call after filter":    func(p *step.Program) { p.Steps[find(p, calls(unix.SYS_EXECVE))-1].Nr = unix.SYS_GETPID },
+		"openat2 not confined": func(p *step.Program) { s := &p.Steps[find(p, calls(unix.SYS_OPENAT2))]; s.Args[0] = step.Arg{Val: 9} },
+	})
+}
+
+// breaks demands that Check refuses what each change makes of a good program.
+func breaks(t *testing.T, what string, good *step.Program, changes map[string]func(*step.Program)) {
+	t.Helper()
+	b, err := good.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range changes {
 		p, err := step.Decode(b)
 		if err != nil {
 			t.Fatal(err)
 		}
 		change(p)
 		if err := program.Check(p); !errors.Is(err, program.ErrRule) {
-			t.Errorf("%s: Check = %v", name, err)
+			t.Errorf("%s %s: Check = %v", what, name, err)
 		}
 	}
+}
+
+// find returns the first step that is chosen, which has to be there.
+func find(p *step.Program, which func(s *step.Step) bool) int {
+	return slices.IndexFunc(p.Steps, func(s step.Step) bool { return which(&s) })
+}
+
+// calls chooses steps by the number of their call.
+func calls(nr uint32) func(s *step.Step) bool {
+	return func(s *step.Step) bool { return s.Nr == nr }
 }
 
 func TestExplain(t *testing.T) {
