@@ -307,10 +307,7 @@ func TestSignalsWhileBlocked(t *testing.T) {
 	p := newProg()
 	p.block()
 	p.exec(busybox, "true")
-	r := p.start(t)
-	if err := r.Ready(); err != nil {
-		t.Fatal(err)
-	}
+	r := p.ready(t)
 	for _, sig := range []unix.Signal{unix.SIGSTOP, unix.SIGCONT, unix.SIGWINCH, unix.SIGURG, unix.SIGCHLD} {
 		if err := unix.Kill(r.Pid(), sig); err != nil {
 			t.Fatal(err)

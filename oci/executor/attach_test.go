@@ -2,7 +2,6 @@ package executor
 
 import (
 	"errors"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -50,16 +49,7 @@ func (f fifos) pipes(t *testing.T) *Pipes {
 // process does that ends.
 func (f fifos) left(t *testing.T, p *prog) (pid int, program []byte) {
 	t.Helper()
-	b, err := p.Encode()
-	if err != nil {
-		t.Fatal(err)
-	}
-	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer null.Close()
-	n := int(null.Fd())
+	b, n := p.encode(t), null(t)
 	c, err := Start(Attr{Program: b, CgroupFD: -1, PIDNS: -1, ProcFD: -1, Stdio: [3]int{n, n, n}, Pipes: f.pipes(t)})
 	if err != nil {
 		t.Fatal(err)

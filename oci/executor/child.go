@@ -23,8 +23,7 @@ const cldExited = 1
 
 // Child is a process that runs, or ran, a program. Its methods are called by
 // one goroutine at a time, in the order Ready, Pass for each gate, Receive,
-// Release, Close;
-// Pid and PidFD at any time before Close.
+// Release, Close; Pid and PidFD at any time before Close.
 type Child struct {
 	pid    int
 	pidfd  *sys.FD
@@ -142,18 +141,7 @@ func (c *Child) Release() error {
 	if c.at != "" {
 		return fmt.Errorf("start a child that is to %s: %w", c.at, unix.EINVAL)
 	}
-	mem, err := c.open()
-	if err != nil {
-		return err
-	}
-	defer mem.Close()
-	if err := c.allow(); err != nil {
-		return err
-	}
-	if err := c.receive(mem); err != nil {
-		return err
-	}
-	return c.await()
+	return c.release(false)
 }
 
 // Run is Release and Ready in one, for a child that nobody lets wait: the start
@@ -164,6 +152,12 @@ func (c *Child) Run() error {
 	if c.gates > 0 {
 		return fmt.Errorf("run a program with %d gates: %w", c.gates, unix.EINVAL)
 	}
+	return c.release(true)
+}
+
+// release ends the start wait, takes what the child hands over, and blocks until its
+// execve. The milestone of that wait is read on the way if nobody has read it yet.
+func (c *Child) release(milestone bool) error {
 	mem, err := c.open()
 	if err != nil {
 		return err
@@ -172,8 +166,10 @@ func (c *Child) Run() error {
 	if err := c.allow(); err != nil {
 		return err
 	}
-	if err := c.await(); err != nil {
-		return err
+	if milestone {
+		if err := c.await(); err != nil {
+			return err
+		}
 	}
 	if err := c.receive(mem); err != nil {
 		return err

@@ -73,27 +73,48 @@ type run struct {
 
 func (p *prog) start(t *testing.T, files ...int) *run {
 	t.Helper()
-	b, err := p.Encode()
-	if err != nil {
-		t.Fatal(err)
-	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	null, err := os.Open("/dev/null")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer null.Close()
-	c, err := Start(Attr{Program: b, CgroupFD: -1, PIDNS: -1, ProcFD: -1,
-		Stdio: [3]int{int(null.Fd()), int(w.Fd()), int(w.Fd())}, Files: files})
+	c, err := Start(Attr{Program: p.encode(t), CgroupFD: -1, PIDNS: -1, ProcFD: -1,
+		Stdio: [3]int{null(t), int(w.Fd()), int(w.Fd())}, Files: files})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.Close(); c.Close() })
 	return &run{c, r}
+}
+
+// ready starts the program and returns when it waits.
+func (p *prog) ready(t *testing.T) *run {
+	t.Helper()
+	r := p.start(t)
+	if err := r.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func (p *prog) encode(t *testing.T) []byte {
+	t.Helper()
+	b, err := p.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// null is a descriptor of /dev/null until the end of the test.
+func null(t *testing.T) int {
+	t.Helper()
+	f, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return int(f.Fd())
 }
 
 // exit reaps the child and returns its status in the form code or -signal.
@@ -131,10 +152,7 @@ func TestRunsStepsAndExecutes(t *testing.T) {
 	p := newProg()
 	p.add(unix.SYS_WRITE, c64(1), p.str("hello "), c64(6))
 	p.exec(busybox, "sh", "-c", "echo $0 $A; exit 7")
-	r := p.start(t)
-	if err := r.Ready(); err != nil {
-		t.Fatal(err)
-	}
+	r := p.ready(t)
 	if code := r.exit(t); code != 7 {
 		t.Errorf("exit code %d, want 7", code)
 	}
@@ -326,10 +344,7 @@ func TestDeathBeforeExecIsNotASuccess(t *testing.T) {
 	p := newProg()
 	p.block()
 	p.exec("/bin/true")
-	r := p.start(t)
-	if err := r.Ready(); err != nil {
-		t.Fatal(err)
-	}
+	r := p.ready(t)
 	unix.Kill(r.Pid(), unix.SIGKILL)
 	if err := r.Release(); !errors.Is(err, ErrDied) {
 		t.Errorf("Release of a killed child = %v, want ErrDied", err)
@@ -343,10 +358,7 @@ func TestAbandonedChildEnds(t *testing.T) {
 	p := newProg()
 	p.block()
 	p.exec("/bin/true")
-	r := p.start(t)
-	if err := r.Ready(); err != nil {
-		t.Fatal(err)
-	}
+	r := p.ready(t)
 	r.start.Close() // as if the parent had died
 	if got := r.exit(t); got != 127 {
 		t.Errorf("exit %d, want 127: the start wait must not take end of file for a start", got)

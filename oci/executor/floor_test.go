@@ -177,16 +177,7 @@ func TestMemoryFloor(t *testing.T) {
 	}
 	p := newProg()
 	p.exec(target)
-	encoded, err := p.Encode()
-	if err != nil {
-		t.Fatal(err)
-	}
-	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer null.Close()
-	n := int(null.Fd())
+	encoded, n := p.encode(t), null(t)
 	ours := func(cgroup int) int {
 		child, err := Start(Attr{Program: encoded, CgroupFD: cgroup, PIDNS: -1, ProcFD: -1, Stdio: [3]int{n, n, n}})
 		if errors.Is(err, unix.ENOMEM) {

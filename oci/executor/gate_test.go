@@ -69,19 +69,13 @@ func TestGateOfTheDead(t *testing.T) {
 	p.gate(step.GateNet)
 	p.block()
 	p.exec("/bin/true")
-	r := p.start(t)
-	if err := r.Ready(); err != nil {
-		t.Fatal(err)
-	}
+	r := p.ready(t)
 	unix.Kill(r.Pid(), unix.SIGKILL)
 	if err := r.Pass(); !errors.Is(err, ErrDied) {
 		t.Errorf("Pass of a killed child = %v, want ErrDied", err)
 	}
 	r.exit(t)
-	r = p.start(t)
-	if err := r.Ready(); err != nil {
-		t.Fatal(err)
-	}
+	r = p.ready(t)
 	r.start.Close() // as if the parent had died
 	if got := r.exit(t); got != 127 {
 		t.Errorf("exit %d, want 127: no gate takes end of file for a byte", got)

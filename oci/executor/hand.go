@@ -28,7 +28,16 @@ import (
 //
 // The parent may die at any point. Before the start is written the child waits
 // in read, as ever; after taken is written it needs nobody; and between the two
-// it dies by itself when patience is at its end.
+// it dies by itself when patience is at its end, having taken no more of the
+// processor than its cgroup has.
+//
+// The kernel could send it a signal at once, without a call of the child's, but
+// none that fits. That of PR_SET_PDEATHSIG comes when the thread ends that has
+// forked, which in Go is no sign of anything, and would have to be taken back
+// behind the filter, or it would end the container with its monitor. That of a
+// start pipe without writers (O_ASYNC) is not heard by the first process of a pid
+// namespace, and who starts the child of an Attach is no writer that matters: the
+// child holds the FIFO open itself.
 
 // patience bounds how long a child looks for that word, in cycles of the clock
 // that RDTSC reads: ten seconds at 3 GHz, and half a minute on the slowest. It
