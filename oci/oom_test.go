@@ -25,7 +25,7 @@ func newLimited(t testing.TB) *limited {
 	t.Helper()
 	n := newNode(t)
 	if !strings.Contains(readAt(n.cgroup, "cgroup.controllers"), "memory") {
-		t.Skip("needs the memory controller")
+		t.Skip("needs the memory controller in cgroup v2: runs out of memory")
 	}
 	l := &limited{node: n}
 	if err := writeAt(n.cgroup, "cgroup.subtree_control", "+memory +pids"); err != nil {

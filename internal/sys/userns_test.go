@@ -19,9 +19,12 @@ const mapperEnv = "VITRINE_TEST_MAPPER"
 // stranger starts a process in a user namespace that nobody has mapped.
 func stranger(t *testing.T) int {
 	t.Helper()
+	if out, err := exec.Command("unshare", "--user", "true").CombinedOutput(); err != nil {
+		t.Skipf("needs unshare(1) and a kernel that lets it make user namespaces: %v %s", err, out)
+	}
 	cmd := exec.Command("unshare", "--user", "sleep", "100")
 	if err := cmd.Start(); err != nil {
-		t.Skip("needs unshare(1): " + err.Error())
+		t.Fatal(err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 	dir := "/proc/" + strconv.Itoa(cmd.Process.Pid)
@@ -32,7 +35,7 @@ func stranger(t *testing.T) int {
 		}
 		time.Sleep(time.Millisecond)
 	}
-	t.Skip("no user namespaces here")
+	t.Fatal("unshare(1) has made no user namespace for two seconds")
 	return 0
 }
 

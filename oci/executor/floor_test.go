@@ -84,7 +84,7 @@ func newCounted(t *testing.T) *counted {
 	const root = "/sys/fs/cgroup"
 	b, err := os.ReadFile(root + "/cgroup.subtree_control")
 	if err != nil || !strings.Contains(string(b), "memory") || os.Geteuid() != 0 {
-		t.Skip("needs the memory controller")
+		t.Skip("needs root and the memory controller in cgroup v2: counts what a fork is charged")
 	}
 	// A child inherits the score, and one that nobody may kill would meet no limit.
 	was, err := os.ReadFile("/proc/self/oom_score_adj")

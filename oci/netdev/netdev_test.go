@@ -63,7 +63,7 @@ func (p *place) veth(name string) {
 	kind := append(binary.NativeEndian.AppendUint16(nil, 4+4), byte(unix.IFLA_INFO_KIND), 0)
 	m.attr(unix.IFLA_LINKINFO, append(kind, "veth"...))
 	if err := p.do(m, nil); errors.Is(err, unix.EOPNOTSUPP) {
-		p.t.Skip("needs veth devices in the kernel")
+		p.t.Skip("needs veth devices in the kernel (CONFIG_VETH)")
 	} else {
 		p.must("make "+name, err)
 	}

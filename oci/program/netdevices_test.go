@@ -60,7 +60,7 @@ func TestNetDevicesOfTheContainer(t *testing.T) {
 	}
 	res := s.run(t)
 	if errors.Is(res.err, unix.EOPNOTSUPP) {
-		t.Skip("needs veth devices in the kernel")
+		t.Skip("needs veth devices in the kernel (CONFIG_VETH)")
 	}
 	if res.err != nil || res.out != "1\nglass0\nlo\n0x1003\n" {
 		t.Errorf("%v, %q", res.err, res.out)

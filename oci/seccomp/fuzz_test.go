@@ -91,7 +91,7 @@ func FuzzProfile(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var p specs.LinuxSeccomp
 		if json.Unmarshal(b, &p) != nil {
-			t.Skip()
+			return
 		}
 		key := string(encodeProfile(nil, &p, o))
 		start := time.Now()
@@ -104,7 +104,7 @@ func FuzzProfile(f *testing.F) {
 		}
 		if err != nil {
 			if strings.TrimSpace(err.Error()) == "" {
-				t.Error("error without text")
+				t.Error("a refusal without a word")
 			}
 			return
 		}

@@ -16,13 +16,13 @@ import (
 // than the table, not the other way round.
 func TestTableAgainstKernelHeaders(t *testing.T) {
 	if runtime.GOARCH != "amd64" {
-		t.Skip("the headers' paths are x86's")
+		t.Skip("needs the headers of an x86 kernel: those of its three ABIs are compared")
 	}
 	dir := "/usr/include/x86_64-linux-gnu/asm"
 	for i, file := range []string{"unistd_64.h", "unistd_32.h", "unistd_x32.h"} {
 		b, err := os.ReadFile(filepath.Join(dir, file))
 		if err != nil {
-			t.Skipf("no kernel headers: %v", err)
+			t.Skip("needs Debian's linux-libc-dev: " + err.Error())
 		}
 		n := 0
 		seen := map[int]bool{}
@@ -71,7 +71,7 @@ func keysOf[K comparable, V any](m map[K]V) func(func(K) bool) {
 // TestTablesAreGenerated runs the generator and wants the committed files.
 func TestTablesAreGenerated(t *testing.T) {
 	if testing.Short() {
-		t.Skip("runs the go command")
+		t.Skip("needs time: runs the go command")
 	}
 	dir, err := os.Getwd()
 	if err != nil {
