@@ -526,3 +526,36 @@ func TestPreserveFDs(t *testing.T) {
 	n.fails("preserve descriptor", "exec", "--preserve-fds", "900", n.tag, "true")
 	n.must("delete", "--force", n.tag)
 }
+
+// A filter that was kept does what it did, for create and for exec, and goes with the last container.
+func TestFilterIsKept(t *testing.T) {
+	n := newNode(t)
+	b := n.bundle("mkdir /tmp/x || echo denied > /tmp/said; exec sleep 1000", func(s map[string]any) {
+		s["linux"].(map[string]any)["seccomp"] = map[string]any{"defaultAction": "SCMP_ACT_ALLOW",
+			"syscalls": []any{map[string]any{"names": []string{"mkdir", "mkdirat"}, "action": "SCMP_ACT_ERRNO", "errnoRet": 62}}}
+	})
+	for _, id := range []string{n.tag, n.tag + "b"} {
+		n.must("run", "-d", "--bundle", b, id)
+		for i := 0; ; i++ {
+			if text, _ := os.ReadFile(b + "/rootfs/tmp/said"); len(text) > 0 {
+				break
+			}
+			if i == 200 {
+				t.Fatal("the container makes directories")
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		os.Remove(b + "/rootfs/tmp/said")
+		if r := n.oci("exec", id, "mkdir", "/tmp/y"); r.code != 1 || !strings.Contains(r.errs, "Timer expired") {
+			t.Errorf("%+v", r)
+		}
+	}
+	if kept, _ := os.ReadDir(n.state + "/.filters"); len(kept) != 1 {
+		t.Errorf("kept: %v", kept)
+	}
+	n.must("delete", "--force", n.tag)
+	if kept, _ := os.ReadDir(n.state + "/.filters"); len(kept) != 1 {
+		t.Errorf("kept for the other: %v", kept)
+	}
+	n.must("delete", "--force", n.tag+"b")
+}

@@ -39,6 +39,7 @@ type CreateOptions struct {
 	ConsoleSocket string
 
 	console *sys.FD // in place of ConsoleSocket, where it is Run that serves the terminal
+	bundle  *bundle // in place of Bundle, where it was read
 }
 
 // Create makes a container and lets it run to its start wait. It returns it locked;
@@ -56,11 +57,14 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (*Cont
 	if err := CheckID(id); err != nil {
 		return nil, nil, err
 	}
-	b, err := openBundle(o.Bundle)
-	if err != nil {
-		return nil, nil, err
+	b := o.bundle
+	if b == nil {
+		var err error
+		if b, err = openBundle(o.Bundle); err != nil {
+			return nil, nil, err
+		}
 	}
-	m := &maker{opts: o, bundle: b}
+	m := &maker{r: r, opts: o, bundle: b}
 	if err := m.compile(); err != nil {
 		return nil, nil, errors.Join(err, m.close())
 	}
@@ -70,6 +74,9 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (*Cont
 	}
 	if err := m.make(ctx); err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("create container %s: %w", id, err), m.undo())
+	}
+	if m.keep != nil {
+		m.keep()
 	}
 	return m.c, m.child, nil
 }
@@ -149,12 +156,14 @@ func owner() string {
 // maker makes one container. What it opens is closed by close; what it makes is
 // undone by undo.
 type maker struct {
+	r       *Runtime // nil to explain
 	opts    CreateOptions
 	bundle  *bundle
 	guess   bool // open nothing: the program is to be looked at
 	sources *source.Set
 	table   table
 	opened  []*sys.FD // of the table, but for the sources
+	keep    func()    // the filter that was compiled, for others
 	maps    *sys.IDMaps
 	program []byte
 	c       *Container
@@ -177,11 +186,12 @@ func (m *maker) compile() (err error) {
 	if err := checkHooks(m.bundle.spec.Hooks); err != nil {
 		return err
 	}
-	f, err := filter(spec.Linux.Seccomp)
+	code, flags, keep, err := m.r.filter(spec.Linux.Seccomp)
 	if err != nil {
 		return err
 	}
-	in := program.Input{Spec: &spec, Seccomp: f.Bytes(), SeccompFlags: f.Flags, HookGate: hasCreateHooks(m.bundle.spec.Hooks),
+	m.keep = keep
+	in := program.Input{Spec: &spec, Seccomp: code, SeccompFlags: flags, HookGate: hasCreateHooks(m.bundle.spec.Hooks),
 		NetGate: len(spec.Linux.NetDevices) > 0}
 	open := source.Open
 	if m.guess {

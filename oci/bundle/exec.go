@@ -85,11 +85,14 @@ func (e *execution) compile() (err error) {
 		p.ExecCPUAffinity = e.spec.Process.ExecCPUAffinity // there for execs only
 	}
 	p.Rlimits = withFileLimit(p.Rlimits)
-	f, err := filter(l.Seccomp)
+	code, flags, keep, err := e.c.r.filter(l.Seccomp)
 	if err != nil {
 		return err
 	}
-	in := program.ExecInput{Process: &p, Seccomp: f.Bytes(), SeccompFlags: f.Flags, Personality: l.Personality, MemoryPolicy: l.MemoryPolicy, Path: e.path}
+	if keep != nil {
+		keep()
+	}
+	in := program.ExecInput{Process: &p, Seccomp: code, SeccompFlags: flags, Personality: l.Personality, MemoryPolicy: l.MemoryPolicy, Path: e.path}
 	for _, ns := range l.Namespaces {
 		switch ns.Type {
 		case specs.PIDNamespace, specs.MountNamespace:

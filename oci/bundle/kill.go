@@ -97,6 +97,7 @@ func (c *Container) destroy() error {
 	if err := c.dir.remove(); err != nil {
 		return err
 	}
+	c.r.forgetFilters()
 	if c.rec.Init.Pid != 0 && specErr == nil && spec.Hooks != nil {
 		if err := c.poststopHooks(spec.Hooks); err != nil {
 			c.r.warn(err.Error())

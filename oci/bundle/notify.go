@@ -1,27 +1,10 @@
 package bundle
 
 import (
-	"fmt"
-
-	specs "github.com/opencontainers/runtime-spec/specs-go"
-
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/executor"
 	"github.com/vitrine-runtime/vitrine/oci/notify"
-	"github.com/vitrine-runtime/vitrine/oci/seccomp"
 )
-
-// filter compiles a seccomp section.
-func filter(s *specs.LinuxSeccomp) (*seccomp.Filter, error) {
-	if s == nil {
-		return &seccomp.Filter{}, nil
-	}
-	f, err := seccomp.CompileWith(s, seccomp.Options{Notify: true})
-	if err != nil {
-		return nil, fmt.Errorf("linux.seccomp: %w", err)
-	}
-	return f, nil
-}
 
 // listen has the listener of a child's filter sent to whoever the profile names,
 // with the container's state, before the child executes anything. It does nothing

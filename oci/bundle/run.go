@@ -26,8 +26,14 @@ type RunOptions struct {
 // signals that come, waits for the program's end, deletes the container and returns
 // the exit code: 128 and the signal's number for one that was killed.
 func (r *Runtime) Run(ctx context.Context, id string, o RunOptions) (code int, err error) {
+	if err := CheckID(id); err != nil {
+		return 0, err
+	}
+	if o.bundle, err = openBundle(o.Bundle); err != nil {
+		return 0, err
+	}
 	var tty *screen
-	if !o.Detach && o.ConsoleSocket == "" && hasTerminal(o.Bundle) {
+	if p := o.bundle.spec.Process; !o.Detach && o.ConsoleSocket == "" && p != nil && p.Terminal {
 		if tty, o.console, err = newScreen(); err != nil {
 			return 0, err
 		}
@@ -66,6 +72,7 @@ func (r *Runtime) Run(ctx context.Context, id string, o RunOptions) (code int, e
 	if err != nil || o.Keep {
 		return code, err
 	}
+	init := c.rec.Init
 	if c, err = r.Load(id); errors.Is(err, ErrNotExist) {
 		return code, nil // somebody was faster
 	}
@@ -73,14 +80,11 @@ func (r *Runtime) Run(ctx context.Context, id string, o RunOptions) (code int, e
 		return code, err
 	}
 	defer func() { _ = c.Close() }() // a lock that ends with us
+	if c.rec.Init != init {
+		return code, nil // and has made another one
+	}
+	c.spec = o.bundle.spec // as it was written
 	return code, c.Delete(true)
-}
-
-// hasTerminal says whether a bundle's process wants a terminal. What is wrong with
-// the bundle is told by who makes it.
-func hasTerminal(dir string) bool {
-	b, err := openBundle(dir)
-	return err == nil && b.spec.Process != nil && b.spec.Process.Terminal
 }
 
 // catchAll has attend pass on the signals that come from here on, and those that were caught before.

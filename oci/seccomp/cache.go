@@ -34,7 +34,7 @@ func (c *Cache) Compile(p *specs.LinuxSeccomp) (*Filter, error) { return c.Compi
 // CompileWith is like the function of that name, and remembers. Filters are shared between callers. Errors are not remembered.
 func (c *Cache) CompileWith(p *specs.LinuxSeccomp, o Options) (*Filter, error) {
 	room := keys.Get().(*[]byte)
-	key := encodeProfile((*room)[:0], p, o)
+	key := AppendProfile((*room)[:0], p, o)
 	defer func() { *room = key; keys.Put(room) }()
 	if f := c.find(key); f != nil {
 		return f, nil
@@ -72,8 +72,8 @@ func (c *Cache) find(key []byte) *Filter {
 // keys are buffers for a key that is looked for.
 var keys = sync.Pool{New: func() any { return new([]byte) }}
 
-// encodeProfile appends everything that Compile looks at to b. Lengths stand before strings and lists, so that no two profiles look the same.
-func encodeProfile(b []byte, p *specs.LinuxSeccomp, o Options) []byte {
+// AppendProfile appends everything that Compile looks at to b. Lengths stand before strings and lists, so that no two profiles look the same; one may begin with another.
+func AppendProfile(b []byte, p *specs.LinuxSeccomp, o Options) []byte {
 	str := func(s string) { b = append(binary.AppendUvarint(b, uint64(len(s))), s...) }
 	num := func(n uint64) { b = binary.AppendUvarint(b, n) }
 	opt := func(n *uint) {

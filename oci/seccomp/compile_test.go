@@ -320,7 +320,7 @@ func TestEncodingIsInjective(t *testing.T) {
 	base := func() *specs.LinuxSeccomp {
 		return &specs.LinuxSeccomp{DefaultAction: "a", Syscalls: []specs.LinuxSyscall{{Names: []string{"n", "m"}, Action: "b", Args: []specs.LinuxSeccompArg{{Index: 1, Value: 2, ValueTwo: 3, Op: "o"}}}}}
 	}
-	seen := map[string]int{string(encodeProfile(nil, base(), Options{})): -1}
+	seen := map[string]int{string(AppendProfile(nil, base(), Options{})): -1}
 	for i, change := range []func(*specs.LinuxSeccomp){
 		func(p *specs.LinuxSeccomp) { p.DefaultAction = "b" },
 		func(p *specs.LinuxSeccomp) { p.DefaultErrnoRet = ptr(uint(0)) },
@@ -344,7 +344,7 @@ func TestEncodingIsInjective(t *testing.T) {
 	} {
 		p := base()
 		change(p)
-		key := string(encodeProfile(nil, p, Options{}))
+		key := string(AppendProfile(nil, p, Options{}))
 		if other, ok := seen[key]; ok {
 			t.Errorf("changes %d and %d have one key", i, other)
 		}

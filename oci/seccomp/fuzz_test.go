@@ -93,13 +93,13 @@ func FuzzProfile(f *testing.F) {
 		if json.Unmarshal(b, &p) != nil {
 			return
 		}
-		key := string(encodeProfile(nil, &p, o))
+		key := string(AppendProfile(nil, &p, o))
 		start := time.Now()
 		filter, err := CompileWith(&p, o)
 		if took := time.Since(start); took > 5*time.Second {
 			t.Errorf("%v for %d bytes", took, len(b))
 		}
-		if key != string(encodeProfile(nil, &p, o)) {
+		if key != string(AppendProfile(nil, &p, o)) {
 			t.Error("the profile was changed")
 		}
 		if err != nil {
