@@ -100,10 +100,20 @@ func FSMount(ctx *FD, attr int) (*FD, error) {
 }
 
 // OpenAt2 opens path relative to dir under the given resolve restrictions
-// (unix.RESOLVE_*). O_CLOEXEC is always added.
+// (unix.RESOLVE_*). O_CLOEXEC is always added. Below a root the kernel gives up with
+// EAGAIN whenever anybody on the machine renames or mounts something while it passes a
+// "..", as in a symlink: that is repeated, but not for ever.
 func OpenAt2(dir int, path string, flags int, resolve uint64) (*FD, error) {
 	how := unix.OpenHow{Flags: uint64(flags) | unix.O_CLOEXEC, Resolve: resolve}
-	return fdCall("openat2", path, func() (int, error) { return unix.Openat2(dir, path, &how) })
+	return fdCall("openat2", path, func() (fd int, err error) {
+		for range 10_000 {
+			fd, err = unix.Openat2(dir, path, &how)
+			if err != unix.EAGAIN || resolve&(unix.RESOLVE_IN_ROOT|unix.RESOLVE_BENEATH) == 0 {
+				break
+			}
+		}
+		return fd, err
+	})
 }
 
 // MountSetattr changes the attributes of the mount at path relative to dir.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -157,6 +158,44 @@ func TestPidfd(t *testing.T) {
 	cmd.Wait()
 	if err := PidfdSignal(fd, unix.SIGKILL); !errors.Is(err, os.ErrProcessDone) {
 		t.Errorf("signal to a reaped process: %v", err)
+	}
+}
+
+// TestOpenAt2IsRepeated: somebody who renames something else is no reason to fail.
+func TestOpenAt2IsRepeated(t *testing.T) {
+	dir := t.TempDir()
+	if err := errors.Join(os.Mkdir(dir+"/d", 0o755), os.Mkdir(dir+"/a", 0o755), os.WriteFile(dir+"/f", nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	root, err := OpenAt2(unix.AT_FDCWD, dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	done := make(chan error)
+	go func() { // ends with the loop below
+		var err error
+		for err == nil {
+			err = errors.Join(os.Rename(dir+"/a", dir+"/b"), os.Rename(dir+"/b", dir+"/a"))
+			select {
+			case done <- err:
+				return
+			default:
+			}
+		}
+		done <- err
+	}()
+	path := strings.Repeat("d/../", 800) + "f"
+	for range 3000 {
+		f, err := OpenAt2(root.Int(), path, unix.O_PATH, unix.RESOLVE_IN_ROOT)
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		f.Close()
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 
