@@ -186,6 +186,9 @@ func (b *builder) expect(name string, got step.Arg, want uint64, mask uint64, er
 	return b.call(name, step.OpExpect, got, val(want), val(uint64(errno)), val(mask))
 }
 
+// never fails with errno, whoever comes there.
+func (b *builder) never(name string, errno unix.Errno) { b.expect(name, val(0), 1, ^uint64(0), errno) }
+
 // gate adds a wait before the start wait: the parent does meanwhile what the
 // gate's name (step.GateMaps, ...) says. It has to stand before descriptors are
 // closed for the start wait.

@@ -137,6 +137,7 @@ type compiler struct {
 	ns               namespaceSets
 	rootUID, rootGID uint32            // who makes the mounts, in a user namespace that is not the forking process's
 	made             map[string]string // clean destination -> filesystem that the program has mounted there
+	procs            []string          // prefixes of destinations in a procfs that is mounted elsewhere than on /proc
 }
 
 // terminal gives the process its terminal.

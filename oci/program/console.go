@@ -101,9 +101,7 @@ func (b *builder) openBelow(name string, dir step.Arg, p string, flags, resolve 
 
 // devpts ends the child unless the descriptor is of a devpts.
 func (b *builder) devpts(name string, r step.Register) {
-	st := b.room(int(unsafe.Sizeof(unix.Statfs_t{})))
-	b.call("ask what filesystem it is", unix.SYS_FSTATFS, reg(r), st)
-	b.expect(name, mem64(st, unsafe.Offsetof(unix.Statfs_t{}.Type)), unix.DEVPTS_SUPER_MAGIC, ^uint64(0), unix.ENODEV)
+	b.expect(name, b.filesystem(r), unix.DEVPTS_SUPER_MAGIC, ^uint64(0), unix.ENODEV)
 }
 
 // slave ends the child unless the descriptor is of the slave of a pseudo

@@ -47,6 +47,9 @@ func (c *compiler) mounts() error {
 		delete(genuine, dest)
 		delete(c.made, dest)
 		b, bound := c.in.Binds[i]
+		if dest != "proc" && (b.Proc || !bound && filesystems[m.Type] == "proc") {
+			c.procs = append(c.procs, dest+"/")
+		}
 		switch {
 		case bound && dest == "proc" && b.Proc:
 			genuine[dest] = unix.PROC_SUPER_MAGIC
@@ -70,11 +73,17 @@ var magic = map[string]uint64{"proc": unix.PROC_SUPER_MAGIC, "sysfs": unix.SYSFS
 // A later destination that is a symlink of the image may have led on top of
 // them; the masks would then find nothing to mask, and say nothing.
 func (c *compiler) genuine(dest string, magic uint64) {
-	st := c.room(int(unsafe.Sizeof(unix.Statfs_t{})))
 	c.open("find /"+dest+" again", dest, unix.O_PATH|unix.O_DIRECTORY, inRoot|unix.RESOLVE_NO_SYMLINKS, rTarget)
-	c.call("ask what filesystem it is", unix.SYS_FSTATFS, reg(rTarget), st)
-	c.expect("find /"+dest+" uncovered", mem64(st, unsafe.Offsetof(unix.Statfs_t{}.Type)), magic, ^uint64(0), unix.EBUSY)
+	c.expect("find /"+dest+" uncovered", c.filesystem(rTarget), magic, ^uint64(0), unix.EBUSY)
 	c.closeReg(rTarget)
+}
+
+// filesystem asks what filesystem a descriptor is of, and returns where the answer
+// stands.
+func (b *builder) filesystem(r step.Register) step.Arg {
+	st := b.room(int(unsafe.Sizeof(unix.Statfs_t{})))
+	b.call("ask what filesystem it is", unix.SYS_FSTATFS, reg(r), st)
+	return mem64(st, unsafe.Offsetof(unix.Statfs_t{}.Type))
 }
 
 // mount adds one mount and says where it is.
@@ -246,7 +255,7 @@ func (c *compiler) bindMount(i int, field, dest string, o MountOptions, src Bind
 	switch {
 	case dest == "proc" && src.Proc && src.Dir:
 		resolve |= unix.RESOLVE_NO_SYMLINKS
-	case (dest == "proc" || strings.HasPrefix(dest, "proc/")) && (src.Dir || !slices.Contains(procFiles, dest)):
+	case inProc(dest) && (src.Dir || !slices.Contains(procFiles, dest)):
 		// Labels and sysctls are written through /proc; a volume there would take
 		// them (CVE-2019-16884).
 		return fmt.Errorf("%s.destination: bind mount on /%s: %w", field, dest, ErrInvalid)
@@ -260,9 +269,25 @@ func (c *compiler) bindMount(i int, field, dest string, o MountOptions, src Bind
 	}
 	c.restrict("the source of /"+dest, fd, o)
 	c.target(c.place(i, dest), src.Dir, resolve)
+	if !inProc(dest) && !slices.ContainsFunc(c.procs, func(p string) bool { return strings.HasPrefix(dest, p) }) {
+		c.offProcfs(dest)
+	}
 	c.moveMount("bind /"+dest, fd)
 	c.closeReg(rTarget)
 	return nil
+}
+
+// inProc says whether a destination is /proc or below it, by its name.
+func inProc(dest string) bool { return dest == "proc" || strings.HasPrefix(dest, "proc/") }
+
+// offProcfs ends the child if the place in rTarget is in a procfs, where a link of
+// the image has led to: what a volume may not cover by name it does not cover that way
+// either. Below a procfs that the spec itself has mounted somewhere it is meant.
+func (c *compiler) offProcfs(dest string) {
+	var other label
+	c.expect("see whether it is a procfs", c.filesystem(rTarget), unix.PROC_SUPER_MAGIC, ^uint64(0), unix.EPERM).on(unix.EPERM, &other)
+	c.never("find no file of a procfs behind /"+dest, unix.EPERM)
+	c.here(&other)
 }
 
 // procFiles may be covered by a file: lxcfs shows a container its own numbers

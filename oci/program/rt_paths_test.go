@@ -59,13 +59,41 @@ func TestRT04VolumeOverProc(t *testing.T) {
 		s := hostile(root, newCanary(t), "stat", "-f", "-c", "%t", "/proc")
 		s.addBind(vol, "/"+link, true)
 		res, _ := s.harm(t)
+		res.ends(t, "!find no file of a procfs behind /"+link)
+		s.weaken = nullify(named("find no file of a procfs"))
+		res, _ = s.harm(t)
 		res.ends(t, "!find /proc uncovered")
-		s.weaken = nullify(named("find /proc uncovered"))
+		s.weaken = nullify(func(s *step.Step) bool {
+			return named("find no file of a procfs")(s) || named("find /proc uncovered")(s)
+		})
 		if res, _ = s.harm(t); res.err != nil || strings.TrimSpace(res.out) == "9fa0" {
-			t.Errorf("without the look: %v, /proc is a %s", res.err, res.out)
+			t.Errorf("without either look: %v, /proc is a %s", res.err, res.out)
 		}
 	}
-	s := newStage(rootTree(t), "stat", "-f", "-c", "%t", "/proc") // and what is legal works
+	file := write(t, filepath.Join(vol, "file"), "volume\n")
+	for to, dir := range map[string]bool{"proc/self": true, "/proc/sys": true, "/proc/self/attr": true, "/proc/self/attr/exec": false, "proc/../proc/loadavg": false} {
+		root := rootTree(t)
+		if err := os.Symlink(to, filepath.Join(root, "x")); err != nil {
+			t.Fatal(err)
+		}
+		s, source := hostile(root, newCanary(t), "sh", "-c", "ls /x; cat /x/file /x"), file
+		if dir {
+			source = vol
+		}
+		s.in.Spec.Linux.ReadonlyPaths = nil
+		s.addBind(source, "/x", dir)
+		res, _ := s.harm(t)
+		res.ends(t, "!find no file of a procfs behind /x: operation not permitted")
+		s.weaken = nullify(named("find no file of a procfs"))
+		if res, _ = s.harm(t); res.err != nil || !strings.Contains(res.out, "volume\n") {
+			t.Errorf("without the look: %v, behind %s is %q", res.err, to, res.out)
+		}
+	}
+	s := newStage(rootTree(t), "cat", "/host/proc/loadavg") // and what is legal works
+	s.in.Spec.Mounts = append(s.in.Spec.Mounts, specs.Mount{Destination: "/host/proc", Type: "proc", Source: "proc"})
+	s.addBind(file, "/host/proc/loadavg", false)
+	s.wants(t, "volume\n")
+	s = newStage(rootTree(t), "stat", "-f", "-c", "%t", "/proc")
 	s.addBind(write(t, filepath.Join(vol, "meminfo"), "x"), "/proc/meminfo", false)
 	s.wants(t, "9fa0\n")
 }
