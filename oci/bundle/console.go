@@ -3,8 +3,6 @@ package bundle
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
-	"strconv"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -23,29 +21,11 @@ func socketFor(p *specs.Process, path string) (*sys.FD, error) {
 	case path == "":
 		return nil, fmt.Errorf("process.terminal: needs --console-socket where nobody stays to serve it: %w", ErrInvalid)
 	}
-	return connect(path)
-}
-
-// connect connects to a Unix socket, also one whose path is longer than the 107
-// bytes that an address has room for.
-func connect(path string) (*sys.FD, error) {
-	n, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	sock, err := sys.DialUnix(path)
 	if err != nil {
-		return nil, fmt.Errorf("socket: %w", err)
-	}
-	s := sys.NewFD(n)
-	dir, err := sys.OpenAt2(unix.AT_FDCWD, filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		s.Close()
-		return nil, err
-	}
-	defer dir.Close()
-	name := "/proc/self/fd/" + strconv.Itoa(dir.Int()) + "/" + filepath.Base(path)
-	if err := unix.Connect(n, &unix.SockaddrUnix{Name: name}); err != nil {
-		s.Close()
 		return nil, fmt.Errorf("connect to %s: %w", path, err)
 	}
-	return s, nil
+	return sock, nil
 }
 
 // receive takes the descriptor that comes over a socket.

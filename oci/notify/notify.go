@@ -26,29 +26,16 @@ import (
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 )
 
-// patience bounds in seconds how long connecting and sending may take: the
-// other side's queue of connections may be full.
-const patience = 10
-
 // Unknown is the pid that Send replaces by that of the process.
 const Unknown = -1
 
-// Dial connects to the socket at path. A path that is too long for an address
-// is reached through its directory.
+// Dial connects to the socket at path.
 func Dial(path string) (*sys.FD, error) {
-	dir, name, err := Split(path)
-	if err != nil {
+	if _, _, err := Split(path); err != nil {
 		return nil, err
 	}
-	if len(path) < len(unix.RawSockaddrUnix{}.Path) {
-		return dial(path, path)
-	}
-	d, err := sys.OpenAt2(unix.AT_FDCWD, dir, unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer d.Close()
-	return dial(path, fmt.Sprintf("/proc/self/fd/%d/%s", d.Int(), name))
+	sock, err := sys.DialUnix(path)
+	return sock, dialError(path, err)
 }
 
 // Split returns the directory of a listener's path and the name in there.
@@ -72,29 +59,17 @@ func DialIn(proc, dir *sys.FD, name string) (sock *sys.FD, err error) {
 		if err := unix.Fchdir(proc.Int()); err != nil {
 			return os.NewSyscallError("fchdir", err)
 		}
-		sock, err = dial(name, fmt.Sprintf("self/fd/%d/%s", dir.Int(), name))
-		return err
+		sock, err = sys.ConnectUnix(fmt.Sprintf("self/fd/%d/%s", dir.Int(), name))
+		return dialError(name, err)
 	})
 	return sock, err
 }
 
-// dial connects to the socket at path, which errors call by another name.
-func dial(name, path string) (*sys.FD, error) {
-	n, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
+func dialError(name string, err error) error {
+	if err == nil {
+		return nil
 	}
-	sock := sys.NewFD(n)
-	if err = unix.SetsockoptTimeval(n, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: patience}); err == nil {
-		for err = unix.EINTR; err == unix.EINTR; {
-			err = unix.Connect(n, &unix.SockaddrUnix{Name: path})
-		}
-	}
-	if err != nil {
-		sock.Close()
-		return nil, fmt.Errorf("connect to seccomp listener %s: %w", name, err)
-	}
-	return sock, nil
+	return fmt.Errorf("connect to seccomp listener %s: %w", name, err)
 }
 
 // Message returns what is sent with the listener. The pid of the process, and
