@@ -420,6 +420,25 @@ func TestOthersCgroupIsLeft(t *testing.T) {
 	n.must("delete", "--force", second)
 }
 
+// A signal for all reaches execs, and not only the first process, which ignores this one.
+func TestKillAll(t *testing.T) {
+	n := newNode(t)
+	n.must("run", "--detach", "--bundle", n.bundle("exec sleep 1000", nil), n.tag)
+	n.must("exec", "--detach", n.tag, "sleep", "1000")
+	count := func() int { n.reap(); return strings.Count(n.must("ps", "--format", "json", n.tag), ",") + 1 }
+	if c := count(); c != 2 {
+		t.Fatalf("%d processes", c)
+	}
+	n.must("kill", "--all", n.tag, "TERM")
+	for try := 0; count() != 1; try++ {
+		if try == 200 {
+			t.Fatal("the exec does not end")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	n.must("delete", "--force", n.tag)
+}
+
 func TestLogs(t *testing.T) {
 	n := newNode(t)
 	log := filepath.Join(t.TempDir(), "log")

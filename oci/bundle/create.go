@@ -65,10 +65,10 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (*Cont
 		}
 	}
 	m := &maker{r: r, opts: o, bundle: b}
-	if err := m.compile(); err != nil {
-		return nil, nil, errors.Join(err, m.close())
-	}
 	defer func() { _ = m.close() }() // copies: the child has its own
+	if err := m.compile(); err != nil {
+		return nil, nil, err
+	}
 	if err := m.reserve(r, id); err != nil {
 		return nil, nil, err
 	}

@@ -89,7 +89,7 @@ func checkHooks(h *specs.Hooks) error {
 
 // hooked is a hook that runs.
 type hooked interface {
-	// kill ends it, and whatever it has started.
+	// kill ends it, and who of those that it has started is still in its process group.
 	kill()
 	// wait returns when it has ended, with its exit code.
 	wait() (int, error)

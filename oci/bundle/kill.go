@@ -43,14 +43,30 @@ func (c *Container) Kill(sig unix.Signal, all bool) error {
 	return nil
 }
 
+// signalAll signals everybody in a cgroup. A number may be another's by then: a process
+// is signalled that is there after it was got hold of.
 func signalAll(s *cgroup.Scope, sig unix.Signal) error {
 	pids, err := s.Procs()
 	if err != nil {
 		return err
 	}
+	held := map[int]*sys.FD{}
 	for _, pid := range pids {
-		if err := unix.Kill(pid, sig); err != nil && err != unix.ESRCH {
-			return fmt.Errorf("kill process %d: %w", pid, err)
+		if fd, err := sys.PidfdOpen(pid); err == nil {
+			defer fd.Close()
+			held[pid] = fd
+		} else if !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+	}
+	if pids, err = s.Procs(); err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		if fd := held[pid]; fd != nil {
+			if err := sys.PidfdSignal(fd, sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+				return fmt.Errorf("kill process %d: %w", pid, err)
+			}
 		}
 	}
 	return nil
