@@ -3,7 +3,9 @@ package executor
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"sync"
 	"unsafe"
@@ -29,9 +31,38 @@ var hideOnce struct {
 
 // One kind of memory must not be missing: the restartable-sequence area that
 // glibc registers for each thread. The kernel writes to it when the child is
-// preempted, and kills a child without it. Go registers none, and our binaries
-// have no libc; a test binary built with cgo (the race detector's) is run with
-// GLIBC_TUNABLES=glibc.pthread.rseq=0.
+// preempted, and a child without it meets SIGSEGV at every step, for ever if it is
+// an init that somebody traces. Go registers none, and our binaries have no libc; a
+// test binary built with cgo (the race detector's) is run with
+// GLIBC_TUNABLES=glibc.pthread.rseq=0, and refused without.
+
+// errSequences is what Start returns in such a process.
+var errSequences = fmt.Errorf("fork with a libc's restartable sequences (build with CGO_ENABLED=0, or set GLIBC_TUNABLES=glibc.pthread.rseq=0): %w", unix.ENOTSUP)
+
+// sequencesRoom holds an area wherever it begins.
+var sequencesRoom [64]byte
+
+// sequences returns errSequences if the thread has registered an area, which
+// the kernel says only to who registers another: that one is taken back at once.
+func sequences() error {
+	const (
+		size       = 32 // of struct rseq as of Linux 4.18, and its alignment
+		unregister = 1
+		signature  = 0x53053053
+	)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	area := (uintptr(unsafe.Pointer(&sequencesRoom)) + size - 1) &^ (size - 1)
+	_, _, errno := unix.RawSyscall6(unix.SYS_RSEQ, area, size, 0, signature, 0, 0)
+	switch errno {
+	case 0:
+		_, _, _ = unix.RawSyscall6(unix.SYS_RSEQ, area, size, unregister, signature, 0, 0)
+		return nil
+	case unix.ENOSYS, unix.EPERM: // nobody has one
+		return nil
+	}
+	return errSequences
+}
 
 // onHeap is allocated by its initialisation, so its address is in an arena.
 var onHeap = new([64 << 10]byte)
@@ -44,7 +75,7 @@ func hideMemory() error {
 	hideOnce.Lock()
 	defer hideOnce.Unlock()
 	if hideOnce.base == 0 {
-		if err := hideAll(); err != nil {
+		if err := errors.Join(sequences(), hideAll()); err != nil {
 			return err
 		}
 		hideOnce.base = uintptr(unsafe.Pointer(onHeap)) &^ (arena - 1)
