@@ -81,11 +81,28 @@ func (v *visit) startKubelet(ctx context.Context) (string, error) {
 	if err := v.healthy(ctx); err != nil {
 		return "", err
 	}
-	var err error
-	if v.before, err = look(ctx); err != nil {
-		return "", err
-	}
-	return "healthy", nil
+	// It makes the cgroups of its QoS classes after it has said that it is healthy, and keeps them.
+	err := until(ctx, 2*time.Minute, func() (err error) {
+		if v.before, err = look(ctx); err != nil {
+			return err
+		}
+		for _, what := range classTraces[v.driver] {
+			if !v.before[what] {
+				return errors.New("the kubelet has not made the " + what)
+			}
+		}
+		return nil
+	})
+	return "healthy", err
+}
+
+// classTraces are what a kubelet leaves of its own, by cgroup driver.
+var classTraces = map[string][]string{
+	"systemd": {
+		"cgroup kubepods.slice/kubepods-besteffort.slice", "cgroup kubepods.slice/kubepods-burstable.slice",
+		"unit kubepods-besteffort.slice active", "unit kubepods-burstable.slice active", "unit kubepods.slice active",
+	},
+	"cgroupfs": {"cgroup kubepods/besteffort", "cgroup kubepods/burstable"},
 }
 
 // healthy waits until the kubelet says that it is, and answers /pods.
