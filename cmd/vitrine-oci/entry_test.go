@@ -17,6 +17,13 @@ import (
 // built returns the binary as it is installed: it begins at entry.
 func built(t *testing.T) string {
 	t.Helper()
+	if os.Getenv("VITRINE_VM") != "" { // a guest has no compiler, and what `make build` has made
+		bin, err := filepath.Abs("../../bin/vitrine-oci")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return bin
+	}
 	bin := filepath.Join(t.TempDir(), "vitrine-oci")
 	cmd := exec.Command("go", "build", "-ldflags", "-s -w -E main.entry", "-o", bin, ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -28,6 +35,9 @@ func built(t *testing.T) string {
 
 // The binary that is installed is that.
 func TestEntryIsInstalled(t *testing.T) {
+	if os.Getenv("VITRINE_VM") != "" {
+		t.Skip("needs the source tree: reads the Makefile")
+	}
 	makefile, err := os.ReadFile("../../Makefile")
 	if err != nil || !strings.Contains(string(makefile), `-E main.entry" -o $(BIN)/ ./cmd/vitrine-oci`) {
 		t.Errorf("make build links without an entry of ours: %v", err)
