@@ -157,6 +157,7 @@ func TestConnEnds(t *testing.T) {
 	if err := <-done; !errors.Is(err, io.EOF) {
 		t.Errorf("after the peer's close: %v", err)
 	}
+	_, monitor, _ = pair(t) // whose peer lives, or the end that it is told of would be either's
 	go func() { _, err := monitor.Recv(); done <- err }()
 	monitor.Close()
 	if err := <-done; !errors.Is(err, os.ErrClosed) {
