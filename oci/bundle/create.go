@@ -40,6 +40,7 @@ type CreateOptions struct {
 
 	console *sys.FD // in place of ConsoleSocket, where it is Run that serves the terminal
 	bundle  *bundle // in place of Bundle, where it was read
+	tiny    *tiny   // where the child is to be born; create ends it
 }
 
 // Create makes a container and lets it run to its start wait. It returns it locked;
@@ -57,6 +58,10 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (*Cont
 	if err := CheckID(id); err != nil {
 		return nil, nil, err
 	}
+	if o.tiny == nil {
+		o.tiny = enterTiny()
+	}
+	defer o.tiny.leave()
 	b := o.bundle
 	if b == nil {
 		var err error
@@ -303,7 +308,7 @@ func (m *maker) fork() error {
 	if m.group != nil {
 		a.CgroupFD = m.group.dir.Int()
 	}
-	m.child, err = forkTiny(a)
+	m.child, err = m.opts.tiny.fork(a)
 	return err
 }
 

@@ -24,30 +24,65 @@ func harden() error {
 	return executor.HideMemory()
 }
 
-// forkTiny starts a program from a thread that has gone to a tiny mount namespace
-// of its own, and that ends afterwards: the child's namespace is a copy of that, and
-// what nobody can see needs no hiding.
-func forkTiny(a executor.Attr) (c *executor.Child, err error) {
-	if err := harden(); err != nil {
-		return nil, err
-	}
-	proc, err := openProc()
-	if err != nil {
-		return nil, err
-	}
-	// It stays open as long as the child may be asked about: as long as we live.
-	a.ProcFD = proc.Disown()
-	err = sys.OnLostThread(func() error {
-		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-			return notRoot("unshare the mount namespace", err)
-		}
-		if err := scratch.Enter(); err != nil {
+// tiny is a thread that has gone to a tiny mount namespace of its own, to start a program there, and
+// that ends afterwards: the child's namespace is a copy of that, and what nobody can see needs no
+// hiding. It waits for the kernel most of the time that this takes, so it goes there while others read what
+// the child is to be.
+type tiny struct {
+	attrs chan executor.Attr // closed where nobody wants a child
+	done  chan forked
+}
+
+type forked struct {
+	child *executor.Child
+	err   error
+}
+
+// enterTiny sends a thread there. It must be told to leave.
+func enterTiny() *tiny {
+	t := &tiny{make(chan executor.Attr), make(chan forked, 1)}
+	go func() { // ends with fork or leave
+		var f forked
+		f.err = sys.OnLostThread(func() error {
+			err := notRoot("unshare the mount namespace", unix.Unshare(unix.CLONE_NEWNS))
+			if err == nil {
+				err = scratch.Enter()
+			}
+			a, wanted := <-t.attrs
+			if err != nil || !wanted {
+				a.Pipes.Close()
+				return err
+			}
+			f.child, err = executor.Start(a)
 			return err
-		}
-		c, err = executor.Start(a)
-		return err
-	})
-	return c, err
+		})
+		t.done <- f
+	}()
+	return t
+}
+
+// leave ends the thread.
+func (t *tiny) leave() {
+	if t != nil {
+		close(t.attrs)
+	}
+}
+
+// fork starts a program from there, once.
+func (t *tiny) fork(a executor.Attr) (*executor.Child, error) {
+	proc, err := openProc()
+	if err == nil {
+		// It stays open as long as the child may be asked about: as long as we live.
+		a.ProcFD = proc.Disown()
+		err = harden()
+	}
+	if err != nil {
+		a.Pipes.Close()
+		return nil, err
+	}
+	t.attrs <- a
+	f := <-t.done
+	return f.child, f.err
 }
 
 // inherited copies n descriptors from 3 on that we were started with.
@@ -67,6 +102,9 @@ func inherited(n int) (list []*sys.FD, err error) {
 
 // notRoot names what is missing where the kernel refuses what only root may do.
 func notRoot(what string, err error) error {
+	if err == nil {
+		return nil
+	}
 	if errors.Is(err, unix.EPERM) && os.Geteuid() != 0 {
 		return fmt.Errorf("%s: %w as uid %d: %w", what, ErrNotRoot, os.Geteuid(), err)
 	}

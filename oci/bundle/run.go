@@ -29,12 +29,15 @@ func (r *Runtime) Run(ctx context.Context, id string, o RunOptions) (code int, e
 	if err := CheckID(id); err != nil {
 		return 0, err
 	}
+	o.tiny = enterTiny()
 	if o.bundle, err = openBundle(o.Bundle); err != nil {
+		o.tiny.leave()
 		return 0, err
 	}
 	var tty *screen
 	if p := o.bundle.spec.Process; !o.Detach && o.ConsoleSocket == "" && p != nil && p.Terminal {
 		if tty, o.console, err = newScreen(); err != nil {
+			o.tiny.leave()
 			return 0, err
 		}
 		defer tty.close()

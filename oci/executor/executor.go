@@ -52,7 +52,8 @@ type Pipes struct {
 	ChildReport, ChildStart *sys.FD // the child's; closed here after the fork
 }
 
-func (p *Pipes) close() {
+// Close closes all that are open, where Start does not come to it.
+func (p *Pipes) Close() {
 	if p == nil {
 		return
 	}
@@ -67,7 +68,7 @@ func (p *Pipes) close() {
 func Start(a Attr) (*Child, error) {
 	v, err := a.check()
 	if err != nil {
-		a.Pipes.close()
+		a.Pipes.Close()
 		return nil, err
 	}
 	c, err := newChild(v, a)
