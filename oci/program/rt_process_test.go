@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -160,6 +162,64 @@ func TestRT12LeakedDirectories(t *testing.T) {
 	s := newStage(root, "pwd")
 	s.in.Spec.Process.Cwd = "/tmp"
 	s.wants(t, "/tmp\n")
+}
+
+// TestRT01NothingElseIsOpen looks at a container before its execve: at each of its
+// steps it holds its stdio, the two pipes, its table, and the little that it has just
+// opened itself. Of the many that its parent has, none was left to it.
+func TestRT01NothingElseIsOpen(t *testing.T) {
+	secret := t.TempDir()
+	for range 50 {
+		f, err := os.Open(secret)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := unix.FcntlInt(f.Fd(), unix.F_SETFD, 0); err != nil { // who forgot close-on-exec
+			t.Fatal(err)
+		}
+	}
+	s := &siege{stage: *newStage(rootTree(t), "ls", "/proc/self/fd")}
+	s.addBind(t.TempDir(), "/v", true)
+	const table = step.FirstFD + 4 // the root, the source, two gates
+	held := func(pid int) (numbers []int) {
+		err := elsewhere(func() error {
+			dir := fmt.Sprintf("/proc/%d/fd", pid)
+			list, err := os.ReadDir(dir)
+			for _, e := range list {
+				n, _ := strconv.Atoi(e.Name())
+				numbers = append(numbers, n)
+				if to, _ := os.Readlink(filepath.Join(dir, e.Name())); strings.Contains(to, secret) {
+					err = fmt.Errorf("descriptor %d is %s", n, to)
+				}
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		slices.Sort(numbers)
+		return numbers
+	}
+	stops, most := 0, 0
+	s.act = func(pl place) {
+		n := held(pl.pid)
+		if stops++; len(n) < table || n[table-1] != table-1 {
+			t.Errorf("%s: descriptors %v", pl.s.Name, n)
+		}
+		most = max(most, len(n)-table)
+	}
+	s.before = func(c *executor.Child) {
+		if n := held(c.Pid()); !slices.Equal(n, []int{0, 1, 2, step.ReportFD, step.StartFD}) {
+			t.Errorf("before the start: descriptors %v", n)
+		}
+	}
+	res := s.lay(t)
+	res.ends(t, "0\n1\n2\n3\n") // the last is the directory that is listed
+	if stops < 100 || most < 1 || most > 5 {
+		t.Errorf("%d stops, at most %d descriptors of its own", stops, most)
+	}
+	t.Logf("%d stops, at most %d descriptors of its own", stops, most)
 }
 
 // TestRT12ExecDirectories is the same for an exec, which has a descriptor of its
