@@ -190,7 +190,8 @@ func byPath(call, args string) string {
 	case "fsconfig", "sethostname", "exit_group", "fchdir", "unshare", "clone3":
 		return "" // no paths
 	case "openat2":
-		if strings.HasPrefix(args, "AT_FDCWD") || !strings.Contains(args, "RESOLVE_IN_ROOT") || !strings.Contains(args, "RESOLVE_NO_MAGICLINKS") {
+		inside := strings.Contains(args, "RESOLVE_IN_ROOT") || strings.Contains(args, "RESOLVE_BENEATH")
+		if strings.HasPrefix(args, "AT_FDCWD") || !inside || !strings.Contains(args, "RESOLVE_NO_MAGICLINKS") {
 			return "not confined"
 		}
 		return ""

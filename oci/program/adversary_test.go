@@ -129,7 +129,9 @@ func follow(p *step.Program, s *step.Step, dirs map[step.Register]string) (path 
 	case unix.SYS_CHDIR:
 		path = strings.TrimPrefix(text(p, s.Args[0]), "/")
 	case step.OpSet:
-		if a := s.Args[0]; a.Kind == step.Reg {
+		if at, ok := strings.CutPrefix(s.Name, "hold on to /"); ok {
+			dirs[s.Result] = at
+		} else if a := s.Args[0]; a.Kind == step.Reg {
 			dirs[s.Result] = dirs[step.Register(a.Val)]
 		} else if s.Result != step.NoResult {
 			dirs[s.Result] = ""

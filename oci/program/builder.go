@@ -14,15 +14,17 @@ import (
 
 // Registers of compiled programs. They are scratch within a section unless said.
 const (
-	rAny     step.Register = iota // result that one following step looks at
-	rTarget                       // where a mount goes
-	rContext                      // fsopen context
-	rMount                        // detached mount
-	rParent                       // directory that something is made in
-	rWalk                         // next directory on a walk
-	rCwd                          // result of the first chdir; lives until the second
-	rExec                         // whether an execve met EACCES
-	rProc                         // detached procfs of our own; lives until everything is closed
+	rAny      step.Register = iota // result that one following step looks at
+	rTarget                        // where a mount goes
+	rContext                       // fsopen context
+	rMount                         // detached mount
+	rParent                        // directory that something is made in
+	rWalk                          // next directory on a walk
+	rCwd                           // result of the first chdir; lives until the second
+	rExec                          // whether an execve met EACCES
+	rProc                          // detached procfs of our own; lives until everything is closed
+	rProcRoot                      // what was mounted on /proc; as long
+	rSysRoot                       // what was mounted on /sys; as long
 )
 
 // builder collects steps and data.

@@ -26,10 +26,12 @@ var ErrRule = errors.New("program breaks a rule")
 //     else is;
 //   - every descriptor that it opens is closed by execve;
 //   - before the pivot no path is used but single components below a
-//     descriptor, openat2 confined to the root, and the few paths of the
-//     monitor's own namespace (rule R1 of the security page);
+//     descriptor, openat2 confined to the root or to what lies beneath another
+//     descriptor of the program's, and the few paths of the monitor's own namespace
+//     (rule R1 of the security page);
 //   - what is mounted in the new root cannot propagate out of it;
-//   - nothing but the five fixed descriptors is open while it waits;
+//   - nothing but the five fixed descriptors, and those that the process is to have,
+//     is open while it waits;
 //   - it writes to nothing but the report pipe and, whole, files of a procfs of
 //     its own that are its process's or a namespace's; it sends nothing but one
 //     descriptor over a socket of its file table;
@@ -130,7 +132,7 @@ func (c *checker) confined(i int, s *step.Step) error {
 		if r&below == below && s.Args[0].Kind == step.Reg {
 			return c.component(i, s.Args[0], s.Args[1])
 		}
-		if c.ownProcfs(i, s) || c.clockLink(i, s) {
+		if r&beneath == beneath && s.Args[0].Kind == step.Reg || c.clockLink(i, s) {
 			return nil
 		}
 		if s.Args[0] != rootFD || r&unix.RESOLVE_NO_MAGICLINKS == 0 || r&(unix.RESOLVE_IN_ROOT|unix.RESOLVE_BENEATH) == 0 {

@@ -135,9 +135,10 @@ type compiler struct {
 	spec *specs.Spec
 
 	ns               namespaceSets
-	rootUID, rootGID uint32            // who makes the mounts, in a user namespace that is not the forking process's
-	made             map[string]string // clean destination -> filesystem that the program has mounted there
-	procs            []string          // prefixes of destinations in a procfs that is mounted elsewhere than on /proc
+	rootUID, rootGID uint32                   // who makes the mounts, in a user namespace that is not the forking process's
+	made             map[string]string        // clean destination -> filesystem that the program has mounted there
+	procs            []string                 // prefixes of destinations in a procfs that is mounted elsewhere than on /proc
+	kernel           map[string]step.Register // of keeps: where the kernel's files are mounted
 }
 
 // terminal gives the process its terminal.

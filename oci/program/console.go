@@ -93,12 +93,6 @@ func windowSize(box *specs.Box) ([]byte, error) {
 	return w, nil
 }
 
-// openBelow opens p below another directory than the root's descriptor.
-func (b *builder) openBelow(name string, dir step.Arg, p string, flags, resolve uint64, to step.Register) {
-	how := b.words(flags|unix.O_CLOEXEC, 0, resolve)
-	b.call(name, unix.SYS_OPENAT2, dir, b.str(p), how, val(unix.SizeofOpenHow)).to(to)
-}
-
 // devpts ends the child unless the descriptor is of a devpts.
 func (b *builder) devpts(name string, r step.Register) {
 	b.expect(name, b.filesystem(r), unix.DEVPTS_SUPER_MAGIC, ^uint64(0), unix.ENODEV)

@@ -34,7 +34,7 @@ var own = []string{"tmpfs", "ramfs", "devpts", "proc", "hugetlbfs"}
 // mounts adds the mounts of the spec, in its order.
 func (c *compiler) mounts() error {
 	genuine := map[string]uint64{} // destination -> what the last mount there is of
-	c.made = map[string]string{}
+	c.made, c.kernel = map[string]string{}, map[string]step.Register{}
 	for i := range c.spec.Mounts {
 		m := &c.spec.Mounts[i]
 		o, dest, err := c.mount(i, m)
@@ -46,6 +46,7 @@ func (c *compiler) mounts() error {
 		}
 		delete(genuine, dest)
 		delete(c.made, dest)
+		delete(c.kernel, dest)
 		b, bound := c.in.Binds[i]
 		if dest != "proc" && (b.Proc || !bound && filesystems[m.Type] == "proc") {
 			c.procs = append(c.procs, dest+"/")
@@ -59,11 +60,28 @@ func (c *compiler) mounts() error {
 				genuine[dest] = magic[m.Type]
 			}
 		}
+		if r, ok := keeps[dest]; ok && genuine[dest] != 0 {
+			c.kernel[dest] = r
+		}
 	}
 	for _, dest := range slices.Sorted(maps.Keys(genuine)) {
 		c.genuine(dest, genuine[dest])
 	}
 	return nil
+}
+
+// keeps has the registers for descriptors of what is mounted on these two. Masks find
+// their files by them, whatever who can write to the root calls the directories
+// meanwhile.
+var keeps = map[string]step.Register{"proc": rProcRoot, "sys": rSysRoot}
+
+// keep holds the mount at dest, if it is one of those, and says so.
+func (c *compiler) keep(dest string, mount step.Arg) bool {
+	r, ok := keeps[dest]
+	if ok {
+		c.call("hold on to /"+dest, step.OpSet, mount).to(r)
+	}
+	return ok
 }
 
 // magic has the filesystems that masks and read-only paths are meant for.
@@ -163,7 +181,9 @@ func (c *compiler) fsMount(i int, field, fstype, source, dest string, o MountOpt
 	for _, p := range o.Propagation {
 		c.setattr("set its propagation", reg(rMount), c.str(""), unix.AT_EMPTY_PATH, unix.MountAttr{Propagation: p})
 	}
-	c.closeReg(rMount)
+	if magic[fstype] == 0 || !c.keep(dest, reg(rMount)) {
+		c.closeReg(rMount)
+	}
 	c.closeReg(rTarget)
 	return nil
 }
@@ -274,6 +294,9 @@ func (c *compiler) bindMount(i int, field, dest string, o MountOptions, src Bind
 	}
 	c.moveMount("bind /"+dest, fd)
 	c.closeReg(rTarget)
+	if src.Proc {
+		c.keep(dest, fd)
+	}
 	return nil
 }
 

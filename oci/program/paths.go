@@ -1,6 +1,7 @@
 package program
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 	"strings"
@@ -13,6 +14,9 @@ import (
 // Resolution inside the root: absolute symlinks mean the root, nothing leads
 // out, and no magic link of a procfs is followed.
 const inRoot = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
+
+// beneath is resolution below another directory, which nothing leads out of either.
+const beneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS
 
 // cleanDest returns a destination inside the root without its leading slash.
 func cleanDest(field, p string) (string, error) {
@@ -39,8 +43,23 @@ func MountPoint(field, p string) (string, error) {
 
 // open adds an openat2 of a path inside the root.
 func (b *builder) open(name, p string, flags uint64, resolve uint64, to step.Register) op {
+	return b.openBelow(name, rootFD, p, flags, resolve, to)
+}
+
+// openBelow opens p below another directory.
+func (b *builder) openBelow(name string, dir step.Arg, p string, flags, resolve uint64, to step.Register) op {
 	how := b.words(flags|unix.O_CLOEXEC, 0, resolve)
-	return b.call(name, unix.SYS_OPENAT2, rootFD, b.str(p), how, val(unix.SizeofOpenHow)).to(to)
+	return b.call(name, unix.SYS_OPENAT2, dir, b.str(p), how, val(unix.SizeofOpenHow)).to(to)
+}
+
+// protect opens a path that is to be covered: the kernel's files below the mount that
+// has them, and all others inside the root.
+func (c *compiler) protect(name, p string, flags uint64) op {
+	top, rest, _ := strings.Cut(p, "/")
+	if r, ok := c.kernel[top]; ok {
+		return c.openBelow(name, reg(r), cmp.Or(rest, "."), flags, beneath, rTarget)
+	}
+	return c.open(name, p, flags, inRoot, rTarget)
 }
 
 // target opens the place p inside the root, made if it is missing: as a
@@ -132,39 +151,39 @@ func protectedPath(field, p string) (string, error) {
 // mask covers a directory with our empty one and anything else with our null
 // device, both opened in the monitor's mount namespace, where no image and no
 // container can have put them.
-func (b *builder) mask(p string) {
+func (c *compiler) mask(p string) {
 	const cover = uint64(unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC)
 	var file, absent label
-	b.open("find directory /"+p, p, unix.O_PATH|unix.O_DIRECTORY, inRoot, rTarget).on(unix.ENOTDIR, &file).on(unix.ENOENT, &absent)
-	b.call("copy the empty directory", unix.SYS_OPEN_TREE, val(atFDCWD), b.str(EmptyDir), val(uint64(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC))).to(rMount)
-	b.setattr("make it read-only", reg(rMount), b.str(""), unix.AT_EMPTY_PATH, unix.MountAttr{Attr_set: cover})
+	c.protect("find directory /"+p, p, unix.O_PATH|unix.O_DIRECTORY).on(unix.ENOTDIR, &file).on(unix.ENOENT, &absent)
+	c.call("copy the empty directory", unix.SYS_OPEN_TREE, val(atFDCWD), c.str(EmptyDir), val(uint64(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC))).to(rMount)
+	c.setattr("make it read-only", reg(rMount), c.str(""), unix.AT_EMPTY_PATH, unix.MountAttr{Attr_set: cover})
 	var done label
-	b.attach("mask /" + p)
-	b.call("close it", unix.SYS_CLOSE, reg(rMount)).then(&done)
-	b.here(&file)
+	c.attach("mask /" + p)
+	c.call("close it", unix.SYS_CLOSE, reg(rMount)).then(&done)
+	c.here(&file)
 	// ENOTDIR again: a parent is a file, and so the path does not exist.
-	b.open("find /"+p, p, unix.O_PATH, inRoot, rTarget).on(unix.ENOTDIR, &absent)
-	b.call("copy the null device", unix.SYS_OPEN_TREE, val(atFDCWD), b.str(NullFile), val(uint64(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC))).to(rMount)
-	b.setattr("make it read-only", reg(rMount), b.str(""), unix.AT_EMPTY_PATH, unix.MountAttr{Attr_set: cover})
-	b.attach("mask /" + p)
-	b.closeReg(rMount)
-	b.here(&done)
-	b.closeReg(rTarget)
-	b.here(&absent)
+	c.protect("find /"+p, p, unix.O_PATH).on(unix.ENOTDIR, &absent)
+	c.call("copy the null device", unix.SYS_OPEN_TREE, val(atFDCWD), c.str(NullFile), val(uint64(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC))).to(rMount)
+	c.setattr("make it read-only", reg(rMount), c.str(""), unix.AT_EMPTY_PATH, unix.MountAttr{Attr_set: cover})
+	c.attach("mask /" + p)
+	c.closeReg(rMount)
+	c.here(&done)
+	c.closeReg(rTarget)
+	c.here(&absent)
 }
 
 // readonly covers a path with a read-only copy of itself and of all below.
-func (b *builder) readonly(p string) {
+func (c *compiler) readonly(p string) {
 	var absent label
-	b.open("find /"+p, p, unix.O_PATH, inRoot, rTarget).on(unix.ENOENT, &absent).on(unix.ENOTDIR, &absent)
-	b.call("copy it", unix.SYS_OPEN_TREE, reg(rTarget), b.str(""),
+	c.protect("find /"+p, p, unix.O_PATH).on(unix.ENOENT, &absent).on(unix.ENOTDIR, &absent)
+	c.call("copy it", unix.SYS_OPEN_TREE, reg(rTarget), c.str(""),
 		val(uint64(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|unix.AT_RECURSIVE))).to(rMount)
-	b.setattr("make the copy read-only", reg(rMount), b.str(""), unix.AT_EMPTY_PATH|unix.AT_RECURSIVE,
+	c.setattr("make the copy read-only", reg(rMount), c.str(""), unix.AT_EMPTY_PATH|unix.AT_RECURSIVE,
 		unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
-	b.attach("make /" + p + " read-only")
-	b.closeReg(rMount)
-	b.closeReg(rTarget)
-	b.here(&absent)
+	c.attach("make /" + p + " read-only")
+	c.closeReg(rMount)
+	c.closeReg(rTarget)
+	c.here(&absent)
 }
 
 // attach moves the mount in rMount to the place in rTarget.

@@ -303,6 +303,43 @@ func TestRT14MasksAreOurs(t *testing.T) {
 	}
 }
 
+// TestRT14MasksFindTheirFiles: masks were looked for by name. Who may write to the root
+// meanwhile has /proc (or /sys) under another name just while its files are masked, and
+// back before the end.
+func TestRT14MasksFindTheirFiles(t *testing.T) {
+	for _, tt := range []struct{ path, masked string }{{"/proc/timer_list", "1:3"}, {"/proc/sys", "ro"}, {"/sys/firmware", "tmpfs"}} {
+		top := strings.Split(tt.path, "/")[1]
+		root := rootTree(t)
+		s := hostile(root, newCanary(t), "sh", "-c", "stat -c %t:%T "+tt.path+"; grep ' "+tt.path+" ' /proc/self/mounts")
+		l := s.in.Spec.Linux
+		l.MaskedPaths, l.ReadonlyPaths = nil, nil
+		if tt.masked == "ro" {
+			l.ReadonlyPaths = []string{tt.path}
+		} else {
+			l.MaskedPaths = []string{tt.path}
+		}
+		away := false
+		rename := func(from, to string) {
+			if err := unix.Renameat(int(s.root.Fd()), from, int(s.root.Fd()), to); err != nil {
+				t.Error(err)
+			}
+		}
+		s.gate = nil
+		s.act = func(pl place) {
+			switch {
+			case strings.HasSuffix(pl.s.Name, tt.path) && pl.s.Nr == unix.SYS_OPENAT2 && !away:
+				rename(top, "away")
+				away = true
+			case pl.s.Nr == unix.SYS_PIVOT_ROOT && away:
+				rename("away", top)
+			}
+		}
+		if res := s.lay(t); !away || res.err == nil && !strings.Contains(res.out, tt.masked) {
+			t.Errorf("%s: %v, %q, and it was away: %v", tt.path, res.err, res.out, away)
+		}
+	}
+}
+
 // TestRT24NothingIsPassedOver: each protection that cannot be had ends the start
 // (rule R16). What the kernel refuses here stands for whatever it may refuse.
 func TestRT24NothingIsPassedOver(t *testing.T) {
