@@ -28,6 +28,8 @@ import (
 //	      allow: r2 &= ~rule.access;         r2 == 0? return 1
 //	      deny:  r2 & rule.access != 0?      return 0
 //	end:  return 0
+//
+// Neighbours that allow everything to devices of one type, as most do, are asked for together: type, then major, then minors.
 
 // bpfInsn is struct bpf_insn.
 type bpfInsn struct {
@@ -54,6 +56,7 @@ const (
 const (
 	devBlock, devChar           = 1, 2
 	accMknod, accRead, accWrite = 1, 2, 4
+	accAll                      = accMknod | accRead | accWrite
 )
 
 // errNoDeviceFilter: this kernel, or what we may do in it, has no device filter.
@@ -65,25 +68,134 @@ func deviceProgram(r *specs.LinuxResources) ([]bpfInsn, error) {
 	if r == nil || len(r.Devices) == 0 {
 		return nil, nil
 	}
-	prog := []bpfInsn{
+	rules := make([]deviceRule, 0, len(r.Devices))
+	rest, decided := false, false
+	for i := len(r.Devices) - 1; i >= 0; i-- {
+		rule, err := compileRule(r.Devices[i])
+		if err != nil {
+			return nil, fmt.Errorf("check device rule %d: %w", i, err)
+		}
+		switch {
+		case decided:
+		case rule.kind < 0 && rule.major < 0 && rule.minor < 0 && rule.access == accAll:
+			rest, decided = rule.allow, true // nobody asks those before it
+		default:
+			rules = append(rules, rule)
+		}
+	}
+	if rest && len(rules) == 0 {
+		return nil, nil
+	}
+	c := deviceCode{insns: []bpfInsn{
 		{opLoadW, reg(2, 1), 0, 0},
 		{opMov, reg(3, 2), 0, 0},
 		{opAnd32, reg(3, 0), 0, 0xffff},
 		{opShr32, reg(2, 0), 0, 16},
 		{opLoadW, reg(4, 1), 4, 0},
 		{opLoadW, reg(5, 1), 8, 0},
-	}
-	for i := len(r.Devices) - 1; i >= 0; i-- {
-		rule, err := compileRule(r.Devices[i])
-		if err != nil {
-			return nil, fmt.Errorf("check device rule %d: %w", i, err)
+	}}
+	for len(rules) > 0 {
+		n := 1
+		if rules[0].plain() {
+			for n < len(rules) && rules[n].plain() && rules[n].kind == rules[0].kind {
+				n++
+			}
+			c.plain(rules[:n])
+		} else {
+			c.rule(rules[0])
 		}
-		if i == len(r.Devices)-1 && rule.allowsAll() {
-			return nil, nil
-		}
-		prog = append(prog, rule.assemble()...)
+		rules = rules[n:]
 	}
-	return append(prog, ret(0)...), nil
+	return c.end(rest)
+}
+
+// deviceCode is a program in the making.
+type deviceCode struct {
+	insns []bpfInsn
+	exits [2][]int // instructions that jump to the end that denies, and to that which allows
+}
+
+func (c *deviceCode) add(op, dst uint8, imm int32) int {
+	c.insns = append(c.insns, bpfInsn{op, reg(dst, 0), 0, imm})
+	return len(c.insns) - 1
+}
+
+// here has an instruction jump to what comes next.
+func (c *deviceCode) here(at int) { c.insns[at].off = int16(len(c.insns) - at - 1) }
+
+// exit adds a jump to an end.
+func (c *deviceCode) exit(allow int, op, dst uint8, imm int32) {
+	c.exits[allow] = append(c.exits[allow], c.add(op, dst, imm))
+}
+
+// plain adds neighbours that allow all to devices of one type. Most of what the kernel checks of a program, at its load, are the
+// ways through it, so rules share questions.
+func (c *deviceCode) plain(rules []deviceRule) {
+	other := c.add(opJNE, 3, rules[0].kind)
+	for len(rules) > 0 {
+		n, all := 0, false
+		for n < len(rules) && rules[n].major == rules[0].major {
+			all = all || rules[n].minor < 0
+			n++
+		}
+		if all {
+			c.exit(1, opJEQ, 4, int32(rules[0].major))
+		} else {
+			next := c.add(opJNE, 4, int32(rules[0].major))
+			for _, r := range rules[:n] {
+				c.exit(1, opJEQ, 5, int32(r.minor))
+			}
+			c.here(next)
+		}
+		rules = rules[n:]
+	}
+	c.here(other)
+}
+
+// rule adds any rule.
+func (c *deviceCode) rule(r deviceRule) {
+	var next []int
+	for _, m := range []struct {
+		reg  uint8
+		want int64
+	}{{3, int64(r.kind)}, {4, r.major}, {5, r.minor}} {
+		if m.want >= 0 {
+			next = append(next, c.add(opJNE, m.reg, int32(m.want)))
+		}
+	}
+	if r.allow {
+		c.add(opAnd32, 2, ^r.access)
+		c.exit(1, opJEQ, 2, 0)
+	} else {
+		c.insns = append(c.insns, bpfInsn{opMov, reg(0, 2), 0, 0})
+		c.add(opAnd32, 0, r.access)
+		c.exit(0, opJNE, 0, 0)
+	}
+	for _, at := range next {
+		c.here(at)
+	}
+}
+
+// end adds the ends that are reached: what falls off the rules is allowed or not.
+func (c *deviceCode) end(allow bool) ([]bpfInsn, error) {
+	ends := []int{0, 1}
+	if allow {
+		ends = []int{1, 0}
+	}
+	if len(c.insns) > math.MaxInt16 {
+		return nil, invalid("devices", len(c.insns), "are more instructions than a jump passes over")
+	}
+	for i, e := range ends {
+		if i > 0 && len(c.exits[e]) == 0 {
+			continue // the kernel takes no program with instructions that nobody reaches
+		}
+		for _, at := range c.exits[e] {
+			c.here(at)
+		}
+		c.add(opMovImm, 0, int32(e))
+		c.add(opExit, 0, 0)
+	}
+	return c.insns, nil
 }
 
 // deviceRule is one rule with its wildcards as -1.
@@ -124,37 +236,17 @@ func compileRule(d specs.LinuxDeviceCgroup) (deviceRule, error) {
 		r.access |= 1 << i // accMknod, accRead, accWrite
 	}
 	if r.access == 0 {
-		r.access = accMknod | accRead | accWrite
+		r.access = accAll
 	}
 	return r, nil
 }
 
-func (r deviceRule) allowsAll() bool {
-	return r.allow && r.kind < 0 && r.major < 0 && r.minor < 0 && r.access == accMknod|accRead|accWrite
-}
-
-// assemble returns the rule's instructions; falling off their end is "next rule".
-func (r deviceRule) assemble() []bpfInsn {
-	var body []bpfInsn
-	if r.allow {
-		body = append([]bpfInsn{{opAnd32, reg(2, 0), 0, ^r.access}, {opJNE, reg(2, 0), 2, 0}}, ret(1)...)
-	} else {
-		body = append([]bpfInsn{{opMov, reg(0, 2), 0, 0}, {opAnd32, reg(0, 0), 0, r.access}, {opJEQ, reg(0, 0), 2, 0}}, ret(0)...)
-	}
-	for _, m := range []struct {
-		reg  uint8
-		want int64
-	}{{5, r.minor}, {4, r.major}, {3, int64(r.kind)}} {
-		if m.want >= 0 {
-			body = append([]bpfInsn{{opJNE, reg(m.reg, 0), int16(len(body)), int32(m.want)}}, body...)
-		}
-	}
-	return body
+// plain says that the rule allows everything to devices of one driver.
+func (r deviceRule) plain() bool {
+	return r.allow && r.kind >= 0 && r.major >= 0 && r.access == accAll
 }
 
 func reg(dst, src uint8) uint8 { return dst | src<<4 }
-
-func ret(v int32) []bpfInsn { return []bpfInsn{{opMovImm, 0, 0, v}, {opExit, 0, 0, 0}} }
 
 // deviceFilters keeps loaded programs. The kernel checks and compiles one for
 // 0.3 ms, and nearly all containers of a node have the same rules. The zero value

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // usualDevices are the rules of an ordinary container, in the order in which
@@ -113,25 +114,69 @@ func checkProgram(t *testing.T, rules []specs.LinuxDeviceCgroup) {
 	}
 }
 
+// randomRules overlap.
+func randomRules(rnd *rand.Rand) (rules []specs.LinuxDeviceCgroup) {
+	for range 1 + rnd.IntN(8) {
+		d := specs.LinuxDeviceCgroup{Allow: rnd.IntN(3) > 0, Type: []string{"a", "b", "c", "c", ""}[rnd.IntN(5)],
+			Access: []string{"rwm", "rwm", "r", "w", "m", "rw", "rm", ""}[rnd.IntN(8)]}
+		if rnd.IntN(3) > 0 {
+			d.Major = ptr([]int64{1, 5, 8, -1}[rnd.IntN(4)])
+		}
+		if rnd.IntN(3) > 0 {
+			d.Minor = ptr([]int64{0, 3, 5}[rnd.IntN(3)])
+		}
+		rules = append(rules, d)
+	}
+	return rules
+}
+
+// The kernel takes what comes of any rules, and what comes of the usual ones is short: it
+// looks at each way through.
+func TestKernelTakesDevicePrograms(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: loads programs")
+	}
+	rnd := rand.New(rand.NewPCG(3, 4))
+	for i := range 300 {
+		rules := randomRules(rnd)
+		if i == 0 {
+			rules = usualDevices()
+		}
+		prog, err := deviceProgram(&specs.LinuxResources{Devices: rules})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 && len(prog) > 30 {
+			t.Errorf("%d instructions for the usual rules", len(prog))
+		}
+		if prog == nil {
+			continue
+		}
+		fd, err := loadDeviceProgram(prog)
+		if errors.Is(err, errNoDeviceFilter) {
+			t.Skip("needs a kernel with the cgroup device filter: ", err)
+		}
+		if err != nil {
+			t.Fatalf("%+v: %v", rules, err)
+		}
+		unix.Close(fd)
+	}
+	many := make([]specs.LinuxDeviceCgroup, 1<<15)
+	for i := range many {
+		many[i] = specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: ptr(int64(i)), Access: "r"}
+	}
+	if _, err := deviceProgram(&specs.LinuxResources{Devices: many}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("more rules than jumps pass over: %v", err)
+	}
+}
+
 func TestDeviceProgram(t *testing.T) {
 	checkProgram(t, usualDevices())
 	checkProgram(t, []specs.LinuxDeviceCgroup{{Access: "rwm"}})
 	checkProgram(t, []specs.LinuxDeviceCgroup{{Allow: true}})
 	rnd := rand.New(rand.NewPCG(1, 2))
-	for range 500 { // against the plain reading, with rules that overlap
-		var rules []specs.LinuxDeviceCgroup
-		for range 1 + rnd.IntN(8) {
-			d := specs.LinuxDeviceCgroup{Allow: rnd.IntN(2) == 0, Type: []string{"a", "b", "c", ""}[rnd.IntN(4)],
-				Access: []string{"rwm", "r", "w", "m", "rw", "rm", ""}[rnd.IntN(7)]}
-			if rnd.IntN(2) == 0 {
-				d.Major = ptr([]int64{1, 5, 8, -1}[rnd.IntN(4)])
-			}
-			if rnd.IntN(2) == 0 {
-				d.Minor = ptr([]int64{0, 3, 5}[rnd.IntN(3)])
-			}
-			rules = append(rules, d)
-		}
-		checkProgram(t, rules)
+	for range 2000 { // against the plain reading
+		checkProgram(t, randomRules(rnd))
 	}
 	for _, r := range []*specs.LinuxResources{nil, {}, {Devices: []specs.LinuxDeviceCgroup{{Access: "r"}, {Allow: true, Access: "rwm"}}}} {
 		if prog, err := deviceProgram(r); prog != nil || err != nil {
