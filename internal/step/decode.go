@@ -81,8 +81,8 @@ func (v *View) check() error {
 		v.Hops = v.Hops || s.Nr == unix.SYS_CLONE3
 	}
 	for r := range v.Relocations() {
-		if r.At%8 != 0 || uint64(r.At)+8 > uint64(len(v.Data)) || uint64(r.To) >= uint64(len(v.Data)) {
-			return fmt.Errorf("relocation %d -> %d: %w", r.At, r.To, ErrFormat)
+		if err := r.validate(len(v.Data)); err != nil {
+			return err
 		}
 	}
 	return nil

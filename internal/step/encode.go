@@ -151,8 +151,8 @@ func (p *Program) validate() (names int, err error) {
 		names += len(p.Steps[i].Name)
 	}
 	for _, r := range p.Relocs {
-		if r.At%8 != 0 || uint64(r.At)+8 > uint64(len(p.Data)) || uint64(r.To) >= uint64(len(p.Data)) {
-			return 0, fmt.Errorf("relocation %d -> %d: %w", r.At, r.To, ErrFormat)
+		if err := r.validate(len(p.Data)); err != nil {
+			return 0, err
 		}
 	}
 	for _, f := range p.Files {
@@ -161,6 +161,14 @@ func (p *Program) validate() (names int, err error) {
 		}
 	}
 	return names, nil
+}
+
+// validate demands whole words inside of the data.
+func (r Reloc) validate(data int) error {
+	if r.At%8 != 0 || uint64(r.At)+8 > uint64(data) || uint64(r.To) >= uint64(data) {
+		return fmt.Errorf("relocation %d -> %d: %w", r.At, r.To, ErrFormat)
+	}
+	return nil
 }
 
 // validate holds one step against the limits: it may only name registers,

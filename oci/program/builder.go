@@ -283,6 +283,15 @@ func (b *builder) vector(ss []string) step.Arg {
 	return step.Arg{Kind: step.Addr, Val: at}
 }
 
+// iovec puts a struct iovec of a string, without its NUL, into the data.
+func (b *builder) iovec(s string) step.Arg {
+	text := b.str(s)
+	iov := b.room(16) // pointer, length
+	b.point(iov.Val, text)
+	binary.NativeEndian.PutUint64(b.p.Data[iov.Val+8:], uint64(len(s)))
+	return iov
+}
+
 // point makes the word at an offset of the data a pointer.
 func (b *builder) point(at uint64, to step.Arg) {
 	b.p.Relocs = append(b.p.Relocs, step.Reloc{At: uint32(at), To: uint32(to.Val)})

@@ -1,7 +1,6 @@
 package program
 
 import (
-	"encoding/binary"
 	"fmt"
 	"strings"
 
@@ -45,11 +44,7 @@ func (c *compiler) clocks() error {
 	if c.ns.fresh&unix.CLONE_NEWUSER == 0 {
 		c.setClocks(text)
 	}
-	var how []byte
-	for _, w := range []uint64{unix.O_RDONLY | unix.O_CLOEXEC, 0, 0} {
-		how = binary.NativeEndian.AppendUint64(how, w)
-	}
-	c.call("find its clocks", unix.SYS_OPENAT2, reg(rProc), c.str(ownClocks), c.bytes(how), val(len(how))).to(rTarget)
+	c.openBelow("find its clocks", reg(rProc), ownClocks, unix.O_RDONLY, 0, rTarget)
 	c.call("go by them", unix.SYS_SETNS, reg(rTarget), val(uint64(unix.CLONE_NEWTIME)))
 	c.closeReg(rTarget)
 	return nil
@@ -67,10 +62,7 @@ func (c *compiler) makeClocks() {
 func (c *compiler) setClocks(text string) {
 	c.openProc("find the offsets of its clocks", clockOffsets)
 	// This file takes no pwrite.
-	iov := c.room(16)
-	c.point(iov.Val, c.str(text))
-	binary.NativeEndian.PutUint64(c.p.Data[iov.Val+8:], uint64(len(text)))
-	c.call("set its clocks", unix.SYS_WRITEV, reg(rTarget), iov, val(1)).to(rAny)
+	c.call("set its clocks", unix.SYS_WRITEV, reg(rTarget), c.iovec(text), val(1)).to(rAny)
 	c.expect("set its clocks, all of it", reg(rAny), uint64(len(text)), ^uint64(0), unix.EINVAL)
 	c.closeReg(rTarget)
 }

@@ -111,7 +111,7 @@ func (b *builder) container(in Input) (*step.Program, error) {
 		return nil, err
 	}
 	for _, section := range []func() error{
-		c.files, c.sort, c.idMaps, c.namespaces, c.root, c.clocks, c.sysctls, c.mounts, c.devices, c.terminal, c.paths, c.workdir, c.pivot,
+		c.files, c.sort, c.idMaps, c.netDevices, c.namespaces, c.root, c.clocks, c.sysctls, c.mounts, c.devices, c.terminal, c.paths, c.workdir, c.pivot,
 	} {
 		if err := section(); err != nil {
 			return nil, err
@@ -265,7 +265,7 @@ func (b *builder) further(in ExecInput) (*step.Program, error) {
 	if in.Process == nil {
 		return nil, fmt.Errorf("process is missing: %w", ErrInvalid)
 	}
-	if err := refuseProcess(in.Process); err != nil {
+	if err := checkLabels(in.Process); err != nil {
 		return nil, err
 	}
 	if err := checkTerminal(in.Process, in.ConsoleSocket); err != nil {

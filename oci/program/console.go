@@ -130,10 +130,7 @@ func (b *builder) console(root, number step.Arg, c consolePlace) {
 
 // send passes the master on and closes it. Nobody at the other end is EPIPE.
 func (b *builder) send(socket int) {
-	name := b.str(masterName)
-	iov := b.room(16) // struct iovec: pointer, length
-	b.point(iov.Val, name)
-	binary.NativeEndian.PutUint64(b.p.Data[iov.Val+8:], uint64(len(masterName)))
+	iov := b.iovec(masterName)
 	control := b.room(unix.SizeofCmsghdr + 8)
 	copy(b.p.Data[control.Val:], rights())
 	msg := b.room(unix.SizeofMsghdr)

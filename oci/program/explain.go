@@ -171,9 +171,7 @@ var constants = map[form]func(uint64) string{
 	'I':    func(v uint64) string { return strconv.FormatInt(int64(int32(v)), 10) },
 	'p':    func(v uint64) string { return cmp.Or(prctlNames[v], strconv.FormatUint(v, 10)) },
 	'l':    rlimitText,
-	'f': func(v uint64) string {
-		return map[uint64]string{unix.FSCONFIG_SET_STRING: "SET_STRING", unix.FSCONFIG_SET_FLAG: "SET_FLAG", unix.FSCONFIG_CMD_CREATE: "CREATE"}[v]
-	},
+	'f':    func(v uint64) string { return cmp.Or(fsconfigNames[v], strconv.FormatUint(v, 10)) },
 }
 
 // flags shows flags, and none of them as 0.

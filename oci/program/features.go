@@ -15,7 +15,7 @@ type Names struct {
 	MemoryFlags  []string
 }
 
-// Supported returns all names, sorted. What of them a kernel has shows when a program
+// Supported returns all names, sorted, but capabilities by their number. What of them a kernel has shows when a program
 // runs.
 func Supported() Names {
 	n := Names{Capabilities: slices.Clone(capabilityNames[:])}
@@ -30,6 +30,7 @@ func Supported() Names {
 	}
 	n.MountOptions = slices.AppendSeq(n.MountOptions, maps.Keys(propagations))
 	n.MountOptions = slices.AppendSeq(n.MountOptions, maps.Keys(superFlags))
+	n.MountOptions = slices.AppendSeq(n.MountOptions, maps.Keys(impliedOptions))
 	n.MountOptions = append(n.MountOptions, emptyOptions...)
 	slices.Sort(n.MountOptions)
 	n.MountOptions = slices.Compact(n.MountOptions)

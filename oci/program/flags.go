@@ -41,6 +41,12 @@ var prctlNames = map[uint64]string{
 	unix.PR_SET_NO_NEW_PRIVS: "SET_NO_NEW_PRIVS", unix.PR_SET_DUMPABLE: "SET_DUMPABLE",
 }
 
+// fsconfigNames has the commands that the compiler uses.
+var fsconfigNames = map[uint64]string{
+	unix.FSCONFIG_SET_STRING: "SET_STRING", unix.FSCONFIG_SET_FLAG: "SET_FLAG", unix.FSCONFIG_CMD_CREATE: "CREATE",
+	unix.FSCONFIG_CMD_RECONFIGURE: "RECONFIGURE",
+}
+
 var resolveText = []flag{
 	{unix.RESOLVE_IN_ROOT, "in root"}, {unix.RESOLVE_BENEATH, "beneath"}, {unix.RESOLVE_NO_SYMLINKS, "no symlinks"},
 	{unix.RESOLVE_NO_MAGICLINKS, "no magic links"}, {unix.RESOLVE_NO_XDEV, "no mounts"},

@@ -1,7 +1,6 @@
 package program
 
 import (
-	"encoding/binary"
 	"fmt"
 	"maps"
 	"slices"
@@ -44,11 +43,7 @@ func (b *builder) procWrite(find, write, path, value string) {
 
 // openProc opens a file of our procfs in rTarget, for writing.
 func (b *builder) openProc(find, path string) {
-	var how []byte
-	for _, w := range []uint64{unix.O_WRONLY | unix.O_CLOEXEC, 0, inProcfs} {
-		how = binary.NativeEndian.AppendUint64(how, w)
-	}
-	b.call(find, unix.SYS_OPENAT2, reg(rProc), b.str(path), b.bytes(how), val(len(how))).to(rTarget)
+	b.openBelow(find, reg(rProc), path, unix.O_WRONLY, inProcfs, rTarget)
 }
 
 // sysctlTypes are the namespaces of the spec that have parameters.
@@ -82,9 +77,6 @@ func (c *compiler) owns(typ specs.LinuxNamespaceType) bool {
 // What belongs to the machine, or to a namespace that the spec does not name or
 // that is the host's, is refused.
 func (c *compiler) sysctls() error {
-	if err := c.netDevices(); err != nil {
-		return err
-	}
 	l := c.spec.Linux
 	if c.spec.Process.ApparmorProfile != "" || c.spec.Process.SelinuxLabel != "" {
 		c.procfs() // for the end: there its place is covered

@@ -32,7 +32,7 @@ func refuse(s *specs.Spec) error {
 	if !strings.HasPrefix(s.Version, "1.") {
 		return fmt.Errorf("ociVersion: %.20q: %w", s.Version, ErrUnsupported)
 	}
-	if err := refuseProcess(s.Process); err != nil {
+	if err := checkLabels(s.Process); err != nil {
 		return err
 	}
 	l := s.Linux
@@ -57,5 +57,3 @@ func hasHooks(h *specs.Hooks) bool {
 	//nolint:staticcheck // Prestart is deprecated, but a spec may carry it
 	return len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0
 }
-
-func refuseProcess(p *specs.Process) error { return checkLabels(p) }
