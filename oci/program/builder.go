@@ -188,6 +188,11 @@ func (b *builder) expect(name string, got step.Arg, want uint64, mask uint64, er
 	return b.call(name, step.OpExpect, got, val(want), val(uint64(errno)), val(mask))
 }
 
+// same fails with errno unless got is want.
+func (b *builder) same(name string, got, want step.Arg, errno unix.Errno) {
+	b.call(name, step.OpExpect, got, want, val(uint64(errno)), val(^uint64(0)))
+}
+
 // never fails with errno, whoever comes there.
 func (b *builder) never(name string, errno unix.Errno) { b.expect(name, val(0), 1, ^uint64(0), errno) }
 

@@ -138,6 +138,7 @@ type compiler struct {
 	rootUID, rootGID uint32                   // who makes the mounts, in a user namespace that is not the forking process's
 	made             map[string]string        // clean destination -> filesystem that the program has mounted there
 	procs            []string                 // prefixes of destinations in a procfs that is mounted elsewhere than on /proc
+	again            map[string]*step.Arg     // destinations that are remounted, and where the number of the mount there stands
 	kernel           map[string]step.Register // of keeps: where the kernel's files are mounted
 }
 

@@ -35,6 +35,7 @@ var own = []string{"tmpfs", "ramfs", "devpts", "proc", "hugetlbfs"}
 func (c *compiler) mounts() error {
 	genuine := map[string]uint64{} // destination -> what the last mount there is of
 	c.made, c.kernel = map[string]string{}, map[string]step.Register{}
+	c.again = c.remounted()
 	for i := range c.spec.Mounts {
 		m := &c.spec.Mounts[i]
 		o, dest, err := c.mount(i, m)
@@ -68,6 +69,28 @@ func (c *compiler) mounts() error {
 		c.genuine(dest, genuine[dest])
 	}
 	return nil
+}
+
+// remounted has the destinations that a mount of the spec speaks of a second time.
+func (c *compiler) remounted() map[string]*step.Arg {
+	again := map[string]*step.Arg{}
+	for i := range c.spec.Mounts {
+		m := &c.spec.Mounts[i]
+		if slices.ContainsFunc(m.Options, func(o string) bool { return strings.Contains(o, "remount") }) {
+			if dest, err := MountPoint("", m.Destination); err == nil {
+				again[dest] = nil
+			}
+		}
+	}
+	return again
+}
+
+// remember keeps the number of the mount at dest if it is to be found again.
+func (c *compiler) remember(dest string, mount step.Arg) {
+	if _, ok := c.again[dest]; ok {
+		id := c.mountID("look which mount it is", mount, "", unix.AT_EMPTY_PATH)
+		c.again[dest] = &id
+	}
 }
 
 // keeps has the registers for descriptors of what is mounted on these two. Masks find
@@ -181,6 +204,7 @@ func (c *compiler) fsMount(i int, field, fstype, source, dest string, o MountOpt
 	for _, p := range o.Propagation {
 		c.setattr("set its propagation", reg(rMount), c.str(""), unix.AT_EMPTY_PATH, unix.MountAttr{Propagation: p})
 	}
+	c.remember(dest, reg(rMount))
 	if magic[fstype] == 0 || !c.keep(dest, reg(rMount)) {
 		c.closeReg(rMount)
 	}
@@ -231,6 +255,12 @@ func (c *compiler) remount(field, dest string, o MountOptions) error {
 		at = "."
 	}
 	c.open("find /"+dest, at, unix.O_PATH, inRoot, rTarget)
+	if id := c.again[dest]; id != nil {
+		// A link of the image may have led another mount on top of it, a volume say,
+		// which it is not about.
+		there := c.mountID("look which mount is there", reg(rTarget), "", unix.AT_EMPTY_PATH)
+		c.same("find the mount on /"+dest+" again", there, *id, unix.EBUSY)
+	}
 	options := append(slices.Clone(o.Super), o.Data...)
 	if !o.Bind && slices.Contains(own, fstype) && (o.Set|o.Clear)&unix.MOUNT_ATTR_RDONLY != 0 {
 		options = append(options, map[bool]string{true: "ro", false: "rw"}[o.Set&unix.MOUNT_ATTR_RDONLY != 0])
@@ -294,6 +324,7 @@ func (c *compiler) bindMount(i int, field, dest string, o MountOptions, src Bind
 	}
 	c.moveMount("bind /"+dest, fd)
 	c.closeReg(rTarget)
+	c.remember(dest, fd)
 	if src.Proc {
 		c.keep(dest, fd)
 	}

@@ -184,11 +184,16 @@ func (c *compiler) pivot() error {
 // destination led that is a symlink to "/": it would be out of the container's
 // sight, and a later exec, whom the kernel puts on top, would see nothing else.
 func (c *compiler) uncovered() {
-	const id = unsafe.Offsetof(unix.Statx_t{}.Mnt_id)
-	ours, top := c.room(int(unsafe.Sizeof(unix.Statx_t{}))), c.room(int(unsafe.Sizeof(unix.Statx_t{})))
-	c.call("look at the root", unix.SYS_STATX, rootFD, c.str(""), val(unix.AT_EMPTY_PATH), val(unix.STATX_MNT_ID), ours)
-	c.call("look at what is on top of it", unix.SYS_STATX, val(atFDCWD), c.str(ScratchRoot), val(0), val(unix.STATX_MNT_ID), top)
-	c.call("find nothing mounted on the root itself", step.OpExpect, mem64(ours, id), mem64(top, id), val(uint64(unix.EBUSY)), val(^uint64(0)))
+	ours := c.mountID("look at the root", rootFD, "", unix.AT_EMPTY_PATH)
+	top := c.mountID("look at what is on top of it", val(atFDCWD), ScratchRoot, 0)
+	c.same("find nothing mounted on the root itself", ours, top, unix.EBUSY)
+}
+
+// mountID asks for the number of a mount, and returns where the answer stands.
+func (b *builder) mountID(name string, dir step.Arg, path string, flags uint64) step.Arg {
+	st := b.room(int(unsafe.Sizeof(unix.Statx_t{})))
+	b.call(name, unix.SYS_STATX, dir, b.str(path), val(flags), val(unix.STATX_MNT_ID), st)
+	return mem64(st, unsafe.Offsetof(unix.Statx_t{}.Mnt_id))
 }
 
 const atFDCWD = unix.AT_FDCWD

@@ -204,6 +204,48 @@ func TestRemount(t *testing.T) {
 	s.wants(t, "!change the attributes of /plain: invalid argument")
 }
 
+// TestRemountMeetsItsOwn: a link of the image has a volume mounted on top of what is
+// remounted. Its filesystem is the host's, and what makes it read-only is not the
+// container's business; nor is a volume writable because something else is to be.
+func TestRemountMeetsItsOwn(t *testing.T) {
+	for _, option := range []string{"ro", "rw"} {
+		vol, root := t.TempDir(), rootTree(t)
+		if err := os.Symlink("own", root+"/link"); err != nil {
+			t.Fatal(err)
+		}
+		s := hostile(root, newCanary(t), "cat", "/proc/self/mountinfo")
+		s.prepare = func() error { return unix.Mount("volume", vol, "tmpfs", 0, "") } // the only one that may be harmed
+		s.tmpfs("/own")
+		s.addBind(vol, "/link", true, map[string]string{"ro": "nosuid", "rw": "ro"}[option])
+		s.remount("/own", option)
+		res := s.lay(t)
+		res.ends(t, "!find the mount on /own again: device or resource busy")
+		s.weaken = nullify(named("find the mount on /own again"))
+		res = s.lay(t)
+		if harm := map[string]string{"ro": " - tmpfs volume ro", "rw": " rw,relatime - tmpfs volume "}[option]; res.err != nil || !strings.Contains(res.out, harm) {
+			t.Errorf("without the look: %v, %q", res.err, res.out)
+		}
+	}
+	root := rootTree(t)
+	if err := errors.Join(os.Mkdir(root+"/own", 0o755), os.Symlink("own", root+"/link")); err != nil {
+		t.Fatal(err)
+	}
+	s := newStage(root, "cat", "/proc/self/mountinfo") // and what is legal works
+	s.tmpfs("/link")
+	s.remount("/link", "ro", "size=64k")
+	if res := s.wants(t, "/own ro,"); !strings.Contains(res.out, "size=64k") {
+		t.Errorf("%s", res.out)
+	}
+	p, err := program.Compile(s.in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	if err := program.Explain(&b, p); err != nil || !strings.Contains(b.String(), "RECONFIGURE") {
+		t.Errorf("%v, no reconfiguration is explained", err)
+	}
+}
+
 func TestRelativeDestination(t *testing.T) {
 	s := newStage(rootTree(t), "sh", "-c", "mount | grep -c ' /a/b '; ls -d /a/b/../b")
 	s.tmpfs("a/./b")
