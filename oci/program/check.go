@@ -25,7 +25,7 @@ var ErrRule = errors.New("program breaks a rule")
 //   - the listener of a filter that notifies is handed over at once, and nothing
 //     else is;
 //   - every descriptor that it opens is closed by execve;
-//   - before the pivot no path is used but single components below a
+//   - before the pivot, or an exec's join, no path is used but single components below a
 //     descriptor, openat2 confined to the root or to what lies beneath another
 //     descriptor of the program's, and the few paths of the monitor's own namespace
 //     (rule R1 of the security page);
@@ -46,7 +46,7 @@ var ErrRule = errors.New("program breaks a rule")
 //   - a failure of a protection is never passed over, and a mask or a mount is
 //     left out only where its path does not exist.
 func Check(p *step.Program) error {
-	c := &checker{p: p, flags: p.Clone, hop: -1, pivot: slices.IndexFunc(p.Steps, func(s step.Step) bool { return s.Nr == unix.SYS_PIVOT_ROOT })}
+	c := &checker{p: p, flags: p.Clone, hop: -1, entry: slices.IndexFunc(p.Steps, entersRoot)}
 	if i := slices.IndexFunc(p.Steps, func(s step.Step) bool { return s.Nr == unix.SYS_CLONE3 }); i >= 0 {
 		if err := c.hops(i); err != nil {
 			return err
@@ -75,7 +75,7 @@ func Check(p *step.Program) error {
 
 type checker struct {
 	p     *step.Program
-	pivot int       // index of pivot_root, or -1
+	entry int       // index of the step that enters the container's root, or -1
 	hop   int       // index of a second clone, or -1
 	flags uint64    // of the namespaces that one of the clones makes
 	met   [8]uint64 // a bit for each call that is known: a program makes few, often
@@ -120,10 +120,16 @@ func (c *checker) closes(i int, s *step.Step) error {
 // ownPaths are the paths that a program may name before its pivot.
 var ownPaths = []string{"/", ScratchRoot, EmptyDir, NullFile}
 
-// confined demands, before the pivot, that no path leads through the new root
-// by name.
+// entersRoot says whether names mean the container's from a step on: the pivot of a
+// container, the join of an exec.
+func entersRoot(s step.Step) bool {
+	return s.Nr == unix.SYS_PIVOT_ROOT || s.Nr == unix.SYS_SETNS && s.Args[1].Kind == step.Const && s.Args[1].Val&unix.CLONE_NEWNS != 0
+}
+
+// confined demands, until the container's root is entered, that no path leads
+// through it or through anybody else's tree by name.
 func (c *checker) confined(i int, s *step.Step) error {
-	if i >= c.pivot {
+	if i >= c.entry {
 		return nil
 	}
 	switch s.Nr {

@@ -444,6 +444,30 @@ func TestCheckFindsBrokenRules(t *testing.T) {
 	})
 }
 
+// TestCheckOfExecsBeforeTheirJoin: an exec begins in somebody else's file tree, the
+// host's where there is no monitor, and follows no path there.
+func TestCheckOfExecsBeforeTheirJoin(t *testing.T) {
+	p := testSpec("true").Process
+	p.SelinuxLabel = "a:b:c" // for a procfs
+	good, err := program.CompileExec(program.ExecInput{Process: p})
+	if err != nil {
+		t.Fatal(err)
+	}
+	early := find(good, calls(unix.SYS_SETSID))
+	path := find(good, calls(unix.SYS_CHDIR))
+	breaks(t, "an exec that, before it joins,", good, map[string]func(*step.Program){
+		"enters a directory": func(p *step.Program) { p.Steps[early] = p.Steps[path] },
+		"makes a directory": func(p *step.Program) {
+			p.Steps[early] = step.Step{Nr: unix.SYS_MKDIRAT, Result: step.NoResult, Args: p.Steps[path].Args}
+		},
+		"copies a tree": func(p *step.Program) {
+			s := step.Step{Nr: unix.SYS_OPEN_TREE, Result: step.NoResult, Args: [step.MaxArgs]step.Arg{{Val: 0xffffffffffffff9c}, {}, {Val: unix.OPEN_TREE_CLOEXEC}}}
+			s.Args[1] = p.Steps[find(p, calls(unix.SYS_EXECVE))].Args[0]
+			p.Steps[early] = s
+		},
+	})
+}
+
 // breaks demands that Check refuses what each change makes of a good program.
 func breaks(t *testing.T, what string, good *step.Program, changes map[string]func(*step.Program)) {
 	t.Helper()
