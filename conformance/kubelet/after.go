@@ -75,6 +75,7 @@ var expected = []struct {
 	{regexp.MustCompile(`the network plugins have not answered for`), "a busy machine, and a daemon that just started"},
 	{regexp.MustCompile(`no imagefs label for configured runtime`), "cAdvisor knows labels of file systems for two runtimes only"},
 	{regexp.MustCompile(`(watcher\.go|ContainerInfoV2).*/exec-`), "cAdvisor looks at every cgroup, and that of an exec is short-lived"},
+	{regexp.MustCompile(`ContainerInfoV2.*RecentStats: unable to find data in memory cache`), "cAdvisor knows a cgroup before its first look at it (google/cadvisor#2867)"},
 	{regexp.MustCompile(`no default route`), "the guest has no network"},
 	{regexp.MustCompile(`ImagePullBackOff|CrashLoopBackOff|failed to "StartContainer"`), "the back-off between two lives of a container"},
 }
