@@ -106,8 +106,7 @@ func (g *program) spans(nodes *graph, token uint32) []span {
 		if a.token != token || a.base != 0 {
 			continue
 		}
-		spans = make([]span, 0, 1024)
-		spans = g.fill(spans, nodes, i)
+		spans = g.fill(make([]span, 0, 1024), nodes, i)
 	}
 	for i, a := range g.abis {
 		if a.token != token || a.base == 0 {

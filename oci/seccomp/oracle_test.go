@@ -212,6 +212,9 @@ func TestTablesAreLibseccomps(t *testing.T) {
 				}
 				same++
 			}
+			if same < 300 && a.name != "SCMP_ARCH_LOONGARCH64" { // which libseccomp has from 2.6 on
+				t.Errorf("%s of %s: compared %d numbers only", a.name, goarch, same)
+			}
 			t.Logf("%s of %s: %d numbers agree", a.name, goarch, same)
 		}
 	}
