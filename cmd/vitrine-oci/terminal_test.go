@@ -159,7 +159,7 @@ func TestTerminalThatOthersKeep(t *testing.T) {
 	n := newNode(t)
 	n.must("run", "--detach", "--bundle", n.bundle("exec sleep 1000", nil), n.tag)
 	began := time.Now()
-	r := n.oci("exec", "--tty", n.tag, "sh", "-c", "busybox setsid sleep 20 & echo shown; exit 3")
+	r := n.oci("exec", "--tty", n.tag, "sh", "-c", "busybox setsid sh -c 'mkdir /tmp/kept; sleep 20' & until [ -e /tmp/kept ]; do sleep 0.02; done; echo shown; exit 3")
 	if r.code != 3 || !strings.Contains(r.out, "shown") {
 		t.Errorf("%+v", r)
 	}

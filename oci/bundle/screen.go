@@ -5,6 +5,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -31,6 +33,42 @@ func (s *screen) close() {
 	}
 }
 
+// What is still shown of a terminal when its process has ended: as much as the kernel may hold, as soon
+// as it comes. Others may keep the terminal open, and write to it, for ever.
+const (
+	lastWait  = time.Second
+	lastBytes = 1 << 20
+)
+
+// tail reads a terminal up to its end, or to what others may add to that.
+type tail struct {
+	master *os.File
+	ended  atomic.Bool   // the process has
+	wait   time.Duration // for what may still be waited
+	left   int           // bytes that may still come
+}
+
+// end lets tail come to its end.
+func (t *tail) end() {
+	t.ended.Store(true)
+	_ = t.master.SetReadDeadline(time.Now().Add(lastWait)) // of the Read that is under way
+}
+
+// Read waits for the terminal. Who shows what was read may take its time: that does not count.
+func (t *tail) Read(p []byte) (int, error) {
+	if !t.ended.Load() {
+		return t.master.Read(p)
+	}
+	if t.left <= 0 {
+		return 0, io.EOF
+	}
+	began := time.Now()
+	_ = t.master.SetReadDeadline(began.Add(t.wait))
+	n, err := t.master.Read(p)
+	t.left, t.wait = t.left-n, t.wait-time.Since(began)
+	return n, err
+}
+
 // serve copies between the terminals until the process behind pidfd has ended and
 // everything that it wrote was shown, and returns its exit code.
 func (s *screen) serve(pidfd *sys.FD) (int, error) {
@@ -51,11 +89,13 @@ func (s *screen) serve(pidfd *sys.FD) (int, error) {
 	follow(n)
 	go func() { _, _ = io.Copy(master, os.Stdin) }() // ends with the process: nobody else reads our stdin
 	shown := make(chan struct{})
-	go func() { // ends with EIO: at the latest when the process does, since the kernel then hangs up its terminal
+	t := &tail{master: master, wait: lastWait, left: lastBytes}
+	go func() { // ends with EIO, when the last one has closed the other side, or some time after the process
 		defer close(shown)
-		_, _ = io.Copy(os.Stdout, master)
+		_, _ = io.Copy(os.Stdout, t)
 	}()
 	code, err := attend(pidfd, func() { follow(n) })
+	t.end()
 	<-shown
 	return code, err
 }
