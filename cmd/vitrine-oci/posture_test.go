@@ -122,6 +122,7 @@ var callers = regexp.MustCompile(`^([12]) /.*/(out|err)$`)
 // of is what the container's init has said, for an exec.
 func normal(s *specs.Spec, text, of string) string {
 	var b strings.Builder
+	var mounts []string // their order is the kernel's
 	at := ""
 	for line := range strings.Lines(strings.ReplaceAll(text, "\r", "")) {
 		line = posture.Unblocked(strings.TrimRight(line, "\n"))
@@ -130,7 +131,9 @@ func normal(s *specs.Spec, text, of string) string {
 		case begins && name == "end":
 			return b.String()
 		case begins:
-			at = name
+			slices.Sort(mounts)
+			b.WriteString(strings.Join(mounts, ""))
+			mounts, at = nil, name
 			b.WriteString(at + "\n")
 			continue
 		case at == "namespaces":
@@ -150,9 +153,10 @@ func normal(s *specs.Spec, text, of string) string {
 		case at == "descriptors":
 			line = callers.ReplaceAllString(line, "$1 the caller's $2")
 		case at == "mounts":
-			if line = mounted(s, line); line == "" {
-				continue
+			if line = mounted(s, line); line != "" {
+				mounts = append(mounts, posture.Line(line))
 			}
+			continue
 		}
 		b.WriteString(posture.Line(line))
 	}
