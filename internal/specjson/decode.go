@@ -33,7 +33,7 @@ const maxDepth = 1000
 // are passed over, those that the text does not have keep their value. After an error
 // the value is of no use.
 func Unmarshal(text []byte, v any) error {
-	d := decoder{b: text}
+	d := decoder{b: string(text)} // strings of the value are parts of it
 	p := reflect.ValueOf(v)
 	if p.Kind() != reflect.Pointer || p.IsNil() {
 		return fmt.Errorf("decode into a %T: %w", v, ErrSyntax)
@@ -50,8 +50,9 @@ func Unmarshal(text []byte, v any) error {
 }
 
 type decoder struct {
-	b  []byte
-	at int
+	b     string
+	at    int
+	known map[reflect.Type][]string
 }
 
 func (d *decoder) bad(what string) error {
@@ -79,7 +80,7 @@ func (d *decoder) peek() byte {
 
 // word takes a literal word.
 func (d *decoder) word(w string) error {
-	if len(d.b)-d.at < len(w) || string(d.b[d.at:d.at+len(w)]) != w {
+	if len(d.b)-d.at < len(w) || d.b[d.at:d.at+len(w)] != w {
 		return d.bad("a value is expected")
 	}
 	d.at += len(w)
@@ -199,7 +200,7 @@ func (d *decoder) number(v reflect.Value) error {
 	if !v.IsValid() {
 		return nil
 	}
-	return d.setNumber(v, string(d.b[begin:d.at]), whole)
+	return d.setNumber(v, d.b[begin:d.at], whole)
 }
 
 func (d *decoder) digits() bool {
@@ -316,7 +317,7 @@ func (d *decoder) member(v reflect.Value, name string, depth int) error {
 		return d.value(v, depth)
 	}
 	if v.Kind() == reflect.Struct {
-		return d.value(fieldOf(v, name), depth)
+		return d.value(d.field(v, name), depth)
 	}
 	t := v.Type()
 	e := reflect.New(t.Elem()).Elem()
@@ -332,19 +333,39 @@ func (d *decoder) member(v reflect.Value, name string, depth int) error {
 	return nil
 }
 
-// fieldOf finds the field of a name, or if there is none one that differs in upper
+// names returns what the fields of a struct are called in JSON: "" for those that are not
+// there, and embedded for a struct whose own fields are the struct's. They are looked up once for each type: to
+// ask reflection for one costs more than to read what it holds.
+func (d *decoder) names(t reflect.Type) []string {
+	names := d.known[t]
+	if names == nil {
+		names = make([]string, t.NumField())
+		for i := range names {
+			f := t.Field(i)
+			if names[i] = embedded; !f.Anonymous {
+				names[i], _ = nameOf(&f)
+			}
+		}
+		if d.known == nil {
+			d.known = map[reflect.Type][]string{}
+		}
+		d.known[t] = names
+	}
+	return names
+}
+
+// embedded is no name that a text can have: strings of it are valid UTF-8.
+const embedded = "\xff"
+
+// field finds the field of a name, or if there is none one that differs in upper
 // and lower case only. It is invalid if there is none of those either.
-func fieldOf(v reflect.Value, name string) (found reflect.Value) {
-	t := v.Type()
-	for i := range t.NumField() {
-		f := t.Field(i)
-		if f.Anonymous {
-			if in := fieldOf(v.Field(i), name); in.IsValid() {
+func (d *decoder) field(v reflect.Value, name string) (found reflect.Value) {
+	for i, n := range d.names(v.Type()) {
+		switch {
+		case n == embedded:
+			if in := d.field(v.Field(i), name); in.IsValid() {
 				return in
 			}
-			continue
-		}
-		switch n, _ := nameOf(&f); {
 		case n == "":
 		case n == name:
 			return v.Field(i)
@@ -376,7 +397,7 @@ func (d *decoder) text() (string, error) {
 	for d.at < len(d.b) && d.b[d.at] >= ' ' && d.b[d.at] < utf8.RuneSelf && d.b[d.at] != '\\' {
 		if d.b[d.at] == '"' { // as nearly all are
 			d.at++
-			return string(d.b[begin : d.at-1]), nil
+			return d.b[begin : d.at-1], nil
 		}
 		d.at++
 	}
@@ -394,7 +415,7 @@ func (d *decoder) text() (string, error) {
 				return "", err
 			}
 		default:
-			r, n := utf8.DecodeRune(d.b[d.at:])
+			r, n := utf8.DecodeRuneInString(d.b[d.at:])
 			out = utf8.AppendRune(out, r)
 			d.at += n
 		}
@@ -434,7 +455,7 @@ func (d *decoder) unit() (rune, bool) {
 	if d.peek() != 'u' || len(d.b)-d.at < 5 {
 		return 0, false
 	}
-	n, err := strconv.ParseUint(string(d.b[d.at+1:d.at+5]), 16, 16)
+	n, err := strconv.ParseUint(d.b[d.at+1:d.at+5], 16, 16)
 	if err != nil {
 		return 0, false
 	}
