@@ -44,6 +44,7 @@ type Child struct {
 	take    func(*sys.FD) error
 	// attached says that somebody else is the parent.
 	attached bool
+	allowed  bool // to go on behind the start wait
 
 	childReport, childStart *sys.FD // until the fork is over
 }
@@ -163,7 +164,7 @@ func (c *Child) release(milestone bool) error {
 		return err
 	}
 	defer mem.Close()
-	if err := c.allow(); err != nil {
+	if err := c.Allow(); err != nil {
 		return err
 	}
 	if milestone {
@@ -177,13 +178,22 @@ func (c *Child) release(milestone bool) error {
 	return c.await()
 }
 
-// allow makes the start wait end as soon as it is reached. A child that is dead
-// says why elsewhere.
-func (c *Child) allow() error {
-	err := c.write()
+// Allow makes the start wait end as soon as it is reached, so that it costs no change of context:
+// Ready and Release then tell what they always do, of a child that waits for neither of them. It may be
+// called again. A program with gates is not allowed before Ready has passed them, nor one that hands
+// something over before who takes it is there; Allow does not look.
+func (c *Child) Allow() error {
+	if c.allowed {
+		return nil
+	}
+	c.allowed = true
+	err := c.write() // a child that is dead says why elsewhere
 	c.start.Close()
 	return err
 }
+
+// Free says whether Allow can be called before Ready.
+func (c *Child) Free() bool { return c.gates == 0 && !c.hands }
 
 func (c *Child) write() error {
 	_, err := unix.Write(c.start.Int(), []byte{1})

@@ -299,6 +299,52 @@ func TestBlockedChild(t *testing.T) {
 	}
 }
 
+// TestAllow: a child that may go on is told of like one that waits.
+func TestAllow(t *testing.T) {
+	needBusybox(t)
+	for _, c := range []struct {
+		path string
+		want error
+	}{{busybox, nil}, {"/nowhere", unix.ENOENT}} {
+		p := newProg()
+		p.block()
+		p.exec(c.path, "true")
+		r := p.start(t)
+		if !r.Free() {
+			t.Error("not free")
+		}
+		for range 2 {
+			if err := r.Allow(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(20 * time.Millisecond) // it is through
+		if err := r.Ready(); err != nil || r.At() != "" {
+			t.Errorf("%s: Ready = %v at %q", c.path, err, r.At())
+		}
+		if err := r.Release(); !errors.Is(err, c.want) {
+			t.Errorf("%s: Release = %v, want %v", c.path, err, c.want)
+		}
+		r.exit(t)
+	}
+	p := newProg()
+	p.block()
+	p.exec(busybox, "true")
+	r := p.start(t)
+	unix.Kill(r.Pid(), unix.SIGKILL)
+	if err := r.Allow(); err != nil {
+		t.Error(err)
+	}
+	err := r.Ready()
+	if err == nil { // it was there before it was killed
+		err = r.Release()
+	}
+	if !errors.Is(err, ErrDied) {
+		t.Errorf("a killed child: %v, want ErrDied", err)
+	}
+	r.exit(t)
+}
+
 // TestRun: what is done to a child before Run is done before its execve; a
 // program without a start wait runs too, and a death or a failed step is told.
 func TestRun(t *testing.T) {

@@ -39,6 +39,9 @@ func TestGates(t *testing.T) {
 	if err := r.Release(); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("Release at a gate = %v", err)
 	}
+	if r.Free() {
+		t.Error("a program with gates may be allowed to go on at once")
+	}
 	if err := r.Run(); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("Run of a program with gates = %v", err)
 	}

@@ -195,7 +195,7 @@ func orphan(moment string) error {
 	if err != nil {
 		return err
 	}
-	if err := c.allow(); err != nil {
+	if err := c.Allow(); err != nil {
 		return err
 	}
 	if moment == "after the start" {
