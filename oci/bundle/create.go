@@ -41,6 +41,8 @@ type CreateOptions struct {
 	console *sys.FD // in place of ConsoleSocket, where it is Run that serves the terminal
 	bundle  *bundle // in place of Bundle, where it was read
 	tiny    *tiny   // where the child is to be born; create ends it
+
+	straight bool // it is started at once
 }
 
 // Create makes a container and lets it run to its start wait. It returns it locked;
@@ -71,14 +73,23 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (*Cont
 	}
 	m := &maker{r: r, opts: o, bundle: b}
 	defer func() { _ = m.close() }() // copies: the child has its own
-	if err := m.compile(); err != nil {
+	if err := m.check(); err != nil {
 		return nil, nil, err
 	}
-	if err := m.reserve(r, id); err != nil {
-		return nil, nil, err
+	// Neither of these needs the other, and each takes about as long.
+	placed := make(chan error, 1)
+	go func() { placed <- m.place(id) }() // ends with create
+	err := m.compile()
+	if perr := <-placed; err == nil {
+		err = perr
 	}
-	if err := m.make(ctx); err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("create container %s: %w", id, err), m.undo())
+	if err == nil {
+		if err = m.make(ctx); err != nil {
+			err = fmt.Errorf("create container %s: %w", id, err)
+		}
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, m.undo())
 	}
 	if m.keep != nil {
 		m.keep()
@@ -122,9 +133,20 @@ func (b *bundle) rootfs() string {
 	return filepath.Join(b.path, b.spec.Root.Path)
 }
 
+// place takes the id and makes the cgroup.
+func (m *maker) place(id string) error {
+	if err := m.reserve(id); err != nil || m.group == nil {
+		return err
+	}
+	if err := m.group.make(m.c.rec.Cgroup, id, m.bundle.spec.Linux.Resources); err != nil {
+		return fmt.Errorf("create container %s: %w", id, err)
+	}
+	return nil
+}
+
 // reserve takes the id and writes down what is known.
-func (m *maker) reserve(r *Runtime, id string) error {
-	b := m.bundle
+func (m *maker) reserve(id string) error {
+	r, b := m.r, m.bundle
 	p, err := r.plan(id, b.spec.Linux.CgroupsPath)
 	if err != nil {
 		return err
@@ -145,6 +167,7 @@ func (m *maker) reserve(r *Runtime, id string) error {
 		err = m.c.save()
 	}
 	if err != nil {
+		m.c = nil
 		return errors.Join(err, dir.remove(), dir.Close())
 	}
 	return nil
@@ -176,21 +199,22 @@ type maker struct {
 	child   *executor.Child
 }
 
-// compile does what can be found wrong before anything exists.
-func (m *maker) compile() (err error) {
-	spec := *m.bundle.spec
-	spec.Hooks = nil // ours
-	if spec.Process != nil {
-		p := *spec.Process
-		p.Rlimits = withFileLimit(p.Rlimits)
-		spec.Process = &p
-	}
+// check finds out whether there is enough to begin with.
+func (m *maker) check() error {
+	spec := m.bundle.spec
 	if spec.Process == nil || spec.Linux == nil {
 		return fmt.Errorf("spec without process or linux section: %w", program.ErrInvalid)
 	}
-	if err := checkHooks(m.bundle.spec.Hooks); err != nil {
-		return err
-	}
+	return checkHooks(spec.Hooks)
+}
+
+// compile makes the program. Nothing that it opens leaves a trace.
+func (m *maker) compile() (err error) {
+	spec := *m.bundle.spec
+	spec.Hooks = nil // ours
+	p := *spec.Process
+	p.Rlimits = withFileLimit(p.Rlimits)
+	spec.Process = &p
 	code, flags, keep, err := m.r.filter(spec.Linux.Seccomp)
 	if err != nil {
 		return err
@@ -228,11 +252,11 @@ func (m *maker) compile() (err error) {
 		}
 		in.ClocksAtGate = true
 	}
-	p, err := program.Compile(in)
+	prog, err := program.Compile(in)
 	if err != nil {
 		return err
 	}
-	m.program, err = p.Encode()
+	m.program, err = prog.Encode()
 	return err
 }
 
@@ -251,15 +275,7 @@ func (m *maker) terminal(spec *specs.Spec, in *program.Input) (err error) {
 
 // make does the rest, in an order in which delete finds what there is.
 func (m *maker) make(ctx context.Context) (err error) {
-	c, spec := m.c, m.bundle.spec
-	if err := c.dir.write(programName, m.program); err != nil {
-		return err
-	}
-	if m.group != nil {
-		if err := m.group.make(c.rec.Cgroup, c.rec.ID, spec.Linux.Resources); err != nil {
-			return err
-		}
-	}
+	c := m.c
 	if err := m.showCgroup(); err != nil {
 		return err
 	}
@@ -273,6 +289,9 @@ func (m *maker) make(ctx context.Context) (err error) {
 	}
 	c.rec.Init.Start = p.start
 	if err := c.save(); err != nil {
+		return err
+	}
+	if err := c.dir.write(programName, m.program); err != nil { // for start; the child has its own
 		return err
 	}
 	if err := m.settle(ctx); err != nil {
@@ -325,6 +344,11 @@ func (m *maker) settle(ctx context.Context) error {
 			return err
 		}
 	}
+	if m.opts.straight && m.child.Free() && len(hooksOf(m.bundle.spec.Hooks, startContainer)) == 0 {
+		if err := m.child.Allow(); err != nil {
+			return err
+		}
+	}
 	for err := m.child.Ready(); ; err = m.child.Pass() {
 		if err != nil {
 			return err
@@ -348,6 +372,9 @@ func (m *maker) settle(ctx context.Context) error {
 
 // undo takes back what make has made.
 func (m *maker) undo() error {
+	if m.c == nil {
+		return nil
+	}
 	if m.child != nil { // by what we have in hand: the record may not name it yet
 		_ = sys.PidfdSignal(m.child.PidFD(), unix.SIGKILL) // it may have ended
 	}

@@ -36,6 +36,9 @@ func (m *maker) explain(dir string) (p *step.Program, err error) {
 		m.opts.console = socket
 	}
 	defer func() { _ = m.close() }() // copies, and of use to nobody
+	if err := m.check(); err != nil {
+		return nil, err
+	}
 	if err := m.compile(); err != nil {
 		return nil, err
 	}

@@ -44,7 +44,10 @@ func enterTiny() *tiny {
 	go func() { // ends with fork or leave
 		var f forked
 		f.err = sys.OnLostThread(func() error {
-			err := notRoot("unshare the mount namespace", unix.Unshare(unix.CLONE_NEWNS))
+			err := harden()
+			if err == nil {
+				err = notRoot("unshare the mount namespace", unix.Unshare(unix.CLONE_NEWNS))
+			}
 			if err == nil {
 				err = scratch.Enter()
 			}
@@ -74,9 +77,7 @@ func (t *tiny) fork(a executor.Attr) (*executor.Child, error) {
 	if err == nil {
 		// It stays open as long as the child may be asked about: as long as we live.
 		a.ProcFD = proc.Disown()
-		err = harden()
-	}
-	if err != nil {
+	} else {
 		a.Pipes.Close()
 		return nil, err
 	}

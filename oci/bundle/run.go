@@ -29,7 +29,7 @@ func (r *Runtime) Run(ctx context.Context, id string, o RunOptions) (code int, e
 	if err := CheckID(id); err != nil {
 		return 0, err
 	}
-	o.tiny = enterTiny()
+	o.tiny, o.straight = enterTiny(), true
 	if o.bundle, err = openBundle(o.Bundle); err != nil {
 		o.tiny.leave()
 		return 0, err
