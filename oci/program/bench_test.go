@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vitrine-runtime/vitrine/internal/step"
 	"github.com/vitrine-runtime/vitrine/oci/executor"
 	"github.com/vitrine-runtime/vitrine/oci/program"
 )
@@ -98,6 +99,20 @@ func BenchmarkCompile(b *testing.B) {
 	for b.Loop() {
 		var err error
 		if code, err = program.Encode(in, code[:0]); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkParse is the monitor's look at a program before it runs it.
+func BenchmarkParse(b *testing.B) {
+	code, err := program.Encode(program.Input{Spec: testSpec("true"), Seccomp: make([]byte, 8*400)}, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := step.Parse(code); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -46,9 +46,27 @@ func newBuilder() *builder {
 	return &builder{p: p, intern: make(map[string]uint64, 256), branch: make([]step.Branch, 0, ordinary)}
 }
 
-// builders are those of programs that nobody needs any more: a tenth of a megabyte
-// each, which is more to find and to clear than a program is to compile.
-var builders = sync.Pool{New: func() any { return newBuilder() }}
+// builders are two at most whose programs nobody needs any more: a tenth of a megabyte
+// each, which takes longer to find and to clear than a program to compile. A
+// sync.Pool would keep one for each processor, and have it where the next
+// caller is not.
+var builders struct {
+	sync.Mutex
+	free []*builder
+}
+
+// usedBuilder returns a builder, if possible one that has its room already.
+func usedBuilder() *builder {
+	builders.Lock()
+	defer builders.Unlock()
+	n := len(builders.free)
+	if n == 0 {
+		return newBuilder()
+	}
+	b := builders.free[n-1]
+	builders.free = builders.free[:n-1]
+	return b
+}
 
 // recycle gives the builder, and with it its program, back. It keeps nothing that a
 // spec has said.
@@ -61,7 +79,11 @@ func (b *builder) recycle() {
 	clear(b.intern)
 	*b = builder{intern: b.intern, branch: b.branch[:0],
 		p: step.Program{Wait: step.NoWait, Steps: b.p.Steps[:0], Data: b.p.Data[:0], Relocs: b.p.Relocs[:0]}}
-	builders.Put(b)
+	builders.Lock()
+	defer builders.Unlock()
+	if len(builders.free) < 2 {
+		builders.free = append(builders.free, b)
+	}
 }
 
 // label is a place further on that steps may skip to.

@@ -90,7 +90,7 @@ func Compile(in Input) (*step.Program, error) { return newBuilder().container(in
 // also where it fails. It makes a twentieth of the garbage that Compile and Encode of
 // the program do.
 func Encode(in Input, b []byte) ([]byte, error) {
-	c := builders.Get().(*builder)
+	c := usedBuilder()
 	defer c.recycle()
 	p, err := c.container(in)
 	if err != nil {
@@ -253,7 +253,7 @@ func CompileExec(in ExecInput) (*step.Program, error) { return newBuilder().furt
 
 // EncodeExec appends the encoding of that program to b.
 func EncodeExec(in ExecInput, b []byte) ([]byte, error) {
-	c := builders.Get().(*builder)
+	c := usedBuilder()
 	defer c.recycle()
 	p, err := c.further(in)
 	if err != nil {
