@@ -80,6 +80,7 @@ type eventQueue struct {
 	wake     *sync.Cond
 	waiting  []Event
 	finished bool
+	pumping  bool // the pump has an event in its hand
 }
 
 func newEventQueue() *eventQueue {
@@ -91,9 +92,16 @@ func newEventQueue() *eventQueue {
 
 func (q *eventQueue) push(e Event) {
 	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.waiting) == 0 && !q.pumping && !q.finished {
+		select {
+		case q.out <- e: // somebody is there, and nothing to come before it
+			return
+		default:
+		}
+	}
 	q.waiting = append(q.waiting, e)
 	q.wake.Signal()
-	q.mu.Unlock()
 }
 
 // finish adds the last event.
@@ -111,6 +119,7 @@ func (q *eventQueue) pump() {
 	defer close(q.out)
 	for {
 		q.mu.Lock()
+		q.pumping = false
 		for len(q.waiting) == 0 && !q.finished {
 			q.wake.Wait()
 		}
@@ -120,6 +129,7 @@ func (q *eventQueue) pump() {
 		}
 		e := q.waiting[0]
 		q.waiting = q.waiting[1:]
+		q.pumping = true
 		q.mu.Unlock()
 		select {
 		case q.out <- e:

@@ -136,6 +136,11 @@ func (p *Pod) read() {
 			return
 		}
 		if e, ok := packet.Body.(*wire.Exited); ok && packet.ID == 0 {
+			p.mu.Lock()
+			if pr := p.processes[e.ID]; pr != nil {
+				pr.dead.Store(true)
+			}
+			p.mu.Unlock()
 			p.queue.push(Event{Kind: Exited, ID: e.ID, Status: statusOf(e.Status)})
 			continue
 		}
@@ -195,13 +200,31 @@ func (p *Pod) send(m wire.Body, files []int, more bool) (uint64, *call, error) {
 		return id, c, nil
 	}
 	p.forget(id, c)
+	return 0, nil, sendError(err)
+}
+
+// tell sends a request whose answer nobody waits for.
+func (p *Pod) tell(m wire.Body) error {
+	p.mu.Lock()
+	if p.calls == nil {
+		p.mu.Unlock()
+		return ErrNoMonitor
+	}
+	p.last++
+	id, version := p.last, p.version
+	p.mu.Unlock()
+	return sendError(p.conn.Send(version, id, m, nil))
+}
+
+// sendError says what it means that a request could not be sent.
+func sendError(err error) error {
 	switch {
 	case errors.Is(err, wire.ErrBlocked):
-		err = fmt.Errorf("%w: %w", ErrStuck, err)
+		return fmt.Errorf("%w: %w", ErrStuck, err)
 	case errors.Is(err, os.ErrClosed), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
-		err = fmt.Errorf("%w: %w", ErrNoMonitor, err)
+		return fmt.Errorf("%w: %w", ErrNoMonitor, err)
 	}
-	return 0, nil, err
+	return err
 }
 
 // forget gives a request up. What comes for it later is dropped.

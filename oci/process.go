@@ -66,6 +66,7 @@ type Process struct {
 	pid  atomic.Int64
 	oom  atomic.Int64
 	note atomic.Value // string
+	dead atomic.Bool  // its end was told on this connection, and it was not removed since
 }
 
 // Process returns the handle on container id, which need not exist.
@@ -286,8 +287,15 @@ func (pr *Process) ReopenLog(ctx context.Context) error {
 
 // Remove makes the monitor forget a dead container; its id may be used again.
 // The files in its directory stay. ErrState: it is not dead.
-func (pr *Process) Remove(ctx context.Context) error {
-	_, err := ask[*wire.Done](ctx, pr.pod, wire.NewRemove(pr.id))
+//
+// Whoever was told of the death need not wait for the answer, which can only be yes: the
+// monitor carries out what comes after this on the connection after it.
+func (pr *Process) Remove(ctx context.Context) (err error) {
+	if pr.dead.CompareAndSwap(true, false) {
+		err = pr.pod.tell(wire.NewRemove(pr.id))
+	} else {
+		_, err = ask[*wire.Done](ctx, pr.pod, wire.NewRemove(pr.id))
+	}
 	if err == nil {
 		pr.pod.mu.Lock()
 		delete(pr.pod.processes, pr.id)

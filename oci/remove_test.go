@@ -1,0 +1,52 @@
+package oci
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"golang.org/x/sys/unix"
+)
+
+// TestIDIsFreeAfterRemove uses an id again as soon as Remove has returned, which waits
+// for no answer where the death was told; and Remove of what is not dead waits and fails.
+func TestIDIsFreeAfterRemove(t *testing.T) {
+	n := newNode(t)
+	p := n.pod(nil)
+	cgroup := n.leaf("c")
+	defer cgroup.Close()
+	for range 20 {
+		c := ContainerConfig{ID: "c", Spec: n.spec("true"), Dir: filepath.Join(n.dir, p.ID(), "c")}
+		if err := os.Mkdir(c.Dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if c.Rootfs, err = sys.OpenTree(unix.AT_FDCWD, n.rootfs, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+		if c.Cgroup, err = cgroup.Dup(); err != nil {
+			t.Fatal(err)
+		}
+		pr, err := p.Create(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := pr.Remove(t.Context()); err == nil {
+			t.Fatal("what waits for its start was removed")
+		}
+		if err := pr.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		exited(t, p, "c")
+		if err := pr.Remove(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.RemoveAll(c.Dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if l, err := p.List(t.Context()); err != nil || len(l) != 0 {
+		t.Errorf("left: %v, %v", l, err)
+	}
+}
