@@ -29,7 +29,7 @@ const logName = "monitor.log"
 // small heap is collected often. The runtime would hold files of the host's
 // cgroup open, to follow its CPU limit.
 var monitorEnv = []string{
-	"GOMAXPROCS=2", "GOGC=50", "GOTRACEBACK=single", "GODEBUG=containermaxprocs=0,updatemaxprocs=0",
+	"GOMAXPROCS=1", "GOGC=50", "GOTRACEBACK=single", "GODEBUG=containermaxprocs=0,updatemaxprocs=0",
 }
 
 // Runtime starts monitors. It is safe for concurrent use and holds for as long

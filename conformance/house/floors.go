@@ -33,6 +33,7 @@ var floors = map[string]int{
 	"internal/pause":      0,
 	"internal/scratch":    0,
 	"internal/early":      0,
+	"internal/ready":      0,
 	"internal/signals":    0,
 	"internal/sysctl":     0,
 	"internal/dbus":       0,

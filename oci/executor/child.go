@@ -27,7 +27,9 @@ const cldExited = 1
 type Child struct {
 	pid    int
 	pidfd  *sys.FD
-	report *os.File     // read end: records, EOF at execve
+	report *os.File // read end: records, EOF at execve
+	pipe   *sys.FD  // the same if ready is there, and nil otherwise
+	ready  func(fd int) error
 	heard  int          // its number, as long as it is open
 	start  *sys.FD      // write end: one byte releases the start wait
 	wait   int          // index of the start wait, or step.NoWait
@@ -188,7 +190,7 @@ func (c *Child) Allow() error {
 	}
 	c.allowed = true
 	err := c.write() // a child that is dead says why elsewhere
-	c.start.Close()
+	c.start.BriefClose()
 	return err
 }
 
@@ -196,7 +198,7 @@ func (c *Child) Allow() error {
 func (c *Child) Free() bool { return c.gates == 0 && !c.hands }
 
 func (c *Child) write() error {
-	_, err := unix.Write(c.start.Int(), []byte{1})
+	_, err := sys.BriefWrite(c.start.Int(), []byte{1}) // a pipe has room for it
 	if err != nil && !errors.Is(err, unix.EPIPE) {
 		return os.NewSyscallError("write start pipe", err)
 	}
@@ -209,13 +211,14 @@ func (c *Child) Close() error {
 	if c.report != nil {
 		c.report.Close()
 	}
-	c.start.Close()
+	c.pipe.BriefClose()
+	c.start.BriefClose()
 	return c.pidfd.Close()
 }
 
 func (c *Child) closeChildEnds() {
-	c.childReport.Close()
-	c.childStart.Close()
+	c.childReport.BriefClose()
+	c.childStart.BriefClose()
 }
 
 // hear takes the end that reports come out of.
@@ -251,29 +254,39 @@ func (c *Child) read() (rec step.Record, err error) {
 		return rec, nil
 	}
 	var b [step.RecordSize]byte
-	n, err := io.ReadFull(c.report, b[:])
-	switch {
-	case err == io.ErrUnexpectedEOF:
-		return rec, fmt.Errorf("report of %d bytes: %w", n, ErrDied)
-	case err != nil:
-		return rec, err // the end, or "read report pipe: ..."
+	for n := 0; n < len(b); {
+		k, err := c.fetch(b[n:])
+		switch n += k; {
+		case err != nil:
+			return rec, err // "read report pipe: ..."
+		case k == 0 && n == 0:
+			return rec, io.EOF
+		case k == 0:
+			return rec, fmt.Errorf("report of %d bytes: %w", n, ErrDied)
+		}
 	}
 	return step.Record{Step: int32(binary.NativeEndian.Uint32(b[:])), Errno: binary.NativeEndian.Uint32(b[4:])}, nil
 }
 
-func readFull(fd int, b []byte) (int, error) {
-	n := 0
-	for n < len(b) {
-		m, err := unix.Read(fd, b[n:])
-		if err == unix.EINTR {
-			continue
+// fetch reads what the child has reported; nothing and no error is the end, which comes
+// with its execve or death.
+func (c *Child) fetch(b []byte) (int, error) {
+	if c.pipe == nil {
+		n, err := c.report.Read(b)
+		if errors.Is(err, io.EOF) {
+			err = nil
 		}
-		if err != nil || m == 0 {
-			return n, err
-		}
-		n += m
+		return n, err
 	}
-	return n, nil
+	for {
+		n, err := sys.BriefRead(c.heard, b)
+		if !errors.Is(err, unix.EAGAIN) {
+			return n, os.NewSyscallError("read report pipe", err)
+		}
+		if err := c.ready(c.heard); err != nil {
+			return 0, err
+		}
+	}
 }
 
 // executed tells an execve from a death after the pipe was closed, by the flag
@@ -284,6 +297,9 @@ func readFull(fd int, b []byte) (int, error) {
 // comes at once. The caller must not have reaped the child yet.
 func (c *Child) executed() error {
 	const forkNoExec = 0x40 // PF_FORKNOEXEC of linux/sched.h
+	if flags, err := c.processFlags(); err == nil && flags&forkNoExec == 0 {
+		return nil // the rule
+	}
 	for pause := time.Duration(0); ; pause = min(2*pause+20*time.Microsecond, 10*time.Millisecond) {
 		dead, err := c.dead(pause)
 		if err != nil {
@@ -356,13 +372,13 @@ func (c *Child) processFlags() (uint64, error) {
 	if dir < 0 {
 		dir, path = unix.AT_FDCWD, "/proc/"+path
 	}
-	fd, err := unix.Openat(dir, path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := sys.BriefOpen(dir, path, unix.O_RDONLY, 0)
 	if err != nil {
 		return 0, err
 	}
-	defer unix.Close(fd)
+	defer sys.BriefClose(fd)
 	b := make([]byte, 512)
-	n, err := readFull(fd, b)
+	n, err := sys.BriefRead(fd, b) // all of it, or nothing: procfs has written it down as a whole
 	if err != nil {
 		return 0, err
 	}

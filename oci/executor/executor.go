@@ -42,6 +42,9 @@ type Attr struct {
 	// the Child, or are closed where Start fails. A Report that is open with O_NONBLOCK is
 	// waited for in the poller, which is the cheaper way.
 	Pipes *Pipes
+	// Wait blocks until a descriptor can be read, as by package ready. With it the
+	// Child's own report pipe is waited for so, and not in the Go poller.
+	Wait func(fd int) error
 }
 
 // Pipes are both ends of the two ways between a child and whoever starts it.
@@ -109,7 +112,7 @@ func (a *Attr) check() (*step.View, error) {
 }
 
 func newChild(v *step.View, a Attr) (*Child, error) {
-	c := &Child{wait: v.Wait, gates: v.Gates, hands: v.Hands, maps: a.IDMaps, proc: a.ProcFD, names: v.Name}
+	c := &Child{wait: v.Wait, ready: a.Wait, gates: v.Gates, hands: v.Hands, maps: a.IDMaps, proc: a.ProcFD, names: v.Name}
 	if p := a.Pipes; p != nil {
 		c.hear(p.Report)
 		c.start, c.childReport, c.childStart = p.Start, p.ChildReport, p.ChildStart
@@ -121,7 +124,11 @@ func newChild(v *step.View, a Attr) (*Child, error) {
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return nil, os.NewSyscallError("pipe2", err)
 	}
-	c.hear(sys.NewFD(p[0]))
+	if c.heard = p[0]; a.Wait != nil {
+		c.pipe = sys.NewFD(p[0])
+	} else {
+		c.hear(sys.NewFD(p[0]))
+	}
 	c.childReport = sys.NewFD(p[1])
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		c.Close()
@@ -189,8 +196,16 @@ func enterPIDNS(ns int) (leave func() error, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Setns(ns, unix.CLONE_NEWPID); err != nil {
+	if err := setPIDNS(ns); err != nil {
 		return nil, fmt.Errorf("setns to pid namespace: %w", err)
 	}
-	return func() error { return unix.Setns(own, unix.CLONE_NEWPID) }, nil
+	return func() error { return setPIDNS(own) }, nil
+}
+
+// setPIDNS is brief (see package sys): nobody is waited for.
+func setPIDNS(ns int) error {
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETNS, uintptr(ns), unix.CLONE_NEWPID, 0); errno != 0 {
+		return errno
+	}
+	return nil
 }

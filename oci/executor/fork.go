@@ -60,14 +60,14 @@ type image struct {
 func load(v *step.View, prologue []step.Step, reportFD int) (*image, error) {
 	stepsAt := int(unsafe.Sizeof(control{})+7) &^ 7
 	dataAt := stepsAt + (len(prologue)+v.N)*step.Size
-	mem, err := unix.Mmap(-1, 0, dataAt+len(v.Data)+8, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	mem, err := sys.BriefMap(-1, dataAt+len(v.Data)+8, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
 	if err != nil {
 		return nil, os.NewSyscallError("mmap", err)
 	}
 	// Before anything is in it: a child of another thread may be born at any time,
 	// and is not to have the environment of this one.
-	if err := unix.Madvise(mem, unix.MADV_DONTFORK); err != nil {
-		_ = unix.Munmap(mem)
+	if err := sys.BriefAdvise(mem, unix.MADV_DONTFORK); err != nil {
+		_ = sys.BriefUnmap(mem)
 		return nil, os.NewSyscallError("madvise MADV_DONTFORK", err)
 	}
 	base := uintptr(unsafe.Pointer(&mem[0]))
@@ -91,7 +91,7 @@ func load(v *step.View, prologue []step.Step, reportFD int) (*image, error) {
 func (m *image) free() {
 	// It fails for arguments that are no mapping only, and these were one.
 	if m.mem != nil {
-		_ = unix.Munmap(m.mem)
+		_ = sys.BriefUnmap(m.mem)
 	}
 	m.mem, m.ctl = nil, nil
 }
@@ -110,7 +110,7 @@ func (m *image) fork(flags uint64, cgroupFD int) (pid int, pidfd *sys.FD, err er
 	}
 	oneFork.Lock()
 	defer oneFork.Unlock()
-	if err := unix.Madvise(m.mem, unix.MADV_DOFORK); err != nil {
+	if err := sys.BriefAdvise(m.mem, unix.MADV_DOFORK); err != nil {
 		return 0, nil, os.NewSyscallError("madvise MADV_DOFORK", err)
 	}
 	pid = forkRun(args, unsafe.Sizeof(*args), uintptr(unsafe.Pointer(m.ctl)))

@@ -309,15 +309,20 @@ func (m *monitor) watch(c *container) {
 		c.close() // create failed and has said so
 		return
 	}
+	others := populated(c.cgroup) // as a rule there are none: init's end was that of its pid namespace
 	// First of all: the count goes with the cgroup.
 	status = m.ledger.settle(c.kills, ending{status: status, byUs: c.killedByUs()})
-	killCgroup(c.cgroup)
+	if others {
+		killCgroup(c.cgroup)
+	}
 	if c.log != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 		_ = c.log.Drain(ctx) // what is lost is counted by the log itself
 		cancel()
 	}
-	status.OOMKills = m.ledger.again(c.kills)
+	if others {
+		status.OOMKills = m.ledger.again(c.kills)
+	}
 	m.pod.mu.Lock()
 	c.state.Status = status
 	record := c.state
@@ -329,15 +334,18 @@ func (m *monitor) watch(c *container) {
 	m.pod.mu.Lock()
 	c.state.Phase = wire.Dead
 	m.pod.mu.Unlock()
+	if c.log != nil {
+		_ = c.log.Close()
+	}
+	m.broadcast(&wire.Exited{ID: c.id, Status: status})
 	c.close()
 	m.tidyLater()
-	m.broadcast(&wire.Exited{ID: c.id, Status: status})
 }
 
 // killedByUs says whether the main process died because the daemon wanted it to:
 // it leaves a note in the directory before it kills a cgroup.
 func (c *container) killedByUs() bool {
-	return c.shot.Load() || unix.Faccessat(c.dir.Int(), wire.KilledName, unix.F_OK, 0) == nil
+	return c.shot.Load() || sys.BriefExists(c.dir.Int(), wire.KilledName) == nil
 }
 
 // close gives back what the container holds. The log's counters stay readable.
@@ -351,9 +359,9 @@ func (c *container) close() {
 		c.p.verbs.Unlock()
 	}
 	c.asked.close()
-	c.stdin.Close()
-	c.cgroup.Close()
-	c.dir.Close()
+	c.stdin.BriefClose()
+	c.cgroup.BriefClose()
+	c.dir.BriefClose()
 }
 
 // remove forgets a container that is dead.

@@ -1,6 +1,8 @@
 package monitor
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -12,26 +14,22 @@ import (
 
 // writeExit puts exit.json into a container's directory: whole or not at all,
 // for a daemon that is not there now. The directory is on a tmpfs, where a sync
-// would do nothing.
+// would do nothing and nothing has to be waited for.
 func writeExit(dir *sys.FD, s *wire.State) error {
 	const tmp = "." + wire.ExitName
-	n, err := unix.Openat(dir.Int(), tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	f, err := sys.BriefOpen(dir.Int(), tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return fmt.Errorf("create %s: %w", tmp, err)
 	}
-	f := sys.NewFD(n)
-	defer f.Close()
+	defer sys.BriefClose(f)
 	for b := exitJSON(s); len(b) > 0; {
-		n, err := unix.Write(f.Int(), b)
-		if err == unix.EINTR {
-			continue
-		}
+		n, err := sys.BriefWrite(f, b)
 		if err != nil {
 			return fmt.Errorf("write %s: %w", tmp, err)
 		}
 		b = b[n:]
 	}
-	if err := unix.Renameat(dir.Int(), tmp, dir.Int(), wire.ExitName); err != nil {
+	if err := sys.BriefRename(dir.Int(), tmp, wire.ExitName); err != nil {
 		return fmt.Errorf("rename %s: %w", tmp, err)
 	}
 	return nil
@@ -57,12 +55,27 @@ func exitJSON(s *wire.State) []byte {
 	return append(b, "}\n"...)
 }
 
+// populated says whether anybody is left in a cgroup, as far as it tells.
+func populated(cgroup *sys.FD) bool {
+	if cgroup == nil {
+		return false
+	}
+	n, err := sys.BriefOpen(cgroup.Int(), "cgroup.events", unix.O_RDONLY, 0)
+	if err != nil {
+		return !errors.Is(err, unix.ENOENT) // removed: nobody is left
+	}
+	defer sys.BriefClose(n)
+	b := make([]byte, 128)
+	k, err := sys.BriefRead(n, b)
+	return err != nil || !bytes.Contains(b[:k], []byte("populated 0"))
+}
+
 // killCgroup ends whoever is left of a container after its main process: where
 // that had no pid namespace of its own, the kernel has not done it.
+//
+// The call is none of the brief ones: it waits for a lock that every change of the
+// hierarchy takes.
 func killCgroup(cgroup *sys.FD) {
-	if cgroup == nil {
-		return
-	}
 	n, err := unix.Openat(cgroup.Int(), "cgroup.kill", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return // removed: nobody is left

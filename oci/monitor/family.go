@@ -1,7 +1,6 @@
 package monitor
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -12,6 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vitrine-runtime/vitrine/internal/ready"
+	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/executor"
 	"github.com/vitrine-runtime/vitrine/oci/wire"
 )
@@ -27,6 +28,8 @@ type family struct {
 	mu    sync.Mutex
 	known map[int]bool
 
+	ready *ready.Set // for reports and deaths
+
 	sigchld chan os.Signal // nil unless orphans are adopted
 }
 
@@ -40,11 +43,14 @@ type process struct {
 	reaped  bool   // guarded by verbs
 	program []byte // mapped for the names of its steps, until settle; guarded by verbs
 
-	gone  chan struct{} // closed when it was reaped
-	watch *os.File      // its pidfd, in the poller
+	gone chan struct{} // closed when it was reaped
 }
 
-func (f *family) init() { f.known = map[int]bool{} }
+func (f *family) init() (err error) {
+	f.known = map[int]bool{}
+	f.ready, err = ready.New()
+	return err
+}
 
 // start forks a child that runs the program behind the memfd.
 func (f *family) start(program int, a executor.Attr) (*process, error) {
@@ -54,25 +60,16 @@ func (f *family) start(program int, a executor.Attr) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.Program = b
+	a.Program, a.Wait = b, f.ready.Wait
 	c, err := executor.Start(a)
 	if err != nil {
-		_ = unix.Munmap(b)
+		_ = sys.BriefUnmap(b)
 		return nil, err
 	}
 	p := &process{Child: c, family: f, program: b, gone: make(chan struct{})}
 	f.mu.Lock()
 	f.known[c.Pid()] = true
 	f.mu.Unlock()
-	if p.watch, err = watchPidFD(c.PidFD().Int()); err != nil {
-		// Nobody could wait for it in the poller: end it and wait here.
-		p.kill()
-		_, _ = unix.Wait4(c.Pid(), nil, 0, nil)
-		f.forget(c.Pid())
-		p.settle()
-		c.Close()
-		return nil, err
-	}
 	return p, nil
 }
 
@@ -80,80 +77,73 @@ func (f *family) start(program int, a executor.Attr) (*process, error) {
 // that shrinks under a mapping kills its reader.
 func mapProgram(fd int) ([]byte, error) {
 	const want = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK
-	seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
-	if err != nil || seals&want != want {
+	seals, _, errno := unix.RawSyscall(unix.SYS_FCNTL, uintptr(fd), unix.F_GET_SEALS, 0)
+	if errno != 0 || seals&want != want {
 		return nil, fmt.Errorf("map program: not a sealed memfd: %w", unix.EINVAL)
 	}
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, fmt.Errorf("stat program: %w", err)
+	if _, _, errno := unix.RawSyscall(unix.SYS_FSTAT, uintptr(fd), uintptr(unsafe.Pointer(&st)), 0); errno != 0 {
+		return nil, fmt.Errorf("stat program: %w", errno)
 	}
 	if st.Size <= 0 || st.Size > wire.MaxProgram {
 		return nil, fmt.Errorf("map program of %d bytes: %w", st.Size, unix.EINVAL)
 	}
-	b, err := unix.Mmap(fd, 0, int(st.Size), unix.PROT_READ, unix.MAP_PRIVATE)
+	b, err := sys.BriefMap(fd, int(st.Size), unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_POPULATE)
 	if err != nil {
 		return nil, fmt.Errorf("map program: %w", err)
 	}
 	// The child has the executor's copy; and a container that is still to be started
 	// has its environment here, which no other container's init is to have.
-	if err := unix.Madvise(b, unix.MADV_DONTFORK); err != nil {
-		_ = unix.Munmap(b)
+	if err := sys.BriefAdvise(b, unix.MADV_DONTFORK); err != nil {
+		_ = sys.BriefUnmap(b)
 		return nil, fmt.Errorf("hide program from children: %w", err)
 	}
 	return b, nil
 }
 
-// watchPidFD returns a file of the process that the Go poller waits on, so that
-// a running container costs no thread.
-func watchPidFD(pidfd int) (*os.File, error) {
-	n, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("duplicate pidfd: %w", err)
-	}
-	if err := unix.SetNonblock(n, true); err != nil {
-		unix.Close(n)
-		return nil, fmt.Errorf("make pidfd non-blocking: %w", err)
-	}
-	return os.NewFile(uintptr(n), "pidfd"), nil
-}
-
 // wait blocks until the process is dead, reaps it and returns how it ended. It
 // is called once, by the process's own goroutine.
 func (p *process) wait() wire.Status {
-	raw, err := p.watch.SyscallConn()
-	if err == nil {
-		err = raw.Read(func(fd uintptr) bool {
-			var si siginfo
-			err := waitid(unix.P_PIDFD, int(fd), &si, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT)
-			return err != nil && !errors.Is(err, unix.EAGAIN) || si.pid != 0
-		})
+	for {
+		err := p.family.ready.Wait(p.PidFD().Int())
+		at := time.Now().UnixNano()
+		if err != nil { // that cannot be; then a thread waits
+			_ = waitid(unix.P_PID, p.Pid(), &siginfo{}, unix.WEXITED|unix.WNOWAIT)
+		}
+		if status, ok := p.reap(at); ok {
+			return status
+		}
 	}
-	at := time.Now().UnixNano()
+}
+
+// reap takes a process that is dead, if it is.
+func (p *process) reap(at int64) (status wire.Status, ok bool) {
 	p.verbs.Lock()
 	defer p.verbs.Unlock()
 	var si siginfo
-	if err == nil {
-		err = waitid(unix.P_PID, p.Pid(), &si, unix.WEXITED)
+	err := waitid(unix.P_PID, p.Pid(), &si, unix.WEXITED|unix.WNOHANG)
+	if err == nil && si.pid == 0 {
+		return status, false
 	}
 	p.reaped = true
 	p.settle()
-	p.watch.Close()
 	p.family.forget(p.Pid())
 	close(p.gone)
 	if err != nil {
 		// Somebody else has reaped our child. Nobody does; but if, then the truth is
 		// that we do not know how it ended.
-		return wire.Status{Code: 255, At: at}
+		return wire.Status{Code: 255, At: at}, true
 	}
-	return si.result(at)
+	return si.result(at), true
 }
 
 // settle gives the program back once no step of it can fail any more: after
 // execve or death. Preconditions: p.verbs is held.
+//
+//go:noinline
 func (p *process) settle() {
 	if p.program != nil {
-		_ = unix.Munmap(p.program)
+		_ = sys.BriefUnmap(p.program)
 		p.program = nil
 	}
 }
@@ -221,9 +211,15 @@ type siginfo struct {
 	_                     [100]byte
 }
 
+// waitid is a brief call with WNOHANG.
 func waitid(kind, id int, si *siginfo, options int) error {
 	for {
-		_, _, errno := unix.Syscall6(unix.SYS_WAITID, uintptr(kind), uintptr(id), uintptr(unsafe.Pointer(si)), uintptr(options), 0, 0)
+		var errno unix.Errno
+		if options&unix.WNOHANG != 0 {
+			_, _, errno = unix.RawSyscall6(unix.SYS_WAITID, uintptr(kind), uintptr(id), uintptr(unsafe.Pointer(si)), uintptr(options), 0, 0)
+		} else {
+			_, _, errno = unix.Syscall6(unix.SYS_WAITID, uintptr(kind), uintptr(id), uintptr(unsafe.Pointer(si)), uintptr(options), 0, 0)
+		}
 		if errno == 0 {
 			return nil
 		}

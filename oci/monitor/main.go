@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -51,8 +50,8 @@ type monitor struct {
 	family  family
 	pod     pod
 	ledger  ledger
-	conns   sync.Map      // *conn -> nothing: who gets events
-	peers   sync.Map      // *conn -> nothing: who may have asked for something
+	conns   daemons       // who gets events
+	peers   daemons       // who may have asked for something
 	ended   chan struct{} // closed by Stop
 	tidying atomic.Bool   // a tidyLater is under way
 }
@@ -115,7 +114,9 @@ func start() (*monitor, error) {
 	if err := m.applySetup(); err != nil {
 		return nil, err
 	}
-	m.family.init()
+	if err := m.family.init(); err != nil {
+		return nil, err
+	}
 	m.pod.init()
 	if m.setup.HostPID {
 		m.family.adoptOrphans()

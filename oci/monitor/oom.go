@@ -270,16 +270,16 @@ func oomKills(cgroup *sys.FD) (uint64, error) {
 	if cgroup == nil {
 		return 0, unix.EBADF
 	}
-	n, err := unix.Openat(cgroup.Int(), "memory.events", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err == unix.ENOENT && unix.Faccessat(cgroup.Int(), "cgroup.events", unix.F_OK, 0) != nil {
+	n, err := sys.BriefOpen(cgroup.Int(), "memory.events", unix.O_RDONLY, 0)
+	if errors.Is(err, unix.ENOENT) && sys.BriefExists(cgroup.Int(), "cgroup.events") != nil {
 		return 0, unix.ENODEV
 	}
 	if err != nil {
 		return 0, err
 	}
-	defer unix.Close(n)
+	defer sys.BriefClose(n)
 	b := make([]byte, 512)
-	k, err := unix.Read(n, b)
+	k, err := sys.BriefRead(n, b)
 	if err != nil {
 		return 0, err
 	}

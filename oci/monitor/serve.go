@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -60,6 +61,32 @@ func (c *conn) send(id uint64, b wire.Body, files ...int) {
 	}
 }
 
+// daemons is a set of connections.
+type daemons struct {
+	mu   sync.Mutex
+	list []*conn
+}
+
+func (d *daemons) add(c *conn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.list = append(d.list, c)
+}
+
+func (d *daemons) remove(c *conn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	last := len(d.list) - 1
+	d.list[slices.Index(d.list, c)], d.list[last] = d.list[last], nil
+	d.list = d.list[:last]
+}
+
+func (d *daemons) all() []*conn {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return append([]*conn(nil), d.list...)
+}
+
 // converse serves one connection: root's only, Hello first.
 func (m *monitor) converse(fd *sys.FD) {
 	w, err := wire.NewConn(fd, wire.DecodeRequest)
@@ -73,17 +100,17 @@ func (m *monitor) converse(fd *sys.FD) {
 		return
 	}
 	// Before it is greeted: what it then asks for may be all that is left of it.
-	m.peers.Store(c, nil)
+	m.peers.add(c)
 	defer func() {
 		c.busy.Wait()
-		m.peers.Delete(c)
+		m.peers.remove(c)
 		close(c.settled)
 	}()
 	if !m.greet(c) {
 		return
 	}
-	m.conns.Store(c, nil)
-	defer m.conns.Delete(c)
+	m.conns.add(c)
+	defer m.conns.remove(c)
 	for {
 		p, err := c.Recv()
 		if err != nil {
@@ -178,12 +205,11 @@ const settleTime = 5 * time.Second
 // not be told of a state that they are about to change. So they come first.
 func (m *monitor) answerList(c *conn, answer func(wire.Body)) {
 	var gone []*conn
-	m.peers.Range(func(k, _ any) bool {
-		if o := k.(*conn); o != c && o.Gone() {
+	for _, o := range m.peers.all() {
+		if o != c && o.Gone() {
 			gone = append(gone, o)
 		}
-		return true
-	})
+	}
 	if len(gone) == 0 {
 		answer(&wire.States{List: m.list()})
 		return
@@ -212,10 +238,9 @@ func done(answer func(wire.Body), err error) error {
 
 // broadcast sends an event to every daemon that is connected.
 func (m *monitor) broadcast(b wire.Body) {
-	m.conns.Range(func(k, _ any) bool {
-		k.(*conn).send(0, b)
-		return true
-	})
+	for _, c := range m.conns.all() {
+		c.send(0, b)
+	}
 }
 
 // refuse makes a failure that this package has found itself.

@@ -25,7 +25,7 @@ type Packet struct {
 // Close closes the descriptors that nobody has taken out of p.Files.
 func (p *Packet) Close() {
 	for i := range p.Files {
-		p.Files[i].Close()
+		p.Files[i].BriefClose()
 	}
 }
 
@@ -89,19 +89,14 @@ func NewConn(socket *sys.FD, decode func(Header, []byte) (Body, error)) (*Conn, 
 // listenTo makes an epoll instance that can be read from, so to say, when the socket
 // can. Nobody ever asks it for its events.
 func listenTo(socket *sys.FD) (*sys.FD, error) {
-	n, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	ears, err := sys.Epoll()
 	if err != nil {
-		return nil, os.NewSyscallError("epoll_create1", err)
+		return nil, err
 	}
-	ears := sys.NewFD(n)
 	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP}
-	if err := unix.EpollCtl(n, unix.EPOLL_CTL_ADD, socket.Int(), &ev); err != nil {
+	if err := unix.EpollCtl(ears.Int(), unix.EPOLL_CTL_ADD, socket.Int(), &ev); err != nil {
 		ears.Close()
 		return nil, os.NewSyscallError("epoll_ctl", err)
-	}
-	if err := unix.SetNonblock(n, true); err != nil { // or the file would not join the poller
-		ears.Close()
-		return nil, os.NewSyscallError("fcntl O_NONBLOCK", err)
 	}
 	return ears, nil
 }
@@ -204,7 +199,7 @@ func (c *Conn) Recv() (*Packet, error) {
 		if gone != nil {
 			err = gone
 		}
-		return err != unix.EAGAIN
+		return !errors.Is(err, unix.EAGAIN)
 	})
 	switch {
 	case wait != nil:
