@@ -37,7 +37,7 @@ try "podman run: the exit code" "code 7" $podman run --rm --rootfs $root sh -c '
 try "podman run: an address of the bridge" "eth0" $podman run --rm --rootfs $root cat /proc/net/dev
 try "podman run: AppArmor" "containers-default" $podman run --rm --rootfs $root cat /proc/self/attr/current
 try "podman run -t" "/dev/pts/0" $podman run --rm -t --rootfs $root tty
-try "podman run: a user namespace" "0 300000" $podman run --rm --uidmap 0:300000:65536 --gidmap 0:300000:65536 --rootfs $root cat /proc/self/uid_map
+try "podman run: a user namespace" " 300000 " $podman run --rm --uidmap 0:300000:65536 --gidmap 0:300000:65536 --rootfs $root cat /proc/self/uid_map
 try "podman run: the host's cgroup namespace, and its own cgroup" "cgroup.events" $podman run --rm --cgroupns host --rootfs $root ls /sys/fs/cgroup
 try "podman run --detach" "code 0" $podman run --detach --name show2 --memory 64m --rootfs $root sh -c 'trap "exit 3" TERM; while :; do sleep 1; done'
 try "podman inspect: the runtime" "$bin running" $podman inspect -f '{{.OCIRuntime}} {{.State.Status}}' show2
