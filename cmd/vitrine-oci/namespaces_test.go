@@ -1,9 +1,13 @@
 package main
 
 import (
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // withoutCgroupNS takes the cgroup namespace out of a spec.
@@ -43,4 +47,32 @@ func TestHostNamespaceByPath(t *testing.T) {
 		l["sysctl"] = map[string]string{"net.ipv4.ip_forward": "1"}
 	})
 	n.fails("net.ipv4.ip_forward", "create", "--bundle", b, n.tag)
+}
+
+// A process in a user namespace has hard limits above those of the caller, as podman wants
+// them, and so has an exec.
+func TestLimitsInUserNamespace(t *testing.T) {
+	n := newNode(t)
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, caps, _ := strings.Cut(string(status), "CapEff:\t")
+	if caps, err := strconv.ParseUint(caps[:16], 16, 64); err != nil || caps>>unix.CAP_SYS_RESOURCE&1 == 0 {
+		t.Skip("needs CAP_SYS_RESOURCE: raises limits")
+	}
+	b := n.bundle("grep processes /proc/self/limits; exec sleep 1000", func(s map[string]any) {
+		inUserNS(s)
+		p := s["process"].(map[string]any)
+		p["rlimits"] = append(p["rlimits"].([]any), map[string]any{"type": "RLIMIT_NPROC", "soft": 700, "hard": 800})
+	})
+	give(t, b+"/rootfs", 300000)
+	n.opens = "ulimit -p 500 && "
+	defer func() { n.opens = "" }()
+	n.must("run", "--detach", "--bundle", b, n.tag)
+	out := n.must("exec", n.tag, "grep", "processes", "/proc/1/limits", "/proc/self/limits")
+	if f := strings.Fields(out); strings.Count(strings.Join(f, " "), "processes 700 800 processes") != 2 {
+		t.Errorf("%s", out)
+	}
+	n.must("delete", "--force", n.tag)
 }

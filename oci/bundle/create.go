@@ -327,6 +327,7 @@ func (m *maker) fork() error {
 	if m.group != nil {
 		a.CgroupFD = m.group.dir.Int()
 	}
+	raiseLimits(m.bundle.spec.Linux, m.bundle.spec.Process.Rlimits)
 	m.child, err = m.opts.tiny.fork(a)
 	return err
 }

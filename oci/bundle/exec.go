@@ -164,6 +164,7 @@ func (e *execution) fork() error {
 	if err := harden(); err != nil {
 		return err
 	}
+	raiseLimits(e.spec.Linux, e.opts.Process.Rlimits)
 	proc, err := openProc()
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -13,6 +14,7 @@ import (
 	"github.com/vitrine-runtime/vitrine/internal/scratch"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/executor"
+	"github.com/vitrine-runtime/vitrine/oci/program"
 )
 
 // harden keeps what this process knows (the environment of its caller, the spec)
@@ -84,6 +86,21 @@ func (t *tiny) fork(a executor.Attr) (*executor.Child, error) {
 	t.attrs <- a
 	f := <-t.done
 	return f.child, f.err
+}
+
+// raiseLimits raises our hard limits to those of a process in a user namespace. It
+// may not go above what it inherits from us; what we may not raise either is the program's
+// to tell. Soft limits stay as they are.
+func raiseLimits(l *specs.Linux, limits []specs.POSIXRlimit) {
+	if !slices.ContainsFunc(l.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.UserNamespace }) {
+		return
+	}
+	for _, want := range limits {
+		var now unix.Rlimit
+		if n, known := program.Rlimit(want.Type); known && unix.Prlimit(0, n, nil, &now) == nil && want.Hard > now.Max {
+			_ = unix.Prlimit(0, n, &unix.Rlimit{Cur: now.Cur, Max: want.Hard}, nil)
+		}
+	}
 }
 
 // inherited copies n descriptors from 3 on that we were started with.

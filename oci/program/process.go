@@ -87,6 +87,12 @@ var rlimitNumbers = map[string]int{
 	"RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO, "RLIMIT_RTTIME": unix.RLIMIT_RTTIME,
 }
 
+// Rlimit returns the kernel's number of a limit of the spec.
+func Rlimit(name string) (number int, known bool) {
+	n, known := rlimitNumbers[name]
+	return n, known
+}
+
 // rlimits sets the limits that the spec names. RLIMIT_NOFILE has to be among
 // them: the Go runtime of the monitor has raised its own soft limit, and a
 // program that selects over 1024 descriptors would inherit that.
