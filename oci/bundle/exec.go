@@ -99,7 +99,7 @@ func (e *execution) compile() (err error) {
 		case specs.CgroupNamespace:
 			in.CgroupNS = true
 		default:
-			in.Join |= uint64(namespaceFlags[ns.Type])
+			in.Join |= program.NamespaceFlag(ns.Type)
 		}
 	}
 	if p.Terminal && e.opts.ConsoleSocket == "" && !e.opts.Detach {

@@ -11,13 +11,6 @@ import (
 	"github.com/vitrine-runtime/vitrine/oci/program"
 )
 
-// namespaceFlags are what the kernel calls the namespaces of the specification.
-var namespaceFlags = map[specs.LinuxNamespaceType]int{
-	specs.PIDNamespace: unix.CLONE_NEWPID, specs.NetworkNamespace: unix.CLONE_NEWNET, specs.MountNamespace: unix.CLONE_NEWNS,
-	specs.IPCNamespace: unix.CLONE_NEWIPC, specs.UTSNamespace: unix.CLONE_NEWUTS, specs.UserNamespace: unix.CLONE_NEWUSER,
-	specs.CgroupNamespace: unix.CLONE_NEWCGROUP, specs.TimeNamespace: unix.CLONE_NEWTIME,
-}
-
 // table is what is handed over with a program, in its order.
 type table struct{ files []*sys.FD }
 
@@ -60,17 +53,18 @@ func joinNamespaces(spec *specs.Spec, in *program.Input, t *table, guess bool) (
 	return opened, nil
 }
 
-// ownFiles are the files of our own namespaces.
-var ownFiles = map[specs.LinuxNamespaceType]string{
-	specs.PIDNamespace: "pid", specs.NetworkNamespace: "net", specs.MountNamespace: "mnt", specs.IPCNamespace: "ipc",
-	specs.UTSNamespace: "uts", specs.UserNamespace: "user", specs.CgroupNamespace: "cgroup", specs.TimeNamespace: "time",
-}
-
 // ownNamespace says whether a namespace is the one that we are in ourselves: the
 // host's, whose parameters and devices no container is given.
 func ownNamespace(typ specs.LinuxNamespaceType, fd *sys.FD) bool {
+	name := string(typ)
+	switch typ { // the others are called the same
+	case specs.NetworkNamespace:
+		name = "net"
+	case specs.MountNamespace:
+		name = "mnt"
+	}
 	var a, b unix.Stat_t
-	if unix.Fstat(fd.Int(), &a) != nil || unix.Stat("/proc/self/ns/"+ownFiles[typ], &b) != nil {
+	if unix.Fstat(fd.Int(), &a) != nil || unix.Stat("/proc/self/ns/"+name, &b) != nil {
 		return true // it may be: the stricter answer
 	}
 	return a.Dev == b.Dev && a.Ino == b.Ino
@@ -84,7 +78,7 @@ func openNamespace(ns specs.LinuxNamespace) (*sys.FD, error) {
 		return nil, err
 	}
 	kind, err := unix.IoctlRetInt(fd.Int(), unix.NS_GET_NSTYPE)
-	if err == nil && kind != namespaceFlags[ns.Type] {
+	if err == nil && uint64(kind) != program.NamespaceFlag(ns.Type) {
 		err = unix.EINVAL
 	}
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/vitrine-runtime/vitrine/internal/step"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/executor"
+	"github.com/vitrine-runtime/vitrine/oci/program"
 )
 
 // view is what createContainer hooks see. They are the runtime's programs in the
@@ -138,7 +139,7 @@ func hookProgram(h *specs.Hook, dir string, l *specs.Linux) *step.Program {
 	flags := uint64(unix.CLONE_NEWNS)
 	for _, ns := range l.Namespaces {
 		if ns.Type != specs.PIDNamespace { // the forking thread's business
-			flags |= uint64(namespaceFlags[ns.Type])
+			flags |= program.NamespaceFlag(ns.Type)
 		}
 	}
 	p.add("become leader of a session", unix.SYS_SETSID)

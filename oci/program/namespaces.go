@@ -23,6 +23,9 @@ var namespaceFlags = map[specs.LinuxNamespaceType]uint64{
 	specs.UserNamespace:    unix.CLONE_NEWUSER,
 }
 
+// NamespaceFlag returns the kernel's flag (CLONE_NEW*) of a namespace of the spec, 0 for none.
+func NamespaceFlag(t specs.LinuxNamespaceType) uint64 { return namespaceFlags[t] }
+
 // namespaceSets says, in CLONE_NEW* flags, where a container's namespaces come
 // from. What is in none of the three is the forking process's.
 type namespaceSets struct {
