@@ -199,13 +199,11 @@ func (c *call) verb(v *verb, args []string) (int, error) {
 // isRoot refuses callers without root, and those that are root of a user namespace only:
 // cgroups are marked and devices are denied with privileges that they do not have.
 func isRoot() error {
-	if uid := os.Geteuid(); uid != 0 {
-		return fmt.Errorf("%w: uid %d may make no mounts and no cgroups; containers of users without root are not supported", bundle.ErrNotRoot, uid)
-	}
 	const first = 0xeffffffd // PROC_USER_INIT_INO of linux/proc_ns.h
 	var st unix.Stat_t
-	if err := unix.Stat("/proc/self/ns/user", &st); err == nil && st.Ino != first {
-		return fmt.Errorf("%w: this one is of a user namespace; containers of users without root are not supported", bundle.ErrNotRoot)
+	err := unix.Stat("/proc/self/ns/user", &st)
+	if uid := os.Geteuid(); uid != 0 || err == nil && st.Ino != first {
+		return fmt.Errorf("%w of the first user namespace, and uid %d is not that; containers of users without root are not supported", bundle.ErrNotRoot, uid)
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package bundle
 
 import (
-	"errors"
 	"fmt"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -30,18 +29,21 @@ func socketFor(p *specs.Process, path string) (*sys.FD, error) {
 
 // receive takes the descriptor that comes over a socket.
 func receive(from *sys.FD) (*sys.FD, error) {
+	var msgs []unix.SocketControlMessage
+	var fds []int
 	text, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4))
 	_, n, _, err := sys.ReceiveMessage(from.Int(), text, oob, unix.MSG_CMSG_CLOEXEC)
+	if err == nil {
+		msgs, err = unix.ParseSocketControlMessage(oob[:n])
+	}
+	if err == nil && len(msgs) == 1 {
+		fds, err = unix.ParseUnixRights(&msgs[0])
+	}
+	if err == nil && len(fds) != 1 {
+		err = unix.EBADMSG
+	}
 	if err != nil {
-		return nil, fmt.Errorf("receive descriptor: %w", err)
-	}
-	msgs, err := unix.ParseSocketControlMessage(oob[:n])
-	if err != nil || len(msgs) != 1 {
-		return nil, errors.Join(fmt.Errorf("receive descriptor: %d messages: %w", len(msgs), unix.EBADMSG), err)
-	}
-	fds, err := unix.ParseUnixRights(&msgs[0])
-	if err != nil || len(fds) != 1 {
-		return nil, errors.Join(fmt.Errorf("receive descriptor: %d of them: %w", len(fds), unix.EBADMSG), err)
+		return nil, fmt.Errorf("receive the terminal: %w", err)
 	}
 	return sys.NewFD(fds[0]), nil
 }
