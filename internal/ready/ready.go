@@ -107,21 +107,21 @@ func (s *Set) watch() {
 		}
 	})
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.ended = true
 	for fd, done := range s.waiting {
 		delete(s.waiting, fd)
 		close(done)
 	}
+	s.mu.Unlock()
 }
 
 func (s *Set) wake(ev []unix.EpollEvent) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	for i := range ev {
 		if done := s.waiting[ev[i].Fd]; done != nil {
 			delete(s.waiting, ev[i].Fd)
 			close(done)
 		}
 	}
+	s.mu.Unlock()
 }

@@ -95,7 +95,7 @@ func TestPrologueArrangesAnything(t *testing.T) {
 		}
 		var regs [step.Registers]int
 		regs[step.ReportRegister] = report
-		for _, s := range prologue(stdio, report, start, files) {
+		for _, s := range prologue(nil, stdio, report, start, files) {
 			if f[regs[step.ReportRegister]].what != report {
 				t.Fatalf("%v: failures go to descriptor %d", want, regs[step.ReportRegister])
 			}

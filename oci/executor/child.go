@@ -376,16 +376,22 @@ func (c *Child) processFlags() (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer sys.BriefClose(fd)
 	b := make([]byte, 512)
 	n, err := sys.BriefRead(fd, b) // all of it, or nothing: procfs has written it down as a whole
+	sys.BriefClose(fd)
 	if err != nil {
 		return 0, err
 	}
-	// The command name in parentheses may hold spaces and parentheses.
-	f := bytes.Fields(b[bytes.LastIndexByte(b[:n], ')')+1 : n])
-	if len(f) < 7 {
-		return 0, unix.EINVAL
+	// The command name in parentheses may hold spaces and parentheses. Behind it
+	// each field has a space in front of it.
+	f := b[bytes.LastIndexByte(b[:n], ')')+1 : n]
+	for range 7 {
+		i := bytes.IndexByte(f, ' ')
+		if i < 0 {
+			return 0, unix.EINVAL
+		}
+		f = f[i+1:]
 	}
-	return strconv.ParseUint(string(f[6]), 10, 64)
+	f = f[:max(0, bytes.IndexByte(f, ' '))]
+	return strconv.ParseUint(string(f), 10, 64)
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -139,6 +140,12 @@ func newChild(v *step.View, a Attr) (*Child, error) {
 	return c, nil
 }
 
+// loading keeps the room for a prologue, which is several kilobytes for a moment.
+var loading struct {
+	sync.Mutex
+	room []step.Step
+}
+
 // fork runs the program in a new process. Being born in another pid namespace
 // is a property of the thread that forks, so that thread goes there and comes
 // back.
@@ -146,8 +153,10 @@ func (c *Child) fork(v *step.View, a Attr) (err error) {
 	if err := hideMemory(); err != nil {
 		return err
 	}
-	pro := prologue(a.Stdio, c.childReport.Int(), c.childStart.Int(), a.Files)
-	img, err := load(v, pro, c.childReport.Int())
+	loading.Lock()
+	loading.room = prologue(loading.room, a.Stdio, c.childReport.Int(), c.childStart.Int(), a.Files)
+	img, err := load(v, loading.room, c.childReport.Int())
+	loading.Unlock()
 	if err != nil {
 		return err
 	}

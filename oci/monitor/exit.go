@@ -64,9 +64,9 @@ func populated(cgroup *sys.FD) bool {
 	if err != nil {
 		return !errors.Is(err, unix.ENOENT) // removed: nobody is left
 	}
-	defer sys.BriefClose(n)
 	b := make([]byte, 128)
 	k, err := sys.BriefRead(n, b)
+	sys.BriefClose(n)
 	return err != nil || !bytes.Contains(b[:k], []byte("populated 0"))
 }
 

@@ -2,16 +2,14 @@ package monitor
 
 import (
 	"fmt"
-	"os"
-	"os/signal"
 	"sync"
-	"syscall"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vitrine-runtime/vitrine/internal/ready"
+	"github.com/vitrine-runtime/vitrine/internal/signals"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/executor"
 	"github.com/vitrine-runtime/vitrine/oci/wire"
@@ -30,7 +28,7 @@ type family struct {
 
 	ready *ready.Set // for reports and deaths
 
-	sigchld chan os.Signal // nil unless orphans are adopted
+	sigchld chan struct{} // a child may have died; nil unless orphans are adopted
 }
 
 // process is a child of ours, from fork to reaping.
@@ -163,24 +161,37 @@ func (f *family) forget(pid int) {
 	delete(f.known, pid)
 	f.mu.Unlock()
 	if f.sigchld != nil {
-		select {
-		case f.sigchld <- syscall.SIGCHLD: // a known zombie may have hidden an orphan behind it
-		default:
-		}
+		f.poke() // a known zombie may have hidden an orphan behind it
+	}
+}
+
+func (f *family) poke() {
+	select {
+	case f.sigchld <- struct{}{}:
+	default:
 	}
 }
 
 // adoptOrphans reaps what containers leave behind where no init of a pid
 // namespace does: in pods that use the host's. We are their subreaper.
-func (f *family) adoptOrphans() {
-	f.sigchld = make(chan os.Signal, 1)
-	signal.Notify(f.sigchld, syscall.SIGCHLD)
+func (f *family) adoptOrphans() error {
+	caught, err := signals.Catch(unix.SIGCHLD)
+	if err != nil {
+		return err
+	}
+	f.sigchld = make(chan struct{}, 1)
+	go func() { // for the life of the process
+		for buf := make([]byte, 64); f.ready.Wait(caught.Int()) == nil; f.poke() {
+			signals.Read(caught, buf)
+		}
+	}()
 	go func() { // for the life of the process
 		for range f.sigchld {
 			for f.reapOrphan() {
 			}
 		}
 	}()
+	return nil
 }
 
 // reapOrphan looks at a zombie without taking it, and takes it only if it is

@@ -5,15 +5,14 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"runtime/debug"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vitrine-runtime/vitrine/internal/scratch"
+	"github.com/vitrine-runtime/vitrine/internal/signals"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/executor"
 	"github.com/vitrine-runtime/vitrine/oci/wire"
@@ -54,6 +53,7 @@ type monitor struct {
 	peers   daemons       // who may have asked for something
 	ended   chan struct{} // closed by Stop
 	tidying atomic.Bool   // a tidyLater is under way
+	untidy  atomic.Int32  // requests and deaths since the last one
 }
 
 // Main runs the monitor until the pod is stopped and returns its exit code. It
@@ -83,8 +83,8 @@ func Main() int {
 }
 
 // lastWords writes to monitor.log in the pod's directory. There is nobody to tell
-// that it could not.
-func lastWords(text string) { _, _ = os.Stderr.WriteString("vitrine-oci monitor: " + text + "\n") }
+// that it could not; os.Stderr would die of it.
+func lastWords(text string) { _, _ = unix.Write(2, []byte("vitrine-oci monitor: "+text+"\n")) }
 
 // start does everything that happens before requests are served, in an order in
 // which each step still finds what it needs: descriptors from the host's /proc,
@@ -119,7 +119,9 @@ func start() (*monitor, error) {
 	}
 	m.pod.init()
 	if m.setup.HostPID {
-		m.family.adoptOrphans()
+		if err := m.family.adoptOrphans(); err != nil {
+			return nil, err
+		}
 	}
 	if m.setup.SharedPID {
 		return m, m.startPause()
@@ -142,10 +144,10 @@ func quiet() error {
 	if err := resetIgnored(); err != nil {
 		return err
 	}
-	// Handlers, and not SIG_IGN: what is ignored stays ignored over execve. With
-	// SIGPIPE in the list last words to a closed stderr are an error and no death.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
-	return nil
+	// Handlers, and not SIG_IGN: what is ignored stays ignored over execve. Package
+	// os/signal would keep two threads for it.
+	_, err := signals.Catch(unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGPIPE)
+	return err
 }
 
 func (m *monitor) readSetup() error {
@@ -227,17 +229,23 @@ func (m *monitor) serve(ready *os.File) error {
 	return nil
 }
 
-// tidyAfter is how long a monitor keeps what its last requests have left.
-const tidyAfter = 10 * time.Second
+// tidyAfter is how long a monitor keeps what its last requests have left, if those were
+// tidyMany since the last time: each leaves some three kilobytes.
+const (
+	tidyAfter = 10 * time.Second
+	tidyMany  = 150
+)
 
 // tidyLater gives memory back to the kernel, once things have settled: a pod is
 // busy for a second and then quiet for weeks, in which the collector would
-// not run, and there may be hundreds of us. A probe every few seconds
-// costs a collection of a very small heap each tidyAfter.
+// not run, and there may be hundreds of us. A collection leaves a quarter of a
+// megabyte of its own behind, so it is not for a pod that has started its
+// containers and is probed now and then.
 func (m *monitor) tidyLater() {
-	if m.tidying.CompareAndSwap(false, true) {
+	if m.untidy.Add(1) >= tidyMany && m.tidying.CompareAndSwap(false, true) {
 		time.AfterFunc(tidyAfter, func() {
 			m.tidying.Store(false)
+			m.untidy.Store(0)
 			debug.FreeOSMemory()
 		})
 	}

@@ -277,9 +277,9 @@ func oomKills(cgroup *sys.FD) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer sys.BriefClose(n)
 	b := make([]byte, 512)
 	k, err := sys.BriefRead(n, b)
+	sys.BriefClose(n)
 	if err != nil {
 		return 0, err
 	}

@@ -69,22 +69,23 @@ type daemons struct {
 
 func (d *daemons) add(c *conn) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	d.list = append(d.list, c)
+	d.mu.Unlock()
 }
 
 func (d *daemons) remove(c *conn) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	last := len(d.list) - 1
 	d.list[slices.Index(d.list, c)], d.list[last] = d.list[last], nil
 	d.list = d.list[:last]
+	d.mu.Unlock()
 }
 
 func (d *daemons) all() []*conn {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	return append([]*conn(nil), d.list...)
+	l := append([]*conn(nil), d.list...)
+	d.mu.Unlock()
+	return l
 }
 
 // converse serves one connection: root's only, Hello first.
