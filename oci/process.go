@@ -51,8 +51,8 @@ type ContainerConfig struct {
 
 func (c *ContainerConfig) close() {
 	c.Rootfs.Close()
-	c.Cgroup.Close()
-	c.PodCgroup.Close()
+	c.Cgroup.BriefClose()
+	c.PodCgroup.BriefClose()
 	for _, f := range c.Mounts {
 		f.Close()
 	}
@@ -118,7 +118,7 @@ type order struct {
 
 func (o *order) close() {
 	for _, f := range o.own {
-		f.Close()
+		f.BriefClose()
 	}
 	putRoom(o.code)
 }
