@@ -98,6 +98,7 @@ func pauseProgram() *step.Program {
 	return p
 }
 
+//go:noinline
 func num(v uint64) step.Arg { return step.Arg{Kind: step.Const, Val: v} }
 
 func data(p *step.Program, words []uint64) step.Arg {

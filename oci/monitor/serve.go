@@ -245,6 +245,8 @@ func (m *monitor) broadcast(b wire.Body) {
 }
 
 // refuse makes a failure that this package has found itself.
+//
+//go:noinline
 func refuse(code wire.Code, text string) *wire.Failure { return &wire.Failure{Code: code, Text: text} }
 
 // failure says over the wire what err is: kind, errno, and which step.
