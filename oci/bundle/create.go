@@ -43,6 +43,7 @@ type CreateOptions struct {
 	tiny    *tiny   // where the child is to be born; create ends it
 
 	straight bool // it is started at once
+	attended bool // by us, who pass signals on to it
 }
 
 // Create makes a container and lets it run to its start wait. It returns it locked;
@@ -346,6 +347,11 @@ func (m *maker) settle(ctx context.Context) error {
 		}
 	}
 	if m.opts.straight && m.child.Free() && len(hooksOf(m.bundle.spec.Hooks, startContainer)) == 0 {
+		if m.opts.attended { // it may be sent one at once
+			if err := catchAll(); err != nil {
+				return err
+			}
+		}
 		if err := m.child.Allow(); err != nil {
 			return err
 		}

@@ -45,6 +45,11 @@ func (c *Container) Exec(o ExecOptions) (code int, err error) {
 	if err := e.compile(); err != nil {
 		return 0, fmt.Errorf("exec in container %s: %w", c.rec.ID, err)
 	}
+	if !o.Detach {
+		if err := catchAll(); err != nil { // the program may be sent one at once
+			return 0, err
+		}
+	}
 	if err := e.start(); err != nil {
 		return 0, fmt.Errorf("exec in container %s: %w", c.rec.ID, err)
 	}
@@ -53,9 +58,6 @@ func (c *Container) Exec(o ExecOptions) (code int, err error) {
 		return 0, nil
 	}
 	if err := c.Close(); err != nil { // for others to kill it
-		return 0, err
-	}
-	if err := catchAll(); err != nil {
 		return 0, err
 	}
 	return e.wait()

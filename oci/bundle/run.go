@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -29,7 +30,7 @@ func (r *Runtime) Run(ctx context.Context, id string, o RunOptions) (code int, e
 	if err := CheckID(id); err != nil {
 		return 0, err
 	}
-	o.tiny, o.straight = enterTiny(), true
+	o.tiny, o.straight, o.attended = enterTiny(), true, !o.Detach
 	if o.bundle, err = openBundle(o.Bundle); err != nil {
 		o.tiny.leave()
 		return 0, err
@@ -49,7 +50,7 @@ func (r *Runtime) Run(ctx context.Context, id string, o RunOptions) (code int, e
 	}
 	defer func() { _ = c.Close() }() // a lock that ends with us
 	defer child.Close()
-	if !o.Detach {
+	if o.attended {
 		err = catchAll()
 	}
 	if err == nil {
@@ -91,10 +92,10 @@ func (r *Runtime) Run(ctx context.Context, id string, o RunOptions) (code int, e
 }
 
 // catchAll has attend pass on the signals that come from here on, and those that were caught before.
-func catchAll() error {
+var catchAll = sync.OnceValue(func() error {
 	_, err := signals.Catch(signals.ToPassOn()...)
 	return err
-}
+})
 
 // attend passes on the signals that are caught to a child until it ends, and returns its exit
 // code. resized is called where the terminal has another size, if not nil.
