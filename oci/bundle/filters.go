@@ -92,9 +92,13 @@ func (k *kept) load() (code []byte, flags uint64) {
 	}
 	defer unix.Close(n)
 	begin := fixed + len(k.head)
-	b := make([]byte, begin+8*seccomp.MaxLen+1) // who has the last byte is none of ours
+	var st unix.Stat_t
+	if err := unix.Fstat(n, &st); err != nil || st.Size <= int64(begin) || st.Size > int64(begin+8*seccomp.MaxLen) {
+		return nil, 0
+	}
+	b := make([]byte, st.Size)
 	m, err := unix.Read(n, b)
-	if err != nil || m <= begin || m == len(b) || (m-begin)%8 != 0 || binary.NativeEndian.Uint64(b) != sum(b[8:m]) ||
+	if err != nil || m < len(b) || (m-begin)%8 != 0 || binary.NativeEndian.Uint64(b) != sum(b[8:m]) ||
 		binary.NativeEndian.Uint64(b[16:]) != uint64(len(k.head)) || !bytes.Equal(b[fixed:begin], k.head) {
 		return nil, 0
 	}

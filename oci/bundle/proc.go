@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"strconv"
 	"time"
 
@@ -32,7 +31,7 @@ func (p proc) dead() bool { return p.state == 'Z' || p.state == 'X' || p.state =
 
 // readProc reads a process's stat. One that is gone is fs.ErrNotExist.
 func readProc(pid int) (proc, error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	b, err := readShort("/proc/" + strconv.Itoa(pid) + "/stat")
 	if errors.Is(err, unix.ESRCH) {
 		err = fs.ErrNotExist
 	}
@@ -50,6 +49,21 @@ func readProc(pid int) (proc, error) {
 	p.flags, errs[1] = strconv.ParseUint(string(f[6]), 10, 64)
 	p.start, errs[2] = strconv.ParseUint(string(f[19]), 10, 64)
 	return p, errors.Join(errs[:]...)
+}
+
+// readShort reads a file of the kernel's that is shorter than 4 KiB and comes in one piece.
+func readShort(path string) ([]byte, error) {
+	n, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(n)
+	b := make([]byte, 4096)
+	m, err := unix.Read(n, b)
+	if err != nil {
+		return nil, &fs.PathError{Op: "read", Path: path, Err: err}
+	}
+	return b[:m], nil
 }
 
 // identity is a process for as long as the machine is up: numbers are used again,

@@ -173,11 +173,33 @@ func lockDir(path string) (*directory, error) {
 
 // write puts a file into the directory, whole or not at all.
 func (d *directory) write(name string, content []byte) error {
-	tmp := filepath.Join(d.path, "."+name)
-	if err := os.WriteFile(tmp, content, 0o600); err != nil {
+	dir, tmp := int(d.Fd()), "."+name
+	err := put(dir, tmp, content)
+	for errors.Is(err, unix.EINTR) { // as some file systems do
+		err = put(dir, tmp, content)
+	}
+	if err == nil {
+		err = unix.Renameat(dir, tmp, dir, name)
+	}
+	if err != nil {
+		return &fs.PathError{Op: "write", Path: filepath.Join(d.path, name), Err: err}
+	}
+	return nil
+}
+
+// put writes a file. Package os would ask first whether it can be polled.
+func put(dir int, name string, content []byte) error {
+	n, err := unix.Openat(dir, name, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
 		return err
 	}
-	return os.Rename(tmp, filepath.Join(d.path, name))
+	defer unix.Close(n)
+	for err == nil && len(content) > 0 {
+		var m int
+		m, err = unix.Write(n, content)
+		content = content[max(m, 0):]
+	}
+	return err
 }
 
 func (d *directory) read(name string) ([]byte, error) {
@@ -186,5 +208,11 @@ func (d *directory) read(name string) ([]byte, error) {
 
 // remove takes the directory away, and with it the container.
 func (d *directory) remove() error {
-	return os.RemoveAll(d.path)
+	for _, name := range []string{stateName, configName, programName, startName, reportName} {
+		_ = unix.Unlink(d.path + "/" + name) // it need not be there
+	}
+	if unix.Rmdir(d.path) == nil {
+		return nil
+	}
+	return os.RemoveAll(d.path) // there is more, or nothing
 }

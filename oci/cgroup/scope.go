@@ -270,16 +270,15 @@ func (s *Scope) waitEvent(ctx context.Context, key string, want uint64) error {
 
 // retry calls f until it is done, fails, or ctx ends.
 func retry(ctx context.Context, f func() (done bool, err error)) error {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
 	for pause := 200 * time.Microsecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		done, err := f()
 		if done || err != nil {
 			return err
 		}
-		timer.Reset(pause)
+		timer := time.NewTimer(pause) // not before: mostly it is done at once
 		select {
 		case <-ctx.Done():
+			timer.Stop()
 			return ctx.Err()
 		case <-timer.C:
 		}
