@@ -91,10 +91,8 @@ func (p *Pod) Create(ctx context.Context, c ContainerConfig) (*Process, error) {
 		return nil, fmt.Errorf("create container %s: %w", c.ID, err)
 	}
 	defer o.close()
-	kept := make(chan error, 1)
-	go func() { kept <- writeProgram(o.own[1], o.code) }() // ends before Create returns
 	created, err := ask[*wire.Created](ctx, p, &o.request, o.files...)
-	kerr := <-kept
+	kerr := writeProgram(o.own[1], o.code) // also of what failed; meanwhile nobody waits for the processor
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", c.ID, err)
 	}
