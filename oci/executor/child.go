@@ -213,7 +213,8 @@ func (c *Child) Close() error {
 	}
 	c.pipe.BriefClose()
 	c.start.BriefClose()
-	return c.pidfd.Close()
+	c.pidfd.BriefClose()
+	return nil
 }
 
 func (c *Child) closeChildEnds() {

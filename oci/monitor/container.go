@@ -183,11 +183,11 @@ func (m *monitor) fork(c *container, r *wire.Create, p *wire.Packet) (note strin
 	next := 0
 	take := func() *sys.FD { next++; return p.Take(next - 1) }
 	prog := take()
-	defer prog.Close()
+	defer prog.BriefClose()
 	c.dir = take()
 	if r.LogName != "" {
 		dir := take()
-		defer dir.Close()
+		defer dir.BriefClose()
 		if c.log, err = crilog.Open(crilog.Config{Dir: dir.Int(), Name: r.LogName}); err != nil {
 			return "", err
 		}

@@ -20,17 +20,17 @@ func (m *monitor) exec(r *wire.Exec, p *wire.Packet, answer func(wire.Body)) err
 	next := 0
 	take := func() *sys.FD { next++; return p.Take(next - 1) }
 	prog := take()
-	defer prog.Close()
+	defer prog.BriefClose()
 	// A copy of our own: the container may die and be closed meanwhile.
 	pidfd, err := c.p.PidFD().Dup()
 	if err != nil {
 		return refuse(wire.CodeState, "container "+r.ID+" is dead")
 	}
-	defer pidfd.Close()
+	defer pidfd.BriefClose()
 	a := executor.Attr{CgroupFD: -1, PIDNS: pidfd.Int(), ProcFD: m.proc.root.Int(), Files: []int{pidfd.Int()}}
 	if r.Cgroup {
 		cgroup := take()
-		defer cgroup.Close()
+		defer cgroup.BriefClose()
 		a.CgroupFD = cgroup.Int()
 	}
 	for i := range a.Stdio {
