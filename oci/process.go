@@ -58,6 +58,15 @@ func (c *ContainerConfig) close() {
 	}
 }
 
+// attached closes the mounts that the container has attached: ours are not the last
+// references, whose end would unmount something, so that is brief.
+func (c *ContainerConfig) attached() {
+	c.Rootfs.BriefClose()
+	for _, f := range c.Mounts {
+		f.BriefClose()
+	}
+}
+
 // Process is a handle on one container's main process, by its id. Nothing is in
 // it that would have to be closed.
 type Process struct {
@@ -99,6 +108,7 @@ func (p *Pod) Create(ctx context.Context, c ContainerConfig) (*Process, error) {
 	if kerr != nil {
 		created.Note = strings.TrimPrefix(created.Note+"; the program was not kept: "+kerr.Error(), "; ")
 	}
+	c.attached()
 	pr := p.Process(c.ID)
 	pr.pid.Store(int64(created.Pid))
 	pr.oom.Store(int64(created.OOMScore))
@@ -232,16 +242,22 @@ func openDir(path string) (*sys.FD, error) {
 }
 
 // writeProgram leaves the program for whoever wants to look at it. It decides
-// nothing: the monitor runs what came in the request.
+// nothing: the monitor runs what came in the request. The directory is on a tmpfs, as
+// for exit.json.
 func writeProgram(dir *sys.FD, code []byte) error {
-	n, err := unix.Openat(dir.Int(), programName, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	f, err := sys.BriefOpen(dir.Int(), programName, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return fmt.Errorf("create %s: %w", programName, err)
 	}
-	f := sys.NewFD(n).File(programName)
-	defer f.Close()
-	_, err = f.Write(code)
-	return err
+	defer sys.BriefClose(f)
+	n, err := sys.BriefWrite(f, code)
+	if err == nil && n < len(code) {
+		err = unix.ENOSPC
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", programName, err)
+	}
+	return nil
 }
 
 // ID returns the container's id.
