@@ -85,6 +85,19 @@ func (r *receiver) until(want string) bool {
 	return true
 }
 
+// interrupt interrupts a shell that says "ready" and then runs cat. The shell must wait for cat by then: one that is
+// interrupted while it prints leaves its output locked, and busybox's then waits for itself for ever.
+func (r *receiver) interrupt() {
+	if !r.until("ready\r\n") {
+		return
+	}
+	r.master.WriteString("go\n")
+	if r.until("go\r\ngo\r\n") { // the terminal's echo, and cat's
+		r.master.WriteString("\x03")
+		r.until("")
+	}
+}
+
 // console makes a stage with a terminal and what receives it.
 func console(t *testing.T, root string, args ...string) (*stage, *receiver) {
 	t.Helper()
@@ -117,7 +130,7 @@ ls /proc/self/fd | head -c 100
 echo to the console > /dev/console
 echo to the terminal > /dev/tty
 echo ready
-sleep 100
+cat
 `)
 	s.in.Spec.Process.ConsoleSize = &specs.Box{Height: 33, Width: 132}
 	s.in.Spec.Process.User = specs.User{UID: 1000, GID: 1000}
@@ -128,8 +141,7 @@ sleep 100
 		}
 		// The size of its window, and its signals, come from the master.
 		unix.IoctlSetWinsize(int(r.master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 1, Col: 2})
-		r.master.WriteString("\x03")
-		r.until("")
+		r.interrupt()
 	}
 	res := s.run(t)
 	if res.err != nil {
@@ -142,7 +154,7 @@ sleep 100
 	for _, want := range []string{
 		"/dev/pts/0\r\n33 132\r\n", "/dev/console 88:0 620 1000 5 character special file", "/dev/pts/0 88:0 620 1000 5 character special file",
 		"fd /proc/self/fd/0 88:0\r\nfd /proc/self/fd/1 88:0\r\nfd /proc/self/fd/2 88:0\r\n", "rw,nosuid,noexec", "- devpts devpts",
-		"controlling 34816\r\n", "0\r\n1\r\n2\r\n3\r\n", "to the console\r\nto the terminal\r\nready\r\n^C",
+		"controlling 34816\r\n", "0\r\n1\r\n2\r\n3\r\n", "to the console\r\nto the terminal\r\nready\r\ngo\r\ngo\r\n^C",
 	} {
 		if !strings.Contains(r.out.String(), want) {
 			t.Errorf("terminal shows no %q", want)
@@ -180,7 +192,7 @@ func TestTerminalOfExec(t *testing.T) {
 	r := newReceiver(t)
 	var err error
 	s.after = func(c *executor.Child) {
-		p := testSpec("sh", "-c", "tty; stty size; stat -c '%n %t:%T %a %u %g' /dev/pts/0; ls /dev/console; echo for all > /dev/tty; ls /proc/self/fd; echo ready; sleep 50").Process
+		p := testSpec("sh", "-c", "tty; stty size; stat -c '%n %t:%T %a %u %g' /dev/pts/0; ls /dev/console; echo for all > /dev/tty; ls /proc/self/fd; echo ready; cat").Process
 		p.Terminal, p.ConsoleSize, p.User = true, &specs.Box{Height: 10, Width: 20}, specs.User{UID: 77, GID: 7}
 		err = execOn(t, c, p, r)
 		unix.Kill(c.Pid(), unix.SIGKILL)
@@ -203,7 +215,7 @@ func TestTerminalInUserNamespace(t *testing.T) {
 	for _, a := range []string{"tty", "stty"} {
 		os.Symlink("busybox", filepath.Join(root, "bin", a))
 	}
-	spec := userSpec("sh", "-c", "tty; stat -c '%n %t:%T %a %u %g' /dev/pts/0 /dev/console; echo ready; sleep 50; exit $?")
+	spec := userSpec("sh", "-c", "tty; stat -c '%n %t:%T %a %u %g' /dev/pts/0 /dev/console; echo ready; cat; exit $?")
 	spec.Process.User = specs.User{UID: 1000, GID: 1000}
 	spec.Process.Terminal = true
 	s, r := userStage(t, root, spec), newReceiver(t)
@@ -211,10 +223,7 @@ func TestTerminalInUserNamespace(t *testing.T) {
 	os.WriteFile(filepath.Join(s.sources[0], "console"), nil, 0o600)
 	s.before = func(*executor.Child) { r.receive() }
 	s.after = func(*executor.Child) {
-		if r.until("ready\r\n") {
-			r.master.WriteString("\x03")
-			r.until("")
-		}
+		r.interrupt()
 	}
 	if res := s.run(t); res.err != nil || res.status.ExitStatus() != 130 {
 		t.Fatalf("%v, status %#x, %q", res.err, uint32(res.status), r.out.Bytes())
@@ -285,10 +294,7 @@ func execOn(t *testing.T, c *executor.Child, p *specs.Process, r *receiver) erro
 				return err
 			}
 			r.receive()
-			if r.until("ready\r\n") {
-				r.master.WriteString("\x03")
-				r.until("")
-			}
+			r.interrupt()
 			var ws unix.WaitStatus
 			unix.Wait4(e.Pid(), &ws, 0, nil)
 			if ws.ExitStatus() != 130 && ws.Signal() != unix.SIGINT {
