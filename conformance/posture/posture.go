@@ -28,10 +28,11 @@ func Line(l string) string {
 	return strings.TrimRight("    "+strings.Join(strings.Fields(inode.ReplaceAllString(l, "")), " "), " ") + "\n"
 }
 
-// Unblocked takes out of a line of /proc/PID/status that all signals are blocked: the shell's fork does that in the
-// shell for a moment, in which its child may read this.
-func Unblocked(l string) string {
-	return strings.Replace(l, "SigBlk:\tfffffffffffbfeff", "SigBlk:\t0000000000000000", 1)
+// Status returns a command for a shell that says which status it has: the lines of /proc/$$/status with these names,
+// patterns of case. No other process is needed for that: while a shell forks, it has all signals blocked, and its child
+// would see it so now and then.
+func Status(names ...string) string {
+	return "while read -r l; do case ${l%%:*} in " + strings.Join(names, "|") + `) echo "$l";; esac; done </proc/$$/status`
 }
 
 // Mount is a line of /proc/PID/mountinfo.
