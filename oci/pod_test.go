@@ -173,14 +173,17 @@ func (n *node) leaf(name string) *sys.FD {
 	return f
 }
 
+// patience is how long something may take before it counts as never: an emulated guest on a busy machine is slow.
+const patience = time.Minute
+
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		if ok() {
 			return
 		}
 	}
-	t.Errorf("after 10 s still not: %s", what)
+	t.Errorf("after %v still not: %s", patience, what)
 }
 
 // pod starts a pod that is killed at the test's end, if it still lives then.

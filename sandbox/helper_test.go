@@ -414,15 +414,18 @@ func (n *node) podState(id string) runtimeapi.PodSandboxState {
 	return st.State
 }
 
+// patience is how long something may take before it counts as never: an emulated guest on a busy machine is slow.
+const patience = time.Minute
+
 // eventually polls a condition that some other goroutine brings about.
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		if f() {
 			return
 		}
 	}
-	t.Fatalf("%s: not within 10 s", what)
+	t.Fatalf("%s: not within %v", what, patience)
 }
 
 // fakeMonitors runs helpers as plain children in the container's cgroup. It fails where it is told to, and
