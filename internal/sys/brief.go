@@ -37,6 +37,20 @@ func brief(nr uintptr, fd int, b []byte) (int, error) {
 	}
 }
 
+// BriefPread reads from a place in a file of memory.
+func BriefPread(fd int, b []byte, at int) (int, error) {
+	for {
+		n, _, errno := unix.RawSyscall6(unix.SYS_PREAD64, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), uintptr(at), 0, 0)
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+			continue
+		}
+		return 0, errno
+	}
+}
+
 // BriefOpen opens a file of the kernel's own making (procfs, cgroupfs, tmpfs),
 // close-on-exec. The caller closes it, by BriefClose.
 func BriefOpen(dir int, path string, flags int, mode uint32) (int, error) {

@@ -180,10 +180,8 @@ func (m *monitor) create(r *wire.Create, p *wire.Packet, answer func(wire.Body))
 // fork takes the descriptors of the request apart, in the order that
 // wire.Create says, and starts the child.
 func (m *monitor) fork(c *container, r *wire.Create, p *wire.Packet) (note string, err error) {
-	next := 0
+	next := 1 // behind the program
 	take := func() *sys.FD { next++; return p.Take(next - 1) }
-	prog := take()
-	defer prog.BriefClose()
 	c.dir = take()
 	if r.LogName != "" {
 		dir := take()
@@ -216,7 +214,7 @@ func (m *monitor) fork(c *container, r *wire.Create, p *wire.Packet) (note strin
 	for i, f := range pipes.child {
 		a.Stdio[i] = f.Int()
 	}
-	c.p, err = m.family.start(prog.Int(), a)
+	c.p, err = m.family.start(p.Take(0), a)
 	pipes.closeChildEnds(m.null)
 	if err != nil {
 		pipes.closeOurEnds()

@@ -159,36 +159,3 @@ func TestFailure(t *testing.T) {
 		}
 	}
 }
-
-// A program comes from another process: it is mapped only if nobody can change or
-// shorten it.
-func TestMapProgram(t *testing.T) {
-	plain, err := unix.MemfdCreate("plain", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(plain)
-	if _, err := unix.Write(plain, []byte("program")); err != nil {
-		t.Fatal(err)
-	}
-	empty, err := sys.SealedMemfd("empty", nil, false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer empty.Close()
-	for name, fd := range map[string]int{"unsealed": plain, "empty": empty.Int(), "no memfd": 0, "closed": -1} {
-		if _, err := mapProgram(fd); !errors.Is(err, unix.EINVAL) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	good, err := sys.SealedMemfd("good", []byte("program"), false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer good.Close()
-	b, err := mapProgram(good.Int())
-	if err != nil || string(b) != "program" {
-		t.Fatalf("%q, %v", b, err)
-	}
-	unix.Munmap(b)
-}
