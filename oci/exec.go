@@ -97,6 +97,7 @@ func (pr *Process) exec(ctx context.Context, c *ExecConfig) (*Exec, error) {
 	if err != nil {
 		return nil, err
 	}
+	mem.BriefClose() // the monitor has it
 	packet, err := pr.pod.await(ctx, id, call)
 	if err != nil {
 		return nil, err

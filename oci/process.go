@@ -99,9 +99,15 @@ func (p *Pod) Create(ctx context.Context, c ContainerConfig) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", c.ID, err)
 	}
-	defer o.close()
-	created, err := ask[*wire.Created](ctx, p, &o.request, o.files...)
-	kerr := writeProgram(o.own[1], o.code) // also of what failed; meanwhile nobody waits for the processor
+	id, call, err := p.send(&o.request, o.files, false)
+	if err != nil {
+		o.close()
+		return nil, fmt.Errorf("create container %s: %w", c.ID, err)
+	}
+	// Also of what will fail; and now, since the answer takes longer.
+	kerr := writeProgram(o.own[1], o.code)
+	o.close()
+	created, err := await[*wire.Created](ctx, p, id, call, &o.request)
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", c.ID, err)
 	}

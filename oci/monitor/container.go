@@ -34,6 +34,7 @@ type container struct {
 	asked  *listener // answers the notifications of its filter; nil without
 	kills  *oomAccount
 	p      *process
+	end    atHand
 	shot   atomic.Bool // it was us who sent SIGKILL
 
 	state wire.State
@@ -265,6 +266,8 @@ func (m *monitor) start(id string, answer func(wire.Body)) error {
 	c.state.Started = time.Now().UnixNano()
 	m.pod.mu.Unlock()
 	answer(&wire.Done{})
+	c.prepare() // its death waits for verbs
+	m.ledger.follow(c.kills)
 	return nil
 }
 
@@ -307,7 +310,7 @@ func (m *monitor) watch(c *container) {
 		c.close() // create failed and has said so
 		return
 	}
-	others := populated(c.cgroup) // as a rule there are none: init's end was that of its pid namespace
+	others := populated(c.cgroup, c.end.events) // as a rule there are none: init's end was that of its pid namespace
 	// First of all: the count goes with the cgroup.
 	status = m.ledger.settle(c.kills, ending{status: status, byUs: c.killedByUs()})
 	if others {
@@ -325,7 +328,7 @@ func (m *monitor) watch(c *container) {
 	c.state.Status = status
 	record := c.state
 	m.pod.mu.Unlock()
-	if err := writeExit(c.dir, &record); err != nil {
+	if err := writeExit(c.dir, c.end.record, &record); err != nil {
 		// The event and List still know; only a crash of ours would lose it.
 		lastWords("container " + c.id + ": " + err.Error())
 	}
@@ -360,6 +363,7 @@ func (c *container) close() {
 	c.stdin.BriefClose()
 	c.cgroup.BriefClose()
 	c.dir.BriefClose()
+	c.end.close()
 }
 
 // remove forgets a container that is dead.

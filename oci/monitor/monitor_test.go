@@ -98,10 +98,18 @@ func TestWriteExit(t *testing.T) {
 	path := t.TempDir()
 	dir := sys.NewFD(mustOpen(t, path))
 	defer dir.Close()
-	for _, id := range []string{"a-very-long-name-of-a-container", "b"} {
-		if err := writeExit(dir, &wire.State{ID: id}); err != nil {
+	for i, id := range []string{"a-very-long-name-of-a-container", "b", "a-record-that-was-opened-before", "d"} {
+		var f *sys.FD
+		if i >= 2 {
+			var err error
+			if f, err = openExit(dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := writeExit(dir, f, &wire.State{ID: id}); err != nil {
 			t.Fatal(err)
 		}
+		f.Close()
 		b, err := os.ReadFile(path + "/" + wire.ExitName)
 		if err != nil || !json.Valid(b) || !bytes.Contains(b, []byte(id)) {
 			t.Errorf("%s, %v", b, err)
@@ -113,7 +121,7 @@ func TestWriteExit(t *testing.T) {
 	if err := os.Symlink("/dev/full", path+"/."+wire.ExitName); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeExit(dir, &wire.State{ID: "c"}); !errors.Is(err, unix.ELOOP) {
+	if err := writeExit(dir, nil, &wire.State{ID: "c"}); !errors.Is(err, unix.ELOOP) {
 		t.Errorf("through a symlink: %v", err)
 	}
 }

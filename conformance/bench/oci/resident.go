@@ -65,7 +65,7 @@ func (w *worker) resident(name string) (sample, error) {
 	if err := removeLeaf(w.ours, id); err != nil {
 		return sample{}, err
 	}
-	if err := os.RemoveAll(c.Dir); err != nil {
+	if err := oci.RemoveDir(c.Dir); err != nil {
 		return sample{}, err
 	}
 	return sample{Wall: time.Since(begin), CPU: burnt() + w.usage() - cpu}, nil
