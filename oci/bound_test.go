@@ -34,7 +34,7 @@ func (l *limited) bound(p *Pod, path string, limit int, argv ...string) (code, p
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	code, err = runBound(path, filepath.Join(c.Dir, "program"), encoded, c.Cgroup.Int(), table)
+	code, err = runBound(path, filepath.Join(c.Dir, "program"), encoded.code, c.Cgroup.Int(), table)
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestBound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if code, err := runBound(path, filepath.Join(c.Dir, "program"), encoded, c.Cgroup.Int(), table); code != 7 || err != nil {
+	if code, err := runBound(path, filepath.Join(c.Dir, "program"), encoded.code, c.Cgroup.Int(), table); code != 7 || err != nil {
 		t.Errorf("exit code %d, %v; want 7, from the first process of a pid namespace", code, err)
 	}
 }

@@ -54,13 +54,12 @@ func (pr *Process) exec(ctx context.Context, c *ExecConfig) (*Exec, error) {
 		return nil, err
 	}
 	// A cgroup namespace that is the host's can be joined as well as any other.
-	code, err := program.EncodeExec(program.ExecInput{Process: c.Process, Seccomp: filter, SeccompFlags: flags, CgroupNS: true,
-		NoWait: pr.pod.version < 3}, getRoom())
-	defer putRoom(code)
+	p, err := encodeExec(program.ExecInput{Process: c.Process, Seccomp: filter, SeccompFlags: flags, CgroupNS: true, NoWait: pr.pod.version < 3})
 	if err != nil {
 		return nil, fmt.Errorf("compile process: %w", err)
 	}
-	mem, err := sys.SealedMemfd("vitrine-program", code, false)
+	defer func() { p.done() }()
+	mem, err := sys.SealedMemfd("vitrine-program", p.code, false)
 	if err != nil {
 		return nil, err
 	}
@@ -97,6 +96,8 @@ func (pr *Process) exec(ctx context.Context, c *ExecConfig) (*Exec, error) {
 	if err != nil {
 		return nil, err
 	}
+	mem.BriefClose() // the monitor has it
+	p.done()
 	packet, err := pr.pod.await(ctx, id, call)
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -298,11 +299,8 @@ var fieldResults = map[string]func(s *specs.Spec) ([]byte, error){
 		if s.Process.Terminal {
 			in.ConsoleSocket = 1
 		}
-		p, err := program.Compile(in)
-		if err != nil {
-			return nil, err
-		}
-		return p.Encode()
+		b, err := program.Encode(in, nil)
+		return b, errors.Join(err, sameFromCache(in, b, err))
 	},
 	"seccomp": func(s *specs.Spec) ([]byte, error) {
 		f, err := seccomp.Compile(s.Linux.Seccomp)
@@ -315,6 +313,19 @@ var fieldResults = map[string]func(s *specs.Spec) ([]byte, error){
 		f, err := cgroup.Files(s.Linux.Resources)
 		return fmt.Appendf(nil, "%q", f), err
 	},
+}
+
+// sameFromCache says whether the cache answers as the compiler does, when it has seen the
+// spec's neighbours and when it has seen this one.
+func sameFromCache(in program.Input, want []byte, refused error) error {
+	for range 2 {
+		c, err := encodeContainer(in)
+		if !bytes.Equal(c.code, want) || fmt.Sprint(err) != fmt.Sprint(refused) {
+			return fmt.Errorf("the cache says something else (%v)", err)
+		}
+		c.done()
+	}
+	return nil
 }
 
 // reach returns the field behind a path, and makes what is on the way.

@@ -264,7 +264,16 @@ func (p *Pod) await(ctx context.Context, id uint64, c *call) (*wire.Packet, erro
 
 // ask sends a request and returns its one answer, which has no descriptors.
 func ask[T wire.Body](ctx context.Context, p *Pod, m wire.Body, files ...int) (answer T, err error) {
-	packet, err := askPacket(ctx, p, m, files)
+	id, c, err := p.send(m, files, false)
+	if err != nil {
+		return answer, err
+	}
+	return await[T](ctx, p, id, c, m)
+}
+
+// await returns the answer to a request that was sent.
+func await[T wire.Body](ctx context.Context, p *Pod, id uint64, c *call, m wire.Body) (answer T, err error) {
+	packet, err := p.await(ctx, id, c)
 	if err != nil {
 		return answer, err
 	}

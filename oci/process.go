@@ -99,9 +99,15 @@ func (p *Pod) Create(ctx context.Context, c ContainerConfig) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", c.ID, err)
 	}
-	defer o.close()
-	created, err := ask[*wire.Created](ctx, p, &o.request, o.files...)
-	kerr := writeProgram(o.own[1], o.code) // also of what failed; meanwhile nobody waits for the processor
+	id, call, err := p.send(&o.request, o.files, false)
+	if err != nil {
+		o.close()
+		return nil, fmt.Errorf("create container %s: %w", c.ID, err)
+	}
+	// Also of what will fail; and now, since the answer takes longer.
+	kerr := writeProgram(o.own[1], o.program.code)
+	o.close()
+	created, err := await[*wire.Created](ctx, p, id, call, &o.request)
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", c.ID, err)
 	}
@@ -121,14 +127,14 @@ type order struct {
 	request wire.Create
 	files   []int
 	own     []*sys.FD // those that were opened here: the program, the directory, the log's directory
-	code    []byte    // the program, as it is in own[0]
+	program coded     // as it is in own[0]
 }
 
 func (o *order) close() {
 	for _, f := range o.own {
 		f.BriefClose()
 	}
-	putRoom(o.code)
+	o.program.done()
 }
 
 // keep adds a descriptor that was opened here to the request.
@@ -147,12 +153,12 @@ func newOrder(c *ContainerConfig, sharedPID bool, version uint16) (_ *order, err
 			o.close()
 		}
 	}()
-	code, table, asked, err := compile(c, sharedPID, version)
+	p, table, asked, err := compile(c, sharedPID, version)
 	if err != nil {
 		return nil, err
 	}
-	o.code = code
-	if err := o.keep(sys.SealedMemfd("vitrine-program", code, false)); err != nil {
+	o.program = p
+	if err := o.keep(sys.SealedMemfd("vitrine-program", p.code, false)); err != nil {
 		return nil, err
 	}
 	if err := o.keep(openDir(c.Dir)); err != nil {
@@ -193,13 +199,13 @@ func newOrder(c *ContainerConfig, sharedPID bool, version uint16) (_ *order, err
 
 // compile returns the encoded program, the descriptors of its table, which stay
 // the config's, and who answers the notifications of its filter, if anybody does.
-func compile(c *ContainerConfig, sharedPID bool, version uint16) (code []byte, table []int, asked *seccomp.Listener, err error) {
+func compile(c *ContainerConfig, sharedPID bool, version uint16) (p coded, table []int, asked *seccomp.Listener, err error) {
 	if c.Rootfs == nil || c.Spec == nil || c.Spec.Process == nil || c.Spec.Linux == nil {
-		return nil, nil, nil, fmt.Errorf("spec or root filesystem is missing: %w", ErrInvalid)
+		return p, nil, nil, fmt.Errorf("spec or root filesystem is missing: %w", ErrInvalid)
 	}
 	in := program.Input{Spec: c.Spec, Binds: map[int]program.Bind{}, Inherit: inherited(c.Spec.Linux.Namespaces, sharedPID)}
 	if in.Seccomp, in.SeccompFlags, asked, err = compileSeccomp(c.Spec.Linux.Seccomp, version); err != nil {
-		return nil, nil, nil, err
+		return p, nil, nil, err
 	}
 	table = []int{c.Rootfs.Int()}
 	for i := range c.Spec.Mounts {
@@ -209,17 +215,15 @@ func compile(c *ContainerConfig, sharedPID bool, version uint16) (code []byte, t
 		}
 		var st unix.Stat_t
 		if err := unix.Fstat(source.Int(), &st); err != nil {
-			return nil, nil, nil, fmt.Errorf("stat source of %s: %w", c.Spec.Mounts[i].Destination, err)
+			return p, nil, nil, fmt.Errorf("stat source of %s: %w", c.Spec.Mounts[i].Destination, err)
 		}
 		in.Binds[i] = program.Bind{File: len(table), Dir: st.Mode&unix.S_IFMT == unix.S_IFDIR}
 		table = append(table, source.Int())
 	}
-	room := getRoom()
-	if code, err = program.Encode(in, room); err != nil {
-		putRoom(room)
-		return nil, nil, nil, fmt.Errorf("compile spec: %w", err)
+	if p, err = encodeContainer(in); err != nil {
+		return p, nil, nil, fmt.Errorf("compile spec: %w", err)
 	}
-	return code, table, asked, nil
+	return p, table, asked, nil
 }
 
 // inherited lists the namespaces that a container finds itself in: the pod's

@@ -1,6 +1,8 @@
 package oci
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -48,5 +50,38 @@ func TestIDIsFreeAfterRemove(t *testing.T) {
 	}
 	if l, err := p.List(t.Context()); err != nil || len(l) != 0 {
 		t.Errorf("left: %v, %v", l, err)
+	}
+}
+
+// TestRemoveDir: whatever a container's directory holds goes, and nothing that a link in it
+// leads to.
+func TestRemoveDir(t *testing.T) {
+	at := t.TempDir()
+	outside := filepath.Join(at, "outside")
+	if err := os.WriteFile(outside, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, fill := range map[string]func(dir string) error{
+		"empty": func(string) error { return nil },
+		"usual": func(dir string) error {
+			return errors.Join(os.WriteFile(filepath.Join(dir, programName), nil, 0o600), os.WriteFile(filepath.Join(dir, "exit.json"), nil, 0o600),
+				os.WriteFile(filepath.Join(dir, "mine"), nil, 0o600))
+		},
+		"more":        func(dir string) error { return os.MkdirAll(filepath.Join(dir, "program", "deep"), 0o700) },
+		"link inside": func(dir string) error { return os.Symlink(outside, filepath.Join(dir, "program")) },
+	} {
+		dir := filepath.Join(at, name)
+		if err := errors.Join(os.Mkdir(dir, 0o700), fill(dir), RemoveDir(dir, "mine")); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: is still there: %v", name, err)
+		}
+	}
+	if err := errors.Join(os.Symlink(at, filepath.Join(at, "link")), RemoveDir(filepath.Join(at, "link")), RemoveDir(filepath.Join(at, "nothing"))); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(outside); err != nil {
+		t.Error(err)
 	}
 }

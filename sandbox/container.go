@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -191,7 +190,7 @@ func (c *Container) erase(ctx context.Context) error {
 	c.mu.Lock()
 	c.erased = true
 	c.mu.Unlock()
-	if err := os.RemoveAll(c.dir); err != nil {
+	if err := oci.RemoveDir(c.dir, "config.json", "container.json"); err != nil {
 		return err
 	}
 	c.pod.watched.Delete(c.id)

@@ -7,25 +7,53 @@ import (
 )
 
 // View is an encoded program whose frame was checked: what a runner needs,
-// without an allocation per step. Its slices alias the encoding.
+// without an allocation per step. It holds where things are in the encoding, and not the encoding.
 type View struct {
-	Clone  uint64
-	Wait   int    // index of the start wait, or NoWait
-	Gates  int    // number of waits before it
-	Hands  bool   // whether it hands a descriptor over
-	Hops   bool   // whether the child has a sibling go on in its place
-	Steps  []byte // N times Size bytes, as the child's loop reads them
-	N      int
-	Files  int
-	Data   []byte
-	relocs []byte
-	names  []byte
+	Clone uint64
+	Wait  int  // index of the start wait, or NoWait
+	Gates int  // number of waits before it
+	Hands bool // whether it hands a descriptor over
+	Hops  bool // whether the child has a sibling go on in its place
+	N     int  // number of steps
+	Files int
+	Size  int // bytes of the encoding
+
+	Steps, Data, Relocs Section // N times Size bytes, as the child's loop reads them; 8 bytes for each relocation
+
+	names Section
+	in    Source
 }
+
+// Section is a part of an encoding.
+type Section struct{ At, Len int }
+
+// Source is where an encoding lies. It does not change while it is used.
+type Source interface {
+	// Bytes returns n bytes from offset at, which are within the encoding. They are
+	// good until the next call.
+	Bytes(at, n int) ([]byte, error)
+}
+
+// memory is an encoding as it lies in memory.
+type memory []byte
+
+// Bytes implements Source.
+func (m memory) Bytes(at, n int) ([]byte, error) { return m[at : at+n : at+n], nil }
 
 // Parse checks b completely (frame, every step, every relocation) and returns
 // the view of it. b must not change while the view is used.
-func Parse(b []byte) (*View, error) {
-	if len(b) < headerSize || len(b) > MaxSize || order.Uint32(b) != magic {
+func Parse(b []byte) (*View, error) { return Scan(memory(b), len(b)) }
+
+// Scan is Parse for size bytes that are read piece by piece.
+func Scan(in Source, size int) (*View, error) {
+	if size < headerSize || size > MaxSize {
+		return nil, fmt.Errorf("program header: %w", ErrFormat)
+	}
+	b, err := in.Bytes(0, headerSize)
+	if err != nil {
+		return nil, err
+	}
+	if order.Uint32(b) != magic {
 		return nil, fmt.Errorf("program header: %w", ErrFormat)
 	}
 	if v := order.Uint16(b[4:]); v != version {
@@ -34,39 +62,75 @@ func Parse(b []byte) (*View, error) {
 	if a := order.Uint16(b[6:]); a != archID() {
 		return nil, fmt.Errorf("program for machine %d: %w", a, ErrFormat)
 	}
-	v := &View{Clone: order.Uint64(b[48:]), Wait: int(int32(order.Uint32(b[44:]))), N: field(b, 1), Files: field(b, 8)}
-	if field(b, 0) != len(b) || v.N == 0 || v.N > MaxSteps || v.Files > MaxFiles || v.Wait < NoWait || v.Wait >= v.N {
+	v := &View{Clone: order.Uint64(b[48:]), Wait: int(int32(order.Uint32(b[44:]))), N: field(b, 1), Files: field(b, 8), Size: size, in: in}
+	if field(b, 0) != size || v.N == 0 || v.N > MaxSteps || v.Files > MaxFiles || v.Wait < NoWait || v.Wait >= v.N {
 		return nil, fmt.Errorf("program frame: %w", ErrFormat)
 	}
 	if v.Clone&^cloneFlags != 0 {
 		return nil, fmt.Errorf("clone flags %#x: %w", v.Clone, ErrFormat)
 	}
-	var ok [4]bool
-	v.Steps, ok[0] = cut(b, headerSize, v.N*Size)
-	v.Data, ok[1] = cut(b, field(b, 2), field(b, 3))
-	v.relocs, ok[2] = cut(b, field(b, 4), 8*field(b, 5))
-	v.names, ok[3] = cut(b, field(b, 6), field(b, 7))
-	if ok != [4]bool{true, true, true, true} {
+	v.Steps, v.Data = Section{headerSize, v.N * Size}, Section{field(b, 2), field(b, 3)}
+	v.Relocs, v.names = Section{field(b, 4), 8 * field(b, 5)}, Section{field(b, 6), field(b, 7)}
+	// Whoever maps an encoding finds words of its data as the program names them.
+	if !v.Steps.within(size) || !v.Data.within(size) || !v.Relocs.within(size) || !v.names.within(size) || v.Data.At%8 != 0 {
 		return nil, fmt.Errorf("program sections: %w", ErrFormat)
 	}
-	return v, v.check()
+	if err := v.check(); err != nil {
+		return nil, err
+	}
+	return v, nil
 }
 
 func field(b []byte, i int) int { return int(order.Uint32(b[8+4*i:])) }
 
-func cut(b []byte, at, n int) ([]byte, bool) {
-	if at < headerSize || n < 0 || at > len(b) || n > len(b)-at {
-		return nil, false
-	}
-	return b[at : at+n : at+n], true
+func (s Section) within(size int) bool {
+	return s.At >= headerSize && s.Len >= 0 && s.At <= size && s.Len <= size-s.At
 }
 
+// Bytes returns a section of an encoding in memory, in place.
+func (v *View) Bytes(s Section) []byte {
+	b, _ := v.in.Bytes(s.At, s.Len) // memory has no errors
+	return b
+}
+
+// piece is how much is looked at in one go, of steps and of relocations: both fit
+// into eight kilobytes.
+const piece = 88
+
+// Piece is the most bytes that Scan asks its Source for.
+const Piece = piece * Size
+
 func (v *View) check() error {
+	for i := 0; i < v.N; i += piece {
+		n := min(piece, v.N-i)
+		b, err := v.in.Bytes(headerSize+i*Size, n*Size)
+		if err != nil {
+			return err
+		}
+		if err := v.checkSteps(i, b); err != nil {
+			return err
+		}
+	}
+	for i := 0; i < v.Relocs.Len; i += Piece {
+		b, err := v.in.Bytes(v.Relocs.At+i, min(Piece, v.Relocs.Len-i))
+		if err != nil {
+			return err
+		}
+		for ; len(b) >= 8; b = b[8:] {
+			if err := (Reloc{At: order.Uint32(b), To: order.Uint32(b[4:])}).validate(v.Data.Len); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// checkSteps checks the steps from i on that b holds.
+func (v *View) checkSteps(i int, b []byte) error {
 	// One value for all steps: no allocation, the same rules as Encode.
 	var s Step
 	var br [MaxBranches]Branch
-	for i := range v.N {
-		b := v.Steps[i*Size : (i+1)*Size]
+	for ; len(b) > 0; i, b = i+1, b[Size:] {
 		if v.plain(b) {
 			continue
 		}
@@ -74,7 +138,7 @@ func (v *View) check() error {
 			return fmt.Errorf("step %d: branches: %w", i, ErrFormat)
 		}
 		v.fill(&s, br[:0], b)
-		if err := s.validate(i, v.N, len(v.Data)); err != nil {
+		if err := s.validate(i, v.N, v.Data.Len); err != nil {
 			return err
 		}
 		if s.Nr == unix.SYS_READ && s.Args[0] == (Arg{Kind: Const, Val: StartFD}) && i != v.Wait {
@@ -82,11 +146,6 @@ func (v *View) check() error {
 		}
 		v.Hands = v.Hands || s.Nr == OpHand
 		v.Hops = v.Hops || s.Nr == unix.SYS_CLONE3
-	}
-	for r := range v.Relocations() {
-		if err := r.validate(len(v.Data)); err != nil {
-			return err
-		}
 	}
 	return nil
 }
@@ -105,7 +164,7 @@ func (v *View) plain(b []byte) bool {
 		switch Kind(b[offKinds+i]) {
 		case Const:
 		case Addr:
-			if order.Uint64(b[offArgs+8*i:]) >= uint64(len(v.Data)) {
+			if order.Uint64(b[offArgs+8*i:]) >= uint64(v.Data.Len) {
 				return false
 			}
 		case Reg:
@@ -133,10 +192,11 @@ func (v *View) fill(s *Step, br []Branch, b []byte) {
 	s.OnErr = br
 }
 
-// Relocations yields the pointers that are to be patched into Data.
+// Relocations yields the pointers that are to be patched into Data, of an encoding in
+// memory.
 func (v *View) Relocations() func(yield func(Reloc) bool) {
 	return func(yield func(Reloc) bool) {
-		for b := v.relocs; len(b) >= 8; b = b[8:] {
+		for b := v.Bytes(v.Relocs); len(b) >= 8; b = b[8:] {
 			if !yield(Reloc{At: order.Uint32(b), To: order.Uint32(b[4:])}) {
 				return
 			}
@@ -149,16 +209,19 @@ func (v *View) Name(i int) string {
 	if i < 0 || i >= v.N {
 		return ""
 	}
-	b := v.Steps[i*Size:]
-	at, n := int(order.Uint32(b[offName:])), int(order.Uint16(b[offNameLen:]))
-	if at > len(v.names) || n > len(v.names)-at {
+	b, err := v.in.Bytes(headerSize+i*Size, Size)
+	if err != nil {
 		return ""
 	}
-	return string(v.names[at : at+n])
+	at, n := int(order.Uint32(b[offName:])), int(order.Uint16(b[offNameLen:]))
+	if at > v.names.Len || n > v.names.Len-at {
+		return ""
+	}
+	if b, err = v.in.Bytes(v.names.At+at, n); err != nil {
+		return ""
+	}
+	return string(b)
 }
-
-// Nr returns the system-call number of step i.
-func (v *View) Nr(i int) uint32 { return order.Uint32(v.Steps[i*Size:]) }
 
 // Decode returns the program that Encode made b from.
 func Decode(b []byte) (*Program, error) {
@@ -166,13 +229,13 @@ func Decode(b []byte) (*Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Program{Clone: v.Clone, Wait: v.Wait, Data: append([]byte(nil), v.Data...), Steps: make([]Step, v.N)}
-	end := 0
+	p := &Program{Clone: v.Clone, Wait: v.Wait, Data: append([]byte(nil), v.Bytes(v.Data)...), Steps: make([]Step, v.N)}
+	steps, names, end := v.Bytes(v.Steps), v.Bytes(v.names), 0
 	for i := range v.N {
-		v.fill(&p.Steps[i], nil, v.Steps[i*Size:(i+1)*Size])
+		v.fill(&p.Steps[i], nil, steps[i*Size:(i+1)*Size])
 		p.Steps[i].Name = v.Name(i)
 		// Names that overlap would let a small file ask for gigabytes.
-		if end += len(p.Steps[i].Name); end > len(v.names) {
+		if end += len(p.Steps[i].Name); end > len(names) {
 			return nil, fmt.Errorf("step names: %w", ErrFormat)
 		}
 	}
@@ -180,7 +243,7 @@ func Decode(b []byte) (*Program, error) {
 		p.Relocs = append(p.Relocs, r)
 	}
 	// The file names stand behind the step names.
-	rest := v.names[end:]
+	rest := names[end:]
 	for range v.Files {
 		if len(rest) < 2 || len(rest)-2 < int(order.Uint16(rest)) {
 			return nil, fmt.Errorf("file names: %w", ErrFormat)

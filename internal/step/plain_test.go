@@ -13,7 +13,7 @@ func TestPlainStepsAreValid(t *testing.T) {
 	const seed = 20261124
 	r := rand.New(rand.NewPCG(seed, seed))
 	near := func(n uint64) uint64 { return n + uint64(r.IntN(3)) - 1 }
-	v := &View{N: 100, Data: make([]byte, 64)}
+	v := &View{N: 100, Data: Section{headerSize, 64}}
 	plain := 0
 	for range 500_000 {
 		b := make([]byte, Size)
@@ -39,7 +39,7 @@ func TestPlainStepsAreValid(t *testing.T) {
 		plain++
 		var s Step
 		v.fill(&s, nil, b)
-		if err := s.validate(v.N-1, v.N, len(v.Data)); err != nil {
+		if err := s.validate(v.N-1, v.N, v.Data.Len); err != nil {
 			t.Fatalf("plain step %+v: %v", s, err)
 		}
 		if s.Nr == OpHand || s.Nr == unix.SYS_CLONE3 || s.Nr == unix.SYS_READ {

@@ -37,6 +37,20 @@ func brief(nr uintptr, fd int, b []byte) (int, error) {
 	}
 }
 
+// BriefPread reads from a place in a file of memory, or of the kernel's own making.
+func BriefPread(fd int, b []byte, at int) (int, error) {
+	for {
+		n, _, errno := unix.RawSyscall6(unix.SYS_PREAD64, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), uintptr(at), 0, 0)
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+			continue
+		}
+		return 0, errno
+	}
+}
+
 // BriefOpen opens a file of the kernel's own making (procfs, cgroupfs, tmpfs),
 // close-on-exec. The caller closes it, by BriefClose.
 func BriefOpen(dir int, path string, flags int, mode uint32) (int, error) {
@@ -73,13 +87,22 @@ func BriefRename(dir int, from, to string) error {
 	return nil
 }
 
+// BriefUnlink removes a file of such a directory.
+func BriefUnlink(dir int, path string) error { return atPath(unix.SYS_UNLINKAT, dir, path, 0) }
+
 // BriefExists says whether there is such a file, or why that is not known.
-func BriefExists(dir int, path string) error {
-	fd, err := BriefOpen(dir, path, unix.O_PATH, 0)
-	if err == nil {
-		BriefClose(fd)
+func BriefExists(dir int, path string) error { return atPath(unix.SYS_FACCESSAT, dir, path, unix.F_OK) }
+
+func atPath(nr uintptr, dir int, path string, v uintptr) error {
+	name, err := unix.BytePtrFromString(path)
+	if err != nil {
+		return err
 	}
-	return err
+	_, _, errno := unix.RawSyscall(nr, uintptr(dir), uintptr(unsafe.Pointer(name)), v)
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // BriefMap is mmap(2) at a place of the kernel's choice. BriefUnmap gives it back.

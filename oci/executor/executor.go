@@ -20,6 +20,9 @@ type Attr struct {
 	// names of steps are looked up in Program itself, which therefore has to stay
 	// readable until Ready, or Release where there is one, has returned.
 	Program []byte
+	// Sealed, in the place of Program, is a sealed memfd with the encoding. The child maps
+	// it, and the names of steps are read from it: it stays open until then.
+	Sealed *sys.FD
 	// CgroupFD is the cgroup that the child is born in (CLONE_INTO_CGROUP), or -1
 	// for the caller's own.
 	CgroupFD int
@@ -96,7 +99,7 @@ func Start(a Attr) (*Child, error) {
 
 // check returns the program, which must have the descriptors that it names.
 func (a *Attr) check() (*step.View, error) {
-	v, err := step.Parse(a.Program)
+	v, err := a.view()
 	if err != nil {
 		return nil, err
 	}
@@ -110,6 +113,13 @@ func (a *Attr) check() (*step.View, error) {
 		return nil, fmt.Errorf("start program that forks in a foreign pid namespace: %w", unix.EINVAL)
 	}
 	return v, nil
+}
+
+func (a *Attr) view() (*step.View, error) {
+	if a.Sealed != nil {
+		return scan(a.Sealed)
+	}
+	return step.Parse(a.Program)
 }
 
 func newChild(v *step.View, a Attr) (*Child, error) {
@@ -154,23 +164,27 @@ func (c *Child) fork(v *step.View, a Attr) (err error) {
 		return err
 	}
 	loading.Lock()
+	defer loading.Unlock()
 	loading.room = prologue(loading.room, a.Stdio, c.childReport.Int(), c.childStart.Int(), a.Files)
-	img, err := load(v, loading.room, c.childReport.Int())
-	loading.Unlock()
-	if err != nil {
-		return err
-	}
-	defer img.free()
-	if v.Hands {
-		c.handsAt = uint64(uintptr(unsafe.Pointer(&img.ctl.shown)))
-	}
-	if a.PIDNS < 0 {
-		c.pid, c.pidfd, err = img.fork(v.Clone, a.CgroupFD)
-	} else {
-		err = forkInto(a.PIDNS, func() (err error) {
+	birth := func() error { return c.forkSealed(v, loading.room, a.Sealed.Int(), a.CgroupFD) }
+	if a.Sealed == nil {
+		img, err := load(v, loading.room, c.childReport.Int())
+		if err != nil {
+			return err
+		}
+		defer img.free()
+		if v.Hands {
+			c.handsAt = uint64(uintptr(unsafe.Pointer(&img.ctl.shown)))
+		}
+		birth = func() (err error) {
 			c.pid, c.pidfd, err = img.fork(v.Clone, a.CgroupFD)
 			return err
-		})
+		}
+	}
+	if a.PIDNS < 0 {
+		err = birth()
+	} else {
+		err = forkInto(a.PIDNS, birth)
 	}
 	runtime.KeepAlive(c)
 	return err

@@ -437,6 +437,8 @@ func TestLayout(t *testing.T) {
 		"ARGS": {unsafe.Offsetof(c.args), 512}, "RECORD": {unsafe.Offsetof(c.record), 560}, "CUR": {unsafe.Offsetof(c.cur), 568},
 		"END": {unsafe.Offsetof(c.end), 576}, "DATA": {unsafe.Offsetof(c.data), 584}, "INDEX": {unsafe.Offsetof(c.index), 592},
 		"SHOWN": {unsafe.Offsetof(c.shown), 608}, "TAKEN": {unsafe.Offsetof(c.taken), 616}, "PATIENCE": {unsafe.Offsetof(c.limit), 624},
+		"NEXT": {unsafe.Offsetof(c.next), 632}, "NEXTEND": {unsafe.Offsetof(c.nextEnd), 640},
+		"RELOCS": {unsafe.Offsetof(c.relocs), 648}, "RELOCSEND": {unsafe.Offsetof(c.relocsEnd), 656},
 		"REPORTFD": {8 * uintptr(step.ReportRegister), 504}, "STEPSIZE": {step.Size, 88},
 	} {
 		if v[0] != v[1] {

@@ -26,6 +26,10 @@ type control struct {
 	shown  uint64  // by the child: the descriptor that it hands over plus one
 	taken  uint64  // by whoever took it: not zero
 	limit  int64   // cycles of the processor's clock that the child waits for that
+	// Where to go on behind the last step, once, and the pointers to be patched into the data
+	// before. Not there, next is 0.
+	next, nextEnd     uintptr
+	relocs, relocsEnd uintptr
 }
 
 // cloneArgs is struct clone_args of linux/sched.h, as of CLONE_INTO_CGROUP.
@@ -60,7 +64,7 @@ type image struct {
 func load(v *step.View, prologue []step.Step, reportFD int) (*image, error) {
 	stepsAt := int(unsafe.Sizeof(control{})+7) &^ 7
 	dataAt := stepsAt + (len(prologue)+v.N)*step.Size
-	mem, err := sys.BriefMap(-1, dataAt+len(v.Data)+8, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+	mem, err := sys.BriefMap(-1, dataAt+v.Data.Len+8, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
 	if err != nil {
 		return nil, os.NewSyscallError("mmap", err)
 	}
@@ -74,8 +78,8 @@ func load(v *step.View, prologue []step.Step, reportFD int) (*image, error) {
 	for i := range prologue {
 		step.PutStep(mem[stepsAt+i*step.Size:], &prologue[i])
 	}
-	copy(mem[stepsAt+len(prologue)*step.Size:], v.Steps)
-	copy(mem[dataAt:], v.Data)
+	copy(mem[stepsAt+len(prologue)*step.Size:], v.Bytes(v.Steps))
+	copy(mem[dataAt:], v.Bytes(v.Data))
 	for r := range v.Relocations() {
 		*(*uintptr)(unsafe.Pointer(&mem[dataAt+int(r.At)])) = base + uintptr(dataAt) + uintptr(r.To)
 	}
@@ -98,26 +102,29 @@ func (m *image) free() {
 
 // fork makes the child, in the cgroup behind cgroupFD if that is not negative.
 func (m *image) fork(flags uint64, cgroupFD int) (pid int, pidfd *sys.FD, err error) {
+	oneFork.Lock()
+	defer oneFork.Unlock()
+	defer m.free() // within the lock: the next child is not to find it
+	if err := sys.BriefAdvise(m.mem, unix.MADV_DOFORK); err != nil {
+		return 0, nil, os.NewSyscallError("madvise MADV_DOFORK", err)
+	}
+	return m.ctl.fork(flags, cgroupFD)
+}
+
+// fork calls clone3. Preconditions: oneFork is held.
+func (c *control) fork(flags uint64, cgroupFD int) (pid int, pidfd *sys.FD, err error) {
 	// The pidfd's place is in the mapping, not on a stack that Go may move.
 	args := &cloneArgs{
 		flags:      flags | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND,
-		pidfd:      uint64(uintptr(unsafe.Pointer(&m.ctl.pidfd))),
+		pidfd:      uint64(uintptr(unsafe.Pointer(&c.pidfd))),
 		exitSignal: uint64(unix.SIGCHLD),
 	}
 	if cgroupFD >= 0 {
 		args.flags |= unix.CLONE_INTO_CGROUP
 		args.cgroup = uint64(cgroupFD)
 	}
-	oneFork.Lock()
-	defer oneFork.Unlock()
-	if err := sys.BriefAdvise(m.mem, unix.MADV_DOFORK); err != nil {
-		return 0, nil, os.NewSyscallError("madvise MADV_DOFORK", err)
-	}
-	pid = forkRun(args, unsafe.Sizeof(*args), uintptr(unsafe.Pointer(m.ctl)))
-	fd := int(m.ctl.pidfd)
-	m.free() // within the lock: the next child is not to find it
-	if pid < 0 {
+	if pid = forkRun(args, unsafe.Sizeof(*args), uintptr(unsafe.Pointer(c))); pid < 0 {
 		return 0, nil, fmt.Errorf("clone3: %w", unix.Errno(-pid))
 	}
-	return pid, sys.NewFD(fd), nil
+	return pid, sys.NewFD(int(c.pidfd)), nil
 }

@@ -26,6 +26,10 @@
 #define SHOWN     608
 #define TAKEN     616
 #define PATIENCE  624
+#define NEXT      632
+#define NEXTEND   640
+#define RELOCS    648
+#define RELOCSEND 656
 
 #define STEPSIZE  88
 #define SYS_write 1
@@ -56,7 +60,7 @@ child:
 
 next:
 	CMPQ	BX, BP
-	JCC	fell
+	JCC	over
 	XORL	CX, CX
 	XORL	R14, R14
 
@@ -214,6 +218,27 @@ advance:
 	IMULQ	$STEPSIZE, CX
 	ADDQ	CX, BX
 	JMP	next
+
+	// The steps in the control block's mapping are done. What they have mapped follows: its
+	// pointers are put in, and its steps begin.
+over:
+	MOVQ	NEXT(R12), BX
+	TESTQ	BX, BX
+	JEQ	fell
+	MOVQ	$0, NEXT(R12)
+	MOVQ	NEXTEND(R12), BP
+	MOVQ	RELOCS(R12), SI
+	MOVQ	RELOCSEND(R12), DI
+
+point:
+	CMPQ	SI, DI
+	JCC	next
+	MOVL	(SI), AX
+	MOVL	4(SI), CX
+	ADDQ	R13, CX
+	MOVQ	CX, (R13)(AX*1)
+	ADDQ	$8, SI
+	JMP	point
 
 fell:
 	MOVL	$ENOEXEC, AX

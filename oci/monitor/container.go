@@ -34,6 +34,7 @@ type container struct {
 	asked  *listener // answers the notifications of its filter; nil without
 	kills  *oomAccount
 	p      *process
+	end    atHand
 	shot   atomic.Bool // it was us who sent SIGKILL
 
 	state wire.State
@@ -180,10 +181,8 @@ func (m *monitor) create(r *wire.Create, p *wire.Packet, answer func(wire.Body))
 // fork takes the descriptors of the request apart, in the order that
 // wire.Create says, and starts the child.
 func (m *monitor) fork(c *container, r *wire.Create, p *wire.Packet) (note string, err error) {
-	next := 0
+	next := 1 // behind the program
 	take := func() *sys.FD { next++; return p.Take(next - 1) }
-	prog := take()
-	defer prog.BriefClose()
 	c.dir = take()
 	if r.LogName != "" {
 		dir := take()
@@ -216,7 +215,7 @@ func (m *monitor) fork(c *container, r *wire.Create, p *wire.Packet) (note strin
 	for i, f := range pipes.child {
 		a.Stdio[i] = f.Int()
 	}
-	c.p, err = m.family.start(prog.Int(), a)
+	c.p, err = m.family.start(p.Take(0), a)
 	pipes.closeChildEnds(m.null)
 	if err != nil {
 		pipes.closeOurEnds()
@@ -267,6 +266,8 @@ func (m *monitor) start(id string, answer func(wire.Body)) error {
 	c.state.Started = time.Now().UnixNano()
 	m.pod.mu.Unlock()
 	answer(&wire.Done{})
+	c.prepare() // its death waits for verbs
+	m.ledger.follow(c.kills)
 	return nil
 }
 
@@ -309,7 +310,7 @@ func (m *monitor) watch(c *container) {
 		c.close() // create failed and has said so
 		return
 	}
-	others := populated(c.cgroup) // as a rule there are none: init's end was that of its pid namespace
+	others := populated(c.cgroup, c.end.events) // as a rule there are none: init's end was that of its pid namespace
 	// First of all: the count goes with the cgroup.
 	status = m.ledger.settle(c.kills, ending{status: status, byUs: c.killedByUs()})
 	if others {
@@ -327,7 +328,7 @@ func (m *monitor) watch(c *container) {
 	c.state.Status = status
 	record := c.state
 	m.pod.mu.Unlock()
-	if err := writeExit(c.dir, &record); err != nil {
+	if err := writeExit(c.dir, c.end.record, &record); err != nil {
 		// The event and List still know; only a crash of ours would lose it.
 		lastWords("container " + c.id + ": " + err.Error())
 	}
@@ -362,6 +363,7 @@ func (c *container) close() {
 	c.stdin.BriefClose()
 	c.cgroup.BriefClose()
 	c.dir.BriefClose()
+	c.end.close()
 }
 
 // remove forgets a container that is dead.

@@ -17,10 +17,8 @@ func (m *monitor) exec(r *wire.Exec, p *wire.Packet, answer func(wire.Body)) err
 	if err != nil {
 		return err
 	}
-	next := 0
+	next := 1 // behind the program
 	take := func() *sys.FD { next++; return p.Take(next - 1) }
-	prog := take()
-	defer prog.BriefClose()
 	// A copy of our own: the container may die and be closed meanwhile.
 	pidfd, err := c.p.PidFD().Dup()
 	if err != nil {
@@ -46,7 +44,7 @@ func (m *monitor) exec(r *wire.Exec, p *wire.Packet, answer func(wire.Body)) err
 	for _, f := range p.Files[next:] {
 		a.Files = append(a.Files, f.Int())
 	}
-	e, err := m.family.start(prog.Int(), a)
+	e, err := m.family.start(p.Take(0), a)
 	if err != nil && dead(pidfd.Int()) {
 		// A pid namespace without its init cannot be entered; ENOMEM would say that.
 		return refuse(wire.CodeState, "container "+r.ID+" is dead")

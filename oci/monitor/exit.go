@@ -12,25 +12,58 @@ import (
 	"github.com/vitrine-runtime/vitrine/oci/wire"
 )
 
+// atHand is what the end of a container needs, opened while it runs and nobody waits.
+type atHand struct {
+	record *sys.FD // what becomes exit.json
+	events *sys.FD // the cgroup's cgroup.events
+}
+
+// exitTemp is exit.json as long as it is not whole.
+const exitTemp = "." + wire.ExitName
+
+func openExit(dir *sys.FD) (*sys.FD, error) {
+	f, err := sys.BriefOpen(dir.Int(), exitTemp, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("create %s: %w", exitTemp, err)
+	}
+	return sys.NewFD(f), nil
+}
+
+// prepare opens what it can; what is missing is opened when it is needed, and says then why it
+// cannot be.
+func (c *container) prepare() {
+	c.end.record, _ = openExit(c.dir)
+	if c.cgroup != nil {
+		if n, err := sys.BriefOpen(c.cgroup.Int(), populatedName, unix.O_RDONLY, 0); err == nil {
+			c.end.events = sys.NewFD(n)
+		}
+	}
+}
+
+func (h *atHand) close() {
+	h.record.BriefClose()
+	h.events.BriefClose()
+}
+
 // writeExit puts exit.json into a container's directory: whole or not at all,
 // for a daemon that is not there now. The directory is on a tmpfs, where a sync
-// would do nothing and nothing has to be waited for.
-func writeExit(dir *sys.FD, s *wire.State) error {
-	const tmp = "." + wire.ExitName
-	f, err := sys.BriefOpen(dir.Int(), tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return fmt.Errorf("create %s: %w", tmp, err)
+// would do nothing and nothing has to be waited for. f is the file if that is open already.
+func writeExit(dir, f *sys.FD, s *wire.State) (err error) {
+	if f == nil {
+		if f, err = openExit(dir); err != nil {
+			return err
+		}
+		defer f.BriefClose()
 	}
-	defer sys.BriefClose(f)
 	for b := exitJSON(s); len(b) > 0; {
-		n, err := sys.BriefWrite(f, b)
+		n, err := sys.BriefWrite(f.Int(), b)
 		if err != nil {
-			return fmt.Errorf("write %s: %w", tmp, err)
+			return fmt.Errorf("write %s: %w", exitTemp, err)
 		}
 		b = b[n:]
 	}
-	if err := sys.BriefRename(dir.Int(), tmp, wire.ExitName); err != nil {
-		return fmt.Errorf("rename %s: %w", tmp, err)
+	if err := sys.BriefRename(dir.Int(), exitTemp, wire.ExitName); err != nil {
+		return fmt.Errorf("rename %s: %w", exitTemp, err)
 	}
 	return nil
 }
@@ -55,18 +88,27 @@ func exitJSON(s *wire.State) []byte {
 	return append(b, "}\n"...)
 }
 
-// populated says whether anybody is left in a cgroup, as far as it tells.
-func populated(cgroup *sys.FD) bool {
+const populatedName = "cgroup.events"
+
+// populated says whether anybody is left in a cgroup, as far as it tells. events is its
+// cgroup.events if that is open already.
+func populated(cgroup, events *sys.FD) bool {
 	if cgroup == nil {
 		return false
 	}
-	n, err := sys.BriefOpen(cgroup.Int(), "cgroup.events", unix.O_RDONLY, 0)
-	if err != nil {
-		return !errors.Is(err, unix.ENOENT) // removed: nobody is left
+	n := events.Int()
+	if n < 0 {
+		var err error
+		if n, err = sys.BriefOpen(cgroup.Int(), populatedName, unix.O_RDONLY, 0); err != nil {
+			return !errors.Is(err, unix.ENOENT) // removed: nobody is left
+		}
+		defer sys.BriefClose(n)
 	}
 	b := make([]byte, 128)
-	k, err := sys.BriefRead(n, b)
-	sys.BriefClose(n)
+	k, err := sys.BriefPread(n, b, 0)
+	if errors.Is(err, unix.ENODEV) {
+		return false // the same, of an open file
+	}
 	return err != nil || !bytes.Contains(b[:k], []byte("populated 0"))
 }
 

@@ -1,7 +1,6 @@
 package monitor
 
 import (
-	"fmt"
 	"sync"
 	"time"
 	"unsafe"
@@ -18,9 +17,7 @@ import (
 // family knows our children. Each has exactly one waiter.
 type family struct {
 	// birth is held while a child is made and registered, and while an orphan is
-	// reaped: a child that dies at once must not be taken for an orphan. It also
-	// keeps forks apart: a program lies readable in our memory during its own
-	// fork only, and never in the image of another container's child.
+	// reaped: a child that dies at once must not be taken for an orphan.
 	birth sync.Mutex
 
 	mu    sync.Mutex
@@ -38,8 +35,8 @@ type process struct {
 	// verbs is held around Ready, Release and the reaping: the first two look at a child
 	// that may be dead, and it must then still be a zombie.
 	verbs   sync.Mutex
-	reaped  bool   // guarded by verbs
-	program []byte // mapped for the names of its steps, until settle; guarded by verbs
+	reaped  bool    // guarded by verbs
+	program *sys.FD // for the names of its steps, until settle; guarded by verbs
 
 	gone chan struct{} // closed when it was reaped
 }
@@ -50,53 +47,23 @@ func (f *family) init() (err error) {
 	return err
 }
 
-// start forks a child that runs the program behind the memfd.
-func (f *family) start(program int, a executor.Attr) (*process, error) {
+// start forks a child that runs the program behind the memfd, which moves into the
+// process. It is not in our memory: what a container that is still to be started has in its
+// environment is nothing that another container's init could have a copy of.
+func (f *family) start(program *sys.FD, a executor.Attr) (*process, error) {
 	f.birth.Lock()
 	defer f.birth.Unlock()
-	b, err := mapProgram(program)
-	if err != nil {
-		return nil, err
-	}
-	a.Program, a.Wait = b, f.ready.Wait
+	a.Sealed, a.Wait = program, f.ready.Wait
 	c, err := executor.Start(a)
 	if err != nil {
-		_ = sys.BriefUnmap(b)
+		program.BriefClose()
 		return nil, err
 	}
-	p := &process{Child: c, family: f, program: b, gone: make(chan struct{})}
+	p := &process{Child: c, family: f, program: program, gone: make(chan struct{})}
 	f.mu.Lock()
 	f.known[c.Pid()] = true
 	f.mu.Unlock()
 	return p, nil
-}
-
-// mapProgram maps an encoded program for reading. It must be sealed: a file
-// that shrinks under a mapping kills its reader.
-func mapProgram(fd int) ([]byte, error) {
-	const want = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK
-	seals, _, errno := unix.RawSyscall(unix.SYS_FCNTL, uintptr(fd), unix.F_GET_SEALS, 0)
-	if errno != 0 || seals&want != want {
-		return nil, fmt.Errorf("map program: not a sealed memfd: %w", unix.EINVAL)
-	}
-	var st unix.Stat_t
-	if _, _, errno := unix.RawSyscall(unix.SYS_FSTAT, uintptr(fd), uintptr(unsafe.Pointer(&st)), 0); errno != 0 {
-		return nil, fmt.Errorf("stat program: %w", errno)
-	}
-	if st.Size <= 0 || st.Size > wire.MaxProgram {
-		return nil, fmt.Errorf("map program of %d bytes: %w", st.Size, unix.EINVAL)
-	}
-	b, err := sys.BriefMap(fd, int(st.Size), unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_POPULATE)
-	if err != nil {
-		return nil, fmt.Errorf("map program: %w", err)
-	}
-	// The child has the executor's copy; and a container that is still to be started
-	// has its environment here, which no other container's init is to have.
-	if err := sys.BriefAdvise(b, unix.MADV_DONTFORK); err != nil {
-		_ = sys.BriefUnmap(b)
-		return nil, fmt.Errorf("hide program from children: %w", err)
-	}
-	return b, nil
 }
 
 // wait blocks until the process is dead, reaps it and returns how it ended. It
@@ -140,10 +107,7 @@ func (p *process) reap(at int64) (status wire.Status, ok bool) {
 //
 //go:noinline
 func (p *process) settle() {
-	if p.program != nil {
-		_ = sys.BriefUnmap(p.program)
-		p.program = nil
-	}
+	p.program.BriefClose()
 }
 
 // dead says whether the process has ended, reaped or not.

@@ -58,7 +58,9 @@ func resetIgnored() error {
 		if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&old)), 8, 0, 0); errno != 0 {
 			return fmt.Errorf("rt_sigaction %d: %w", sig, errno)
 		}
-		if old.handler != sigIgn {
+		// SIGCHLD, too, is back to what it does by itself, which is nothing: the Go runtime would be
+		// interrupted for each death, of which pidfds tell. Zombies stay, as they do not with SIG_IGN.
+		if old.handler != sigIgn && sig != uintptr(unix.SIGCHLD) {
 			continue
 		}
 		if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&def)), 0, 8, 0, 0); errno != 0 {

@@ -98,10 +98,18 @@ func TestWriteExit(t *testing.T) {
 	path := t.TempDir()
 	dir := sys.NewFD(mustOpen(t, path))
 	defer dir.Close()
-	for _, id := range []string{"a-very-long-name-of-a-container", "b"} {
-		if err := writeExit(dir, &wire.State{ID: id}); err != nil {
+	for i, id := range []string{"a-very-long-name-of-a-container", "b", "a-record-that-was-opened-before", "d"} {
+		var f *sys.FD
+		if i >= 2 {
+			var err error
+			if f, err = openExit(dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := writeExit(dir, f, &wire.State{ID: id}); err != nil {
 			t.Fatal(err)
 		}
+		f.Close()
 		b, err := os.ReadFile(path + "/" + wire.ExitName)
 		if err != nil || !json.Valid(b) || !bytes.Contains(b, []byte(id)) {
 			t.Errorf("%s, %v", b, err)
@@ -113,7 +121,7 @@ func TestWriteExit(t *testing.T) {
 	if err := os.Symlink("/dev/full", path+"/."+wire.ExitName); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeExit(dir, &wire.State{ID: "c"}); !errors.Is(err, unix.ELOOP) {
+	if err := writeExit(dir, nil, &wire.State{ID: "c"}); !errors.Is(err, unix.ELOOP) {
 		t.Errorf("through a symlink: %v", err)
 	}
 }
@@ -158,37 +166,4 @@ func TestFailure(t *testing.T) {
 			t.Errorf("%v: %+v", c.err, got)
 		}
 	}
-}
-
-// A program comes from another process: it is mapped only if nobody can change or
-// shorten it.
-func TestMapProgram(t *testing.T) {
-	plain, err := unix.MemfdCreate("plain", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(plain)
-	if _, err := unix.Write(plain, []byte("program")); err != nil {
-		t.Fatal(err)
-	}
-	empty, err := sys.SealedMemfd("empty", nil, false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer empty.Close()
-	for name, fd := range map[string]int{"unsealed": plain, "empty": empty.Int(), "no memfd": 0, "closed": -1} {
-		if _, err := mapProgram(fd); !errors.Is(err, unix.EINVAL) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	good, err := sys.SealedMemfd("good", []byte("program"), false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer good.Close()
-	b, err := mapProgram(good.Int())
-	if err != nil || string(b) != "program" {
-		t.Fatalf("%q, %v", b, err)
-	}
-	unix.Munmap(b)
 }

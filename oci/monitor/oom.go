@@ -37,6 +37,7 @@ type ledger struct {
 // oomAccount is one container's. It is opened before the fork, and settled once.
 type oomAccount struct {
 	scope  *sys.FD       // the container's
+	events *sys.FD       // its memory.events, while it runs; nil if that is not there. Guarded by ledger.mu
 	reaped chan struct{} // closed when how is known
 	how    ending        // guarded by reaped
 	kills  uint64        // guarded by ledger.mu
@@ -73,10 +74,33 @@ func (l *ledger) add(scope, pod *sys.FD) *oomAccount {
 	return a
 }
 
+// follow keeps the counter of a container that runs open, so that its death has to read it only.
+func (l *ledger) follow(a *oomAccount) {
+	if a.scope == nil {
+		return
+	}
+	if n, err := sys.BriefOpen(a.scope.Int(), eventsName, unix.O_RDONLY, 0); err == nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		a.events = sys.NewFD(n)
+	}
+}
+
+// readLocked reads the container's counter. One that is open and tells nothing may have gone
+// with its controller only, and come back: what there is now decides.
+func (a *oomAccount) readLocked() (uint64, error) {
+	if a.events != nil {
+		if k, err := parseKills(a.events.Int()); err == nil {
+			return k, nil
+		}
+	}
+	return oomKills(a.scope)
+}
+
 // sumLocked adds up the cgroups that can be read.
 func (l *ledger) sumLocked() (n uint64) {
 	for _, a := range l.open {
-		if k, err := oomKills(a.scope); err == nil {
+		if k, err := a.readLocked(); err == nil {
 			n += k
 		}
 	}
@@ -88,7 +112,7 @@ func (l *ledger) count(a *oomAccount) uint32 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !a.done {
-		if k, err := oomKills(a.scope); err == nil {
+		if k, err := a.readLocked(); err == nil {
 			a.kills = max(a.kills, k)
 		}
 	}
@@ -104,7 +128,7 @@ func (l *ledger) settle(a *oomAccount, how ending) wire.Status {
 	a.how = how
 	close(a.reaped)
 	l.mu.Lock()
-	if k, err := oomKills(a.scope); err == nil || !isGone(err) {
+	if k, err := a.readLocked(); err == nil || !isGone(err) {
 		l.closeLocked(a, max(k, a.kills))
 	}
 	done := a.done
@@ -127,7 +151,7 @@ func (l *ledger) settle(a *oomAccount, how ending) wire.Status {
 func (l *ledger) again(a *oomAccount) uint32 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if k, err := oomKills(a.scope); err == nil && k > a.kills {
+	if k, err := a.readLocked(); err == nil && k > a.kills {
 		l.settled += k - a.kills
 		a.kills = k
 	}
@@ -144,7 +168,7 @@ func (l *ledger) drop(a *oomAccount) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	k, err := oomKills(a.scope)
+	k, err := a.readLocked()
 	if err != nil {
 		k = a.kills
 	}
@@ -156,6 +180,8 @@ func (l *ledger) closeLocked(a *oomAccount, kills uint64) {
 		return
 	}
 	a.done, a.kills = true, kills
+	a.events.BriefClose()
+	a.events = nil
 	l.settled += kills
 	for i, o := range l.open {
 		if o == a {
@@ -190,7 +216,7 @@ func (l *ledger) settleUnread() {
 	var group []*oomAccount
 	left := total - min(total, l.settled)
 	for _, a := range l.open {
-		k, err := oomKills(a.scope)
+		k, err := a.readLocked()
 		switch {
 		case err == nil:
 			left -= min(left, k)
@@ -218,7 +244,7 @@ func (l *ledger) unread() (gone []*oomAccount) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, a := range l.open {
-		if _, err := oomKills(a.scope); isGone(err) {
+		if _, err := a.readLocked(); isGone(err) {
 			gone = append(gone, a)
 		}
 	}
@@ -270,16 +296,23 @@ func oomKills(cgroup *sys.FD) (uint64, error) {
 	if cgroup == nil {
 		return 0, unix.EBADF
 	}
-	n, err := sys.BriefOpen(cgroup.Int(), "memory.events", unix.O_RDONLY, 0)
+	n, err := sys.BriefOpen(cgroup.Int(), eventsName, unix.O_RDONLY, 0)
 	if errors.Is(err, unix.ENOENT) && sys.BriefExists(cgroup.Int(), "cgroup.events") != nil {
 		return 0, unix.ENODEV
 	}
 	if err != nil {
 		return 0, err
 	}
+	defer sys.BriefClose(n)
+	return parseKills(n)
+}
+
+const eventsName = "memory.events"
+
+// parseKills reads the number out of an open memory.events.
+func parseKills(n int) (uint64, error) {
 	b := make([]byte, 512)
-	k, err := sys.BriefRead(n, b)
-	sys.BriefClose(n)
+	k, err := sys.BriefPread(n, b, 0)
 	if err != nil {
 		return 0, err
 	}

@@ -41,7 +41,6 @@ func (m *monitor) startPause() error {
 	if err != nil {
 		return err
 	}
-	defer prog.Close()
 	a := executor.Attr{CgroupFD: -1, PIDNS: -1, ProcFD: m.proc.root.Int(), Files: []int{elf.Int()}}
 	for i := range a.Stdio {
 		a.Stdio[i] = m.null.Int()
@@ -51,7 +50,7 @@ func (m *monitor) startPause() error {
 		defer cgroup.Close()
 		a.CgroupFD = cgroup.Int()
 	}
-	p, err := m.family.start(prog.Int(), a)
+	p, err := m.family.start(prog, a)
 	if err != nil {
 		return fmt.Errorf("start pause: %w", err)
 	}

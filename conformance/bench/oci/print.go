@@ -76,8 +76,11 @@ func goals(all map[string]numbers, list []*contest) {
 	fmt.Println()
 	for _, g := range []goal{
 		{"E1 " + whoResident, "E1 " + whoBound, 1.3, 0},
+		{"E1 " + whoFresh, "E1 " + whoBound, 1.3, 0},
 		{"E1 " + whoResident, "E1 " + crun, 0.3, 0},
+		{"E1 " + whoFresh, "E1 " + crun, 0.3, 0},
 		{"E3 " + whoResident, "E3 " + whoBound, 1.3, 0},
+		{"E3 " + whoFresh, "E3 " + whoBound, 1.3, 0},
 		{"E4 " + whoResident, "E3 " + whoResident, 1.15, 0},
 		{"exec " + whoResident, "exec " + whoBound, 2.5, 0},
 		{"E1 vitrine-oci", "E1 " + whoBound, 1, 2.5},

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -38,8 +39,7 @@ func (w *worker) config(pod *oci.Pod, id string, s *specs.Spec) (c oci.Container
 }
 
 // resident measures a container from nothing to nothing through a monitor.
-func (w *worker) resident(name string) (sample, error) {
-	s := w.specs[name]
+func (w *worker) resident(s *specs.Spec) (sample, error) {
 	w.count++
 	id := "c" + strconv.Itoa(w.count)
 	cpu := w.usage() + burnt() // in this order: to look is not what is measured
@@ -65,10 +65,17 @@ func (w *worker) resident(name string) (sample, error) {
 	if err := removeLeaf(w.ours, id); err != nil {
 		return sample{}, err
 	}
-	if err := os.RemoveAll(c.Dir); err != nil {
+	if err := oci.RemoveDir(c.Dir); err != nil {
 		return sample{}, err
 	}
 	return sample{Wall: time.Since(begin), CPU: burnt() + w.usage() - cpu}, nil
+}
+
+// unseen returns the spec of a case with a variable that no other container has.
+func (w *worker) unseen(name string) *specs.Spec {
+	s, p := *w.specs[name], *w.specs[name].Process
+	s.Process, p.Env = &p, append(slices.Clone(p.Env), "CONTAINER="+strconv.Itoa(w.count))
+	return &s
 }
 
 // startTarget starts the container that execs go to.

@@ -48,6 +48,7 @@ type worker struct {
 const (
 	whoBound    = "C bound"
 	whoResident = "resident executor"
+	whoFresh    = "resident, unseen spec" // whose containers differ by a variable: none finds its program in package oci's cache
 	whoMemory   = "memory"
 )
 
@@ -101,7 +102,9 @@ func (w *worker) measure(q question) (sample, error) {
 	case q.Who == whoResident && q.Case == caseExec:
 		return w.residentExec()
 	case q.Who == whoResident:
-		return w.resident(q.Case)
+		return w.resident(w.specs[q.Case])
+	case q.Who == whoFresh:
+		return w.resident(w.unseen(q.Case))
 	case q.Case == caseExec:
 		return w.lines[q.Who].exec()
 	}
@@ -141,6 +144,9 @@ func (w *worker) open() error {
 			return err
 		}
 		w.who[c] = append(w.who[c], whoBound, whoResident)
+		if c == caseE1 || c == caseE3 {
+			w.who[c] = append(w.who[c], whoFresh)
+		}
 	}
 	return w.commandLines()
 }

@@ -1,0 +1,151 @@
+package executor
+
+import (
+	"fmt"
+	"os"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/step"
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+)
+
+// A sealed program is never in the memory of who forks: that reads it piece by piece
+// to check it, and the child maps the file.
+//
+//	parent   control ─ mmap ─ dup3 … close_range        one page, kept for the next
+//	               │                │
+//	child          │       ┌────────┘ next
+//	         place ▼       ▼
+//	         [ header | steps … | data | relocations | names ]   the file, private
+//
+// To map it here, too, and give it back would cost more than everything else that a parent does
+// before it forks: where another thread has run meanwhile, each of its processors is
+// interrupted for the pages that go. And what is not here cannot be
+// found in the child of another thread.
+
+// sealed is a program in a memfd that nobody can change any more.
+type sealed struct {
+	fd   *sys.FD
+	room []byte // for what Bytes returns; what does not fit is allocated
+}
+
+// Bytes implements step.Source.
+func (s *sealed) Bytes(at, n int) ([]byte, error) {
+	b := s.room
+	if n > len(b) {
+		b = make([]byte, n)
+	}
+	b = b[:n]
+	for done := 0; done < n; {
+		k, err := sys.BriefPread(s.fd.Int(), b[done:], at+done)
+		if err == nil && k == 0 {
+			err = unix.ENODATA
+		}
+		if err != nil {
+			return nil, os.NewSyscallError("read program", err)
+		}
+		done += k
+	}
+	return b, nil
+}
+
+// scanning keeps the room for looking at a program.
+var scanning struct {
+	sync.Mutex
+	room []byte
+}
+
+// scan checks a sealed program. What can still change, or shrink under a child that has
+// it mapped, is none.
+func scan(f *sys.FD) (*step.View, error) {
+	fd := f.Int()
+	const want = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK
+	seals, _, errno := unix.RawSyscall(unix.SYS_FCNTL, uintptr(fd), unix.F_GET_SEALS, 0)
+	if errno != 0 || seals&want != want {
+		return nil, fmt.Errorf("read program: not a sealed memfd: %w", unix.EINVAL)
+	}
+	var st unix.Stat_t
+	if _, _, errno := unix.RawSyscall(unix.SYS_FSTAT, uintptr(fd), uintptr(unsafe.Pointer(&st)), 0); errno != 0 {
+		return nil, fmt.Errorf("stat program: %w", errno)
+	}
+	scanning.Lock()
+	defer scanning.Unlock()
+	if scanning.room == nil {
+		scanning.room = make([]byte, step.Piece)
+	}
+	s := &sealed{fd: f, room: scanning.room}
+	v, err := step.Scan(s, int(min(st.Size, step.MaxSize+1)))
+	s.room = nil // from here on it is asked for names, at any time
+	return v, err
+}
+
+// place is where a child maps its program: a range of addresses that nothing else
+// can have. The parent's own is not copied, so the child finds it free.
+var place = sync.OnceValues(func() (uintptr, error) {
+	const align = 64 << 10 // what the kernel maps at once around a page that is looked at
+	p, _, errno := unix.RawSyscall6(unix.SYS_MMAP, 0, step.MaxSize+align, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE, ^uintptr(0), 0)
+	if errno != 0 {
+		return 0, os.NewSyscallError("mmap", errno)
+	}
+	return (p + align - 1) &^ (align - 1), dontFork(p, step.MaxSize+align)
+})
+
+// stage is the first part of a sealed program's image: control and the steps that lead
+// to the program. It holds nothing but numbers of descriptors, and is used again by
+// the next fork. Guarded by oneFork.
+var stage []byte
+
+// setStage fills the stage for a program. Preconditions: oneFork is held.
+func setStage(v *step.View, prologue []step.Step, at uintptr, reportFD int) (*control, error) {
+	stepsAt := int(unsafe.Sizeof(control{})+7) &^ 7
+	size := stepsAt + len(prologue)*step.Size
+	if size > len(stage) {
+		mem, err := sys.BriefMap(-1, (size+4095)&^4095, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+		if err != nil {
+			return nil, os.NewSyscallError("mmap", err)
+		}
+		if stage != nil {
+			_ = sys.BriefUnmap(stage)
+		}
+		stage = mem
+	}
+	for i := range prologue {
+		step.PutStep(stage[stepsAt+i*step.Size:], &prologue[i])
+	}
+	base := uintptr(unsafe.Pointer(&stage[0]))
+	ctl := (*control)(unsafe.Pointer(&stage[0]))
+	*ctl = control{
+		cur: base + uintptr(stepsAt), end: base + uintptr(size), index: -int64(len(prologue)), limit: patience,
+		data: at + uintptr(v.Data.At),
+		next: at + uintptr(v.Steps.At), nextEnd: at + uintptr(v.Steps.At+v.Steps.Len),
+		relocs: at + uintptr(v.Relocs.At), relocsEnd: at + uintptr(v.Relocs.At+v.Relocs.Len),
+	}
+	ctl.regs[step.ReportRegister] = uint64(reportFD)
+	return ctl, nil
+}
+
+// forkSealed makes a child that maps the program behind fd and runs it.
+func (c *Child) forkSealed(v *step.View, prologue []step.Step, fd, cgroupFD int) (err error) {
+	at, err := place()
+	if err != nil {
+		return err
+	}
+	first := call(unix.SYS_MMAP, c64(int(at)), c64(v.Size), c64(unix.PROT_READ|unix.PROT_WRITE), c64(unix.MAP_PRIVATE|unix.MAP_FIXED), c64(fd), c64(0))
+	prologue = append(prologue, step.Step{})
+	copy(prologue[1:], prologue)
+	prologue[0] = first
+	oneFork.Lock()
+	defer oneFork.Unlock()
+	ctl, err := setStage(v, prologue, at, c.childReport.Int())
+	if err != nil {
+		return err
+	}
+	if v.Hands {
+		c.handsAt = uint64(uintptr(unsafe.Pointer(&ctl.shown)))
+	}
+	c.pid, c.pidfd, err = ctl.fork(v.Clone, cgroupFD)
+	return err
+}
