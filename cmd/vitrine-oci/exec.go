@@ -67,6 +67,9 @@ func (c *call) exec(f *execFlags, o bundle.ExecOptions, args []string) (int, err
 	if len(args) == 0 || len(args) == 1 && f.file == "" {
 		return 0, fmt.Errorf("exec: a container and what to run are expected: %w", errUsage)
 	}
+	if bundle.Stand() == bundle.Outside {
+		return c.rt.EnterContainer(args[0], o.PreserveFDs)
+	}
 	ctr, err := c.rt.Load(args[0])
 	if err != nil {
 		return 0, err

@@ -33,6 +33,9 @@ func prepareCreate(c *call) ([]option, func([]string) (int, error)) {
 		if err != nil {
 			return 1, err
 		}
+		if bundle.Stand() == bundle.Outside {
+			return c.rt.EnterBundle(o.Bundle, o.PreserveFDs)
+		}
 		ctr, err := c.rt.Create(c.waiting(), id, o)
 		if err != nil {
 			return 1, err
@@ -51,6 +54,9 @@ func prepareRun(c *call) ([]option, func([]string) (int, error)) {
 		id, err := oneID(args)
 		if err != nil {
 			return 1, err
+		}
+		if bundle.Stand() == bundle.Outside {
+			return c.rt.EnterBundle(o.Bundle, o.PreserveFDs)
 		}
 		return c.rt.Run(c.waiting(), id, o)
 	}
@@ -80,7 +86,12 @@ func (c *call) look(args []string) (*bundle.Container, error) {
 }
 
 func prepareStart(c *call) ([]option, func([]string) (int, error)) {
-	return nil, func(args []string) (int, error) { return c.with(args, (*bundle.Container).Start) }
+	return nil, func(args []string) (int, error) {
+		if id, err := oneID(args); err == nil && bundle.Stand() == bundle.Outside {
+			return c.rt.EnterContainer(id, 0)
+		}
+		return c.with(args, (*bundle.Container).Start)
+	}
 }
 
 func prepareState(c *call) ([]option, func([]string) (int, error)) {

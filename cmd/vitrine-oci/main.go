@@ -16,7 +16,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"slices"
 	"strconv"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -133,7 +132,7 @@ func run(args []string, out, errs io.Writer) int {
 	}
 	defer func() { _ = signals.GiveBack(unix.SIGINT, unix.SIGTERM) }() // for tests: we end now
 	c := &call{log: &logger{errs: errs}, in: os.Stdin, out: out, errs: errs}
-	c.rt = &bundle.Runtime{Root: bundle.DefaultRoot, Manager: bundle.ManagerCgroupfs, Warn: c.log.warn}
+	c.rt = &bundle.Runtime{Root: bundle.DefaultRoot(), Manager: bundle.ManagerCgroupfs, Warn: c.log.warn}
 	code, err := c.run(args)
 	if err != nil {
 		c.log.fail(err)
@@ -169,9 +168,6 @@ func (c *call) run(args []string) (int, error) {
 	return 2, fmt.Errorf("no verb %q: %w", rest[0], errUsage)
 }
 
-// forAll are the verbs that anybody may use.
-var forAll = []string{"explain", "spec", "features", "version"}
-
 func (c *call) verb(v *verb, args []string) (int, error) {
 	options, do := v.prepare(c)
 	help := false
@@ -184,11 +180,6 @@ func (c *call) verb(v *verb, args []string) (int, error) {
 		describe(c.out, options)
 		return 0, nil
 	}
-	if !slices.Contains(forAll, v.name) {
-		if err := isRoot(); err != nil {
-			return 1, fmt.Errorf("%s: %w", v.name, err)
-		}
-	}
 	code, err := do(rest)
 	if err != nil && code == 0 {
 		code = 1
@@ -196,21 +187,26 @@ func (c *call) verb(v *verb, args []string) (int, error) {
 	return code, err
 }
 
-// isRoot refuses callers without root, and those that are root of a user namespace only:
-// cgroups are marked and devices are denied with privileges that they do not have.
-func isRoot() error {
-	const first = 0xeffffffd // PROC_USER_INIT_INO of linux/proc_ns.h
-	var st unix.Stat_t
-	err := unix.Stat("/proc/self/ns/user", &st)
-	if uid := os.Geteuid(); uid != 0 || err == nil && st.Ino != first {
-		return fmt.Errorf("%w of the first user namespace, and uid %d is not that; containers of users without root are not supported", bundle.ErrNotRoot, uid)
+// rootless takes --rootless: what the caller is, which the kernel says anyway, or that it
+// is ourselves who calls.
+func (c *call) rootless(v string) error {
+	switch {
+	case v == "auto":
+		return nil
+	case v == bundle.InsideFlag && bundle.Stand() == bundle.Confined:
+		c.rt.Inside = true
+		return nil
 	}
-	return nil
+	yes, err := strconv.ParseBool(v)
+	if root := bundle.Stand() == bundle.Privileged; err == nil && yes == root {
+		return fmt.Errorf("--rootless=%s: the caller is root: %v: %w", v, root, bundle.ErrInvalid)
+	}
+	return err
 }
 
 func (c *call) globalOptions(help, showVersion *bool) []option {
 	return []option{
-		text("root", "DIR", "where states are kept (default "+bundle.DefaultRoot+")", &c.rt.Root),
+		text("root", "DIR", "where states are kept (default "+bundle.DefaultRoot()+")", &c.rt.Root),
 		text("log", "FILE", "write what goes wrong to this file", &c.log.file),
 		text("log-format", "FORM", "of the log: text or json", &c.log.form),
 		toggle("debug", "write more to the log", &c.log.debug),
@@ -222,16 +218,7 @@ func (c *call) globalOptions(help, showVersion *bool) []option {
 			return err
 		}},
 		text("cgroup-manager", "WHO", "makes cgroups: cgroupfs, systemd or disabled", &c.rt.Manager),
-		{"rootless", "BOOL", "true is refused: containers are made by root", func(v string) error {
-			if v == "auto" {
-				return nil
-			}
-			yes, err := strconv.ParseBool(v)
-			if yes {
-				return bundle.ErrNotRoot
-			}
-			return err
-		}},
+		{"rootless", "BOOL", "true, false or auto: an error where the caller is something else", c.rootless},
 		toggle("help,h", "print this", help),
 		toggle("version,v", "print the version", showVersion),
 	}

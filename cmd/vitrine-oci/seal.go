@@ -11,6 +11,7 @@ import (
 
 	"github.com/vitrine-runtime/vitrine/internal/early"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/oci/bundle"
 )
 
 // seal executes this program again from a read-only copy of its mount that is
@@ -20,8 +21,8 @@ import (
 // writable. A monitor runs from a sealed memfd for the same reason; here a copy of four
 // megabytes would be most of what a container costs.
 //
-// It returns where that is so already. Who may not mount cannot make containers either,
-// and hears of it there.
+// It returns where that is so already, and for who may not mount: he runs the binary
+// again as somebody who may (bundle.EnterBundle).
 func seal() error {
 	done, err := sealed()
 	if err != nil {
@@ -35,7 +36,7 @@ func seal() error {
 		}
 		return nil
 	}
-	if isRoot() != nil {
+	if bundle.Stand() == bundle.Outside {
 		return nil
 	}
 	copied, err := readOnly()

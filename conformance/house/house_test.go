@@ -103,7 +103,7 @@ func TestSmallBinary(t *testing.T) {
 		t.Errorf("vitrine-oci is made of %d packages, at most %d", len(deps), most)
 	}
 	out := filepath.Join(t.TempDir(), "vitrine-oci")
-	if _, err := goTool(root, "build", "-trimpath", "-buildvcs=false", "-tags", Tags, "-ldflags", "-s -w", "-o", out, "./cmd/vitrine-oci"); err != nil {
+	if _, err := goTool(root, "build", "-trimpath", "-buildvcs=false", "-tags", Tags, "-gcflags=github.com/vitrine-runtime/vitrine/...=-l", "-ldflags", "-s -w", "-o", out, "./cmd/vitrine-oci"); err != nil {
 		t.Fatal(err)
 	}
 	fi, err := os.Stat(out)

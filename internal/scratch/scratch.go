@@ -3,7 +3,7 @@
 //	/       tmpfs, read-only
 //	/root   where a container's root is attached before the pivot
 //	/empty  an empty directory, 0555: masks directories
-//	/null   character device 1:3: masks files, is stdin
+//	/null   character device 1:3: masks files, is stdin; in a user namespace the host's, bound
 //
 // A container's mount namespace is a copy of this one, so its cost grows with
 // what is mounted here, and nothing of the host is in it to be reached by a
@@ -38,6 +38,11 @@ func Enter() error {
 		return err
 	}
 	defer root.Close()
+	null, err := hostNull(root)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
 	// pivot_root wants an attached mount. Any directory will do.
 	proc, err := sys.OpenTree(unix.AT_FDCWD, "/proc", unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
@@ -45,6 +50,9 @@ func Enter() error {
 	}
 	defer proc.Close()
 	if err := sys.MoveMount(root, proc); err != nil {
+		return err
+	}
+	if err := bindNull(root, null); err != nil {
 		return err
 	}
 	if err := unix.Fchdir(root.Int()); err != nil {
@@ -94,9 +102,42 @@ func build() (*sys.FD, error) {
 			return nil, fmt.Errorf("mkdir /%s: %w", d.name, err)
 		}
 	}
-	if err := unix.Mknodat(root.Int(), "null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err != nil {
+	err = unix.Mknodat(root.Int(), "null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3)))
+	if err == unix.EPERM { // in a user namespace nobody makes devices: Enter binds the host's
+		err = unix.Mknodat(root.Int(), "null", unix.S_IFREG|0o666, 0)
+	}
+	if err != nil {
 		root.Close()
 		return nil, fmt.Errorf("mknod /null: %w", err)
 	}
 	return root, nil
+}
+
+// hostNull returns the host's null device where root has none of its own, and else nil.
+func hostNull(root *sys.FD) (*sys.FD, error) {
+	null := uint64(unix.Mkdev(1, 3))
+	is := func(dir int, name string) bool {
+		var st unix.Stat_t
+		return unix.Fstatat(dir, name, &st, 0) == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == null
+	}
+	if is(root.Int(), "null") {
+		return nil, nil
+	}
+	if !is(unix.AT_FDCWD, "/dev/null") {
+		return nil, fmt.Errorf("use /dev/null: it is another file: %w", unix.ENODEV)
+	}
+	return sys.OpenTree(unix.AT_FDCWD, "/dev/null", unix.OPEN_TREE_CLONE)
+}
+
+// bindNull puts that in its place.
+func bindNull(root, null *sys.FD) error {
+	if null == nil {
+		return nil
+	}
+	at, err := sys.OpenAt2(root.Int(), "null", unix.O_PATH|unix.O_NOFOLLOW, unix.RESOLVE_BENEATH)
+	if err != nil {
+		return err
+	}
+	defer at.Close()
+	return sys.MoveMount(null, at)
 }

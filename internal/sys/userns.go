@@ -4,9 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,7 +25,8 @@ type IDMaps struct {
 	DenySetgroups bool
 	// Helpers has newuidmap(1) and newgidmap(1) write what the kernel does not let us
 	// write: the subordinate ids of an unprivileged user. They refuse processes that
-	// are not dumpable.
+	// are not dumpable. They are those of the system: neither $PATH nor anything else of the
+	// environment is asked or passed on.
 	Helpers bool
 	// Clocks is what timens_offsets of the process is to get: the clocks of the time
 	// namespace that its children are born in, and that belongs to its user namespace.
@@ -128,6 +129,9 @@ func writeProc(dir *FD, name, text string) error {
 	return nil
 }
 
+// helperTime is how long such a program may take: it may ask a name service.
+const helperTime = 30 * time.Second
+
 // runHelper has a set-user-ID program write a map.
 func runHelper(name string, pid int, lines []IDMap) error {
 	path, err := findHelper(name)
@@ -150,11 +154,14 @@ func runHelper(name string, pid int, lines []IDMap) error {
 		return err
 	}
 	defer r.Close()
-	p, err := os.StartProcess(path, args, &os.ProcAttr{Env: []string{}, Files: []*os.File{null, null, w}})
+	p, err := os.StartProcess(path, args, &os.ProcAttr{Dir: "/", Env: []string{}, Files: []*os.File{null, null, w}})
 	w.Close()
 	if err != nil {
 		return err
 	}
+	timer := time.AfterFunc(helperTime, func() { _ = p.Kill() }) // its real user is ours
+	defer timer.Stop()
+	_ = r.SetReadDeadline(time.Now().Add(helperTime))
 	said := make([]byte, 512)
 	n, _ := r.Read(said) // what it says is for people; its status decides
 	state, err := p.Wait()
@@ -167,14 +174,26 @@ func runHelper(name string, pid int, lines []IDMap) error {
 	return nil
 }
 
-// findHelper looks for a program in $PATH, which is the caller's own and gives him
-// nothing that he does not have; only absolute directories count.
+// helperDirs are where systems have those programs; a variable for tests. $PATH is not
+// asked: it may be somebody else's idea, and what is found decides who the container's users are.
+var helperDirs = []string{"/usr/bin", "/bin", "/run/wrappers/bin"}
+
 func findHelper(name string) (string, error) {
-	for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
-		path := filepath.Join(dir, name)
-		if filepath.IsAbs(dir) && unix.Access(path, unix.X_OK) == nil {
+	for _, dir := range helperDirs {
+		if path := dir + "/" + name; unix.Access(path, unix.X_OK) == nil {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("find %s in $PATH: %w", name, unix.ENOENT)
+	return "", fmt.Errorf("find %s in %s: %w", name, strings.Join(helperDirs, ", "), unix.ENOENT)
+}
+
+// firstUserNS is PROC_USER_INIT_INO of linux/proc_ns.h.
+const firstUserNS = 0xeffffffd
+
+// InFirstUserNS says whether this process is in the user namespace that the machine
+// began with: the one whose root is the machine's.
+func InFirstUserNS() bool {
+	var st unix.Stat_t
+	err := unix.Stat("/proc/self/ns/user", &st)
+	return err != nil || st.Ino == firstUserNS
 }

@@ -77,12 +77,20 @@ func unprivileged(t *testing.T) {
 	more := append(own, IDMap{Inside: 1, Outside: 100000, Count: 65536})
 	m := &IDMaps{UIDs: more, GIDs: more, Helpers: true}
 	pid = stranger(t)
-	t.Setenv("PATH", "relative:/nonexistent")
+	was := helperDirs
+	defer func() { helperDirs = was }()
+	helperDirs = []string{"/nonexistent"}
 	if err := m.Write(-1, pid); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("without helpers: %v", err)
 	}
 	dir := t.TempDir()
-	t.Setenv("PATH", dir)
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH")) // is not asked
+	hostile := []byte("#!/bin/sh\necho hostile >>" + dir + "/said\n")
+	os.WriteFile(filepath.Join(dir, "newuidmap"), hostile, 0o755)
+	if err := m.Write(-1, pid); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("with helpers in $PATH only: %v", err)
+	}
+	helperDirs = []string{dir}
 	said := filepath.Join(dir, "said")
 	for _, name := range []string{"newuidmap", "newgidmap"} {
 		os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\necho ${0##*/} $* >>"+said+"\n"), 0o755)

@@ -50,6 +50,9 @@ func (r *Runtime) plan(id, cgroupsPath string) (*place, error) {
 			return nil, bad("slice:prefix:name is for --systemd-cgroup")
 		}
 	case ManagerSystemd:
+		if Stand() != Privileged {
+			return nil, fmt.Errorf("cgroup manager systemd: %w: a user's own systemd is not asked; cgroupfs below a cgroup that is delegated to the user, or disabled", ErrNotRoot)
+		}
 		if cgroupsPath == "" {
 			cgroupsPath = "system.slice:vitrine:" + id
 		}
@@ -106,7 +109,55 @@ func (p *place) open() (*group, error) {
 
 // ownerAttr is an attribute of a cgroup's directory: the id of the container that it
 // was made for. Where a create was killed, it tells ours from one that was there before.
-const ownerAttr = "trusted.vitrine.container"
+// Of who is not root it is one that a container could change that writes to its cgroup, as
+// it could move its processes out of that.
+func ownerAttr() string {
+	if Stand() == Privileged {
+		return "trusted.vitrine.container"
+	}
+	return "user.vitrine.container"
+}
+
+// unlimited says whether a container can do without a cgroup, which could not be made for
+// that reason: one of a user who was not given any, if it asks for no limits.
+func (m *maker) unlimited(why error) error {
+	denied := errors.Is(why, fs.ErrPermission) || errors.Is(why, unix.EROFS) || errors.Is(why, cgroup.ErrHierarchy)
+	if Stand() == Privileged || !denied {
+		return why
+	}
+	if err := noLimits(m.bundle.spec.Linux.Resources); err != nil {
+		return fmt.Errorf("%w: %w", err, why)
+	}
+	if m.bundle.spec.Linux.CgroupsPath != "" {
+		m.r.warn("linux.cgroupsPath: the container has no cgroup: " + why.Error())
+	}
+	return nil
+}
+
+// noLimits is an error that names a limit which is asked for.
+func noLimits(res *specs.LinuxResources) error {
+	files, err := cgroup.Files(res)
+	for _, f := range files {
+		if f.Value != "max" {
+			return fmt.Errorf("linux.resources: %s=%s without a cgroup: %w", f.Name, f.Value, cgroup.ErrUnenforced)
+		}
+	}
+	return err
+}
+
+// checkDevices refuses rules about devices that do not hold without root: the kernel
+// takes no filter. That there are no others than those given holds in a user namespace: nobody makes nodes.
+func checkDevices(res *specs.LinuxResources) error {
+	if res == nil || Stand() == Privileged {
+		return nil
+	}
+	for i, d := range res.Devices {
+		if !d.Allow && (d.Major != nil || d.Minor != nil || d.Type != "" && d.Type != "a" || len(d.Access) < 3) {
+			return fmt.Errorf("linux.resources.devices[%d]: deny some devices: %w by who is not root", i, cgroup.ErrUnenforced)
+		}
+	}
+	return nil
+}
 
 // make makes the cgroup with its limits. One that does not hold is an error.
 func (g *group) make(p *place, id string, res *specs.LinuxResources) error {
@@ -115,7 +166,7 @@ func (g *group) make(p *place, id string, res *specs.LinuxResources) error {
 		return err
 	}
 	if g.dir, err = s.OpenDir(); err == nil {
-		err = unix.Fsetxattr(g.dir.Int(), ownerAttr, []byte(id), 0)
+		err = unix.Fsetxattr(g.dir.Int(), ownerAttr(), []byte(id), 0)
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("mark cgroup %s: %w", s.Path(), err), s.Remove(context.Background()))
@@ -132,7 +183,7 @@ func ours(s *cgroup.Scope, id string) bool {
 	}
 	defer dir.Close()
 	b := make([]byte, maxID)
-	n, err := unix.Fgetxattr(dir.Int(), ownerAttr, b)
+	n, err := unix.Fgetxattr(dir.Int(), ownerAttr(), b)
 	return err == nil && string(b[:n]) == id
 }
 
@@ -195,11 +246,16 @@ func cgroupOf(pid int) (*sys.FD, error) {
 }
 
 // withDevices adds what every container may do with devices: make nodes, and use
-// those that it is given. Without rules of its own it may use no others.
+// those that it is given. Without rules of its own it may use no others. Who is not root
+// has no rules (checkDevices).
 func withDevices(res *specs.LinuxResources) *specs.LinuxResources {
 	r := specs.LinuxResources{}
 	if res != nil {
 		r = *res
+	}
+	if Stand() != Privileged {
+		r.Devices = nil
+		return &r
 	}
 	if len(r.Devices) == 0 {
 		r.Devices = []specs.LinuxDeviceCgroup{{Access: "rwm"}} // no others

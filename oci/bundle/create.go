@@ -68,7 +68,7 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (*Cont
 	b := o.bundle
 	if b == nil {
 		var err error
-		if b, err = openBundle(o.Bundle); err != nil {
+		if b, err = r.openBundle(o.Bundle); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -105,6 +105,15 @@ type bundle struct {
 	spec *specs.Spec
 }
 
+// openBundle reads a bundle for a container that is made here.
+func (r *Runtime) openBundle(path string) (*bundle, error) {
+	b, err := openBundle(path)
+	if err == nil && r.Inside {
+		translate(b.spec.Linux)
+	}
+	return b, err
+}
+
 func openBundle(path string) (*bundle, error) {
 	if path == "" {
 		path = "."
@@ -139,7 +148,16 @@ func (m *maker) place(id string) error {
 	if err := m.reserve(id); err != nil || m.group == nil {
 		return err
 	}
-	if err := m.group.make(m.c.rec.Cgroup, id, m.bundle.spec.Linux.Resources); err != nil {
+	err := m.group.make(m.c.rec.Cgroup, id, m.bundle.spec.Linux.Resources)
+	if err == nil {
+		return nil
+	}
+	if err = m.unlimited(err); err == nil {
+		m.group.close()
+		m.group, m.c.rec.Cgroup = nil, nil
+		err = m.c.save()
+	}
+	if err != nil {
 		return fmt.Errorf("create container %s: %w", id, err)
 	}
 	return nil
@@ -152,7 +170,12 @@ func (m *maker) reserve(id string) error {
 	if err != nil {
 		return err
 	}
-	if m.group, err = p.open(); err != nil {
+	if p == nil && Stand() != Privileged {
+		err = noLimits(b.spec.Linux.Resources)
+	} else if m.group, err = p.open(); err != nil {
+		p, err = nil, m.unlimited(err)
+	}
+	if err != nil {
 		return err
 	}
 	dir, err := r.makeDir(id)
@@ -172,14 +195,6 @@ func (m *maker) reserve(id string) error {
 		return errors.Join(err, dir.remove(), dir.Close())
 	}
 	return nil
-}
-
-// owner is the name of whoever calls, for lists.
-func owner() string {
-	if os.Geteuid() == 0 {
-		return "root"
-	}
-	return strconv.Itoa(os.Geteuid())
 }
 
 // maker makes one container. What it opens is closed by close; what it makes is
@@ -206,6 +221,9 @@ func (m *maker) check() error {
 	if spec.Process == nil || spec.Linux == nil {
 		return fmt.Errorf("spec without process or linux section: %w", program.ErrInvalid)
 	}
+	if err := checkDevices(spec.Linux.Resources); err != nil {
+		return err
+	}
 	return checkHooks(spec.Hooks)
 }
 
@@ -222,7 +240,7 @@ func (m *maker) compile() (err error) {
 	}
 	m.keep = keep
 	in := program.Input{Spec: &spec, Seccomp: code, SeccompFlags: flags, HookGate: hasCreateHooks(m.bundle.spec.Hooks),
-		NetGate: len(spec.Linux.NetDevices) > 0}
+		NetGate: len(spec.Linux.NetDevices) > 0, KeepGroups: keepsGroups()}
 	open := source.Open
 	if m.guess {
 		open = source.Guess
@@ -238,7 +256,7 @@ func (m *maker) compile() (err error) {
 	if err := m.terminal(&spec, &in); err != nil {
 		return err
 	}
-	fds, err := inherited(m.opts.PreserveFDs)
+	fds, err := inherited(m.r.firstFD(), m.opts.PreserveFDs)
 	m.opened = append(m.opened, fds...)
 	if err != nil {
 		return err
@@ -329,7 +347,9 @@ func (m *maker) fork() error {
 		a.CgroupFD = m.group.dir.Int()
 	}
 	raiseLimits(m.bundle.spec.Linux, m.bundle.spec.Process.Rlimits)
-	m.child, err = m.opts.tiny.fork(a)
+	if m.child, err = m.opts.tiny.fork(a); m.group != nil && errors.Is(err, unix.EACCES) {
+		err = fmt.Errorf("be born in cgroup %s, which takes a right to write to the one above it and ours: %w", m.c.rec.Cgroup.Path, err)
+	}
 	return err
 }
 

@@ -94,7 +94,7 @@ func (e *execution) compile() (err error) {
 	if keep != nil {
 		keep()
 	}
-	in := program.ExecInput{Process: &p, Seccomp: code, SeccompFlags: flags, Personality: l.Personality, MemoryPolicy: l.MemoryPolicy, Path: e.path}
+	in := program.ExecInput{Process: &p, Seccomp: code, SeccompFlags: flags, Personality: l.Personality, MemoryPolicy: l.MemoryPolicy, Path: e.path, KeepGroups: keepsGroups()}
 	for _, ns := range l.Namespaces {
 		switch ns.Type {
 		case specs.PIDNamespace, specs.MountNamespace:
@@ -115,7 +115,7 @@ func (e *execution) compile() (err error) {
 	if e.socket != nil {
 		in.ConsoleSocket = 1
 	}
-	if e.fds, err = inherited(e.opts.PreserveFDs); err != nil {
+	if e.fds, err = inherited(e.c.r.firstFD(), e.opts.PreserveFDs); err != nil {
 		return err
 	}
 	in.Preserve = len(e.fds)

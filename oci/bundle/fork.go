@@ -12,6 +12,7 @@ import (
 
 	"github.com/vitrine-runtime/vitrine/internal/early"
 	"github.com/vitrine-runtime/vitrine/internal/scratch"
+	"github.com/vitrine-runtime/vitrine/internal/step"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/executor"
 	"github.com/vitrine-runtime/vitrine/oci/program"
@@ -103,15 +104,23 @@ func raiseLimits(l *specs.Linux, limits []specs.POSIXRlimit) {
 	}
 }
 
-// inherited copies n descriptors from 3 on that we were started with.
-func inherited(n int) (list []*sys.FD, err error) {
+// firstFD is the first of the descriptors that we were started with to be passed on.
+func (r *Runtime) firstFD() int {
+	if r != nil && r.Inside {
+		return step.FirstFD // see enter
+	}
+	return 3
+}
+
+// inherited copies n descriptors from first on that we were started with.
+func inherited(first, n int) (list []*sys.FD, err error) {
 	if n < 0 || n > 1000 {
 		return nil, fmt.Errorf("preserve %d descriptors: %w", n, ErrInvalid)
 	}
-	for i := 3; i < 3+n; i++ {
-		fd, err := unix.FcntlInt(uintptr(i), unix.F_DUPFD_CLOEXEC, 3+n)
+	for i := first; i < first+n; i++ {
+		fd, err := unix.FcntlInt(uintptr(i), unix.F_DUPFD_CLOEXEC, first+n)
 		if err != nil {
-			return list, fmt.Errorf("preserve descriptor %d: %w", i, err)
+			return list, fmt.Errorf("preserve descriptor %d: %w", i-first+3, err)
 		}
 		list = append(list, sys.NewFD(fd))
 	}

@@ -2,7 +2,6 @@ package bundle
 
 import (
 	"fmt"
-	"os"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -100,5 +99,5 @@ func idMaps(l *specs.Linux) *sys.IDMaps {
 		}
 		return out
 	}
-	return &sys.IDMaps{UIDs: lines(l.UIDMappings), GIDs: lines(l.GIDMappings), Helpers: os.Geteuid() != 0}
+	return &sys.IDMaps{UIDs: lines(l.UIDMappings), GIDs: lines(l.GIDMappings)}
 }

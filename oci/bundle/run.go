@@ -31,7 +31,7 @@ func (r *Runtime) Run(ctx context.Context, id string, o RunOptions) (code int, e
 		return 0, err
 	}
 	o.tiny, o.straight, o.attended = enterTiny(), true, !o.Detach
-	if o.bundle, err = openBundle(o.Bundle); err != nil {
+	if o.bundle, err = r.openBundle(o.Bundle); err != nil {
 		o.tiny.leave()
 		return 0, err
 	}

@@ -35,13 +35,13 @@ type Runtime struct {
 	Root string
 	// Manager says who makes cgroups: cgroupfs, systemd or disabled.
 	Manager string
+	// Inside says that we run in a user namespace that we have entered ourselves (Enter): ids of
+	// mappings are those of outside.
+	Inside bool
 	// Warn is told what goes wrong without being a failure, such as a poststop hook
 	// that fails. Nil drops it.
 	Warn func(text string)
 }
-
-// DefaultRoot is where states are kept if nobody says otherwise.
-const DefaultRoot = "/run/vitrine-oci"
 
 // Managers of cgroups.
 const (

@@ -3,6 +3,7 @@ package bundle
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"os"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -172,6 +173,25 @@ func (p *hookBuilder) str(s string) step.Arg {
 	at := len(p.Data)
 	p.Data = append(append(p.Data, s...), 0)
 	return step.Arg{Kind: step.Addr, Val: uint64(at)}
+}
+
+// words are 64-bit words in the data.
+func (p *hookBuilder) words(list ...uint64) step.Arg {
+	p.Data = append(p.Data, make([]byte, (8-len(p.Data)%8)%8)...)
+	at := len(p.Data)
+	for _, w := range list {
+		p.Data = binary.NativeEndian.AppendUint64(p.Data, w)
+	}
+	return step.Arg{Kind: step.Addr, Val: uint64(at)}
+}
+
+// gate is a wait for the parent, as programs have it: end of file is that it has died.
+func (p *hookBuilder) gate(name string) {
+	record := p.words(uint64(len(p.Steps) + 1)) // number of the read, and no errno
+	p.add("report that it is time", unix.SYS_WRITE, num(step.ReportFD), record, num(step.RecordSize))
+	p.add(name, unix.SYS_READ, num(step.StartFD), p.words(0), num(1))
+	p.Steps[len(p.Steps)-1].Result = 0
+	p.add("go on, not abandoned", step.OpExpect, step.Arg{Kind: step.Reg}, num(1), num(uint64(unix.EPIPE)), num(math.MaxUint64))
 }
 
 // vector is a NULL-terminated array of pointers.

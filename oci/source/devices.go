@@ -59,7 +59,7 @@ func (s *Set) device(dir int, name string, d *specs.LinuxDevice) (*sys.FD, error
 		return nil, err
 	}
 	if err := unix.Mknodat(dir, name, kind, int(dev)); errors.Is(err, unix.EPERM) {
-		return hostDevice(path.Clean("/"+d.Path), kind, dev)
+		return s.hostDevice(d, kind, dev)
 	} else if err != nil {
 		return nil, err
 	}
@@ -82,18 +82,33 @@ func (s *Set) device(dir int, name string, d *specs.LinuxDevice) (*sys.FD, error
 	return clone(dir, name, false)
 }
 
-// hostDevice returns the host's node at path, which must be the device wanted.
-func hostDevice(path string, kind uint32, dev uint64) (*sys.FD, error) {
-	fd, err := clone(unix.AT_FDCWD, path, false)
+// hostDevice returns the host's node of the same path, which must be the device wanted,
+// with the mode and the owner that are asked for.
+func (s *Set) hostDevice(d *specs.LinuxDevice, kind uint32, dev uint64) (*sys.FD, error) {
+	fd, err := clone(unix.AT_FDCWD, path.Clean("/"+d.Path), false)
 	if err != nil {
-		return nil, err
+		return nil, named("bind the host's, since nobody makes devices in a user namespace", err)
 	}
 	var st unix.Stat_t
-	if err = unix.Fstat(fd.Int(), &st); err != nil || st.Mode&unix.S_IFMT != kind || st.Rdev != dev {
-		fd.Close()
-		return nil, named("another one is the host's", unix.ENODEV)
+	wrong := ""
+	err = unix.Fstat(fd.Int(), &st)
+	switch {
+	case err != nil || st.Mode&unix.S_IFMT != kind || st.Rdev != dev:
+		wrong, err = "another one is the host's", unix.ENODEV
+	case d.FileMode != nil && uint32(*d.FileMode&os.ModePerm) != st.Mode&0o777:
+		wrong = "fileMode"
+	case d.UID != nil && outside(s.spec.Linux.UIDMappings, *d.UID) != st.Uid:
+		wrong = "uid"
+	case d.GID != nil && outside(s.spec.Linux.GIDMappings, *d.GID) != st.Gid:
+		wrong = "gid"
+	default:
+		return fd, nil
 	}
-	return fd, nil
+	fd.Close()
+	if err == nil {
+		wrong, err = wrong+" that the host's node does not have, without root", program.ErrUnsupported
+	}
+	return nil, named(wrong, err)
 }
 
 // outside returns the host's number of an id of the container. Of a namespace that

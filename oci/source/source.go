@@ -128,7 +128,8 @@ func (s *Set) open() error {
 			return err
 		}
 	}
-	if !s.has(specs.UserNamespace) {
+	// As in a user namespace of the container's own it is where we are in one ourselves.
+	if !s.has(specs.UserNamespace) && (s.guess || sys.InFirstUserNS()) {
 		return nil
 	}
 	if err := s.visible(); err != nil {
