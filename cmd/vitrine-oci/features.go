@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	features "github.com/opencontainers/runtime-spec/specs-go/features"
@@ -40,10 +42,10 @@ func supported() *features.Features {
 }
 
 func prepareSpec(c *call) ([]option, func([]string) (int, error)) {
-	dir := "."
+	dir, rootless := ".", false
 	options := []option{
 		text("bundle,b", "DIR", "write DIR/config.json (default .)", &dir),
-		refused("rootless", "", "containers are made by root"),
+		toggle("rootless", "one for who is not root: a user namespace in which the caller is 0", &rootless),
 	}
 	return options, func(args []string) (int, error) {
 		if len(args) > 0 {
@@ -53,12 +55,25 @@ func prepareSpec(c *call) ([]option, func([]string) (int, error)) {
 		if err != nil {
 			return 1, err
 		}
-		if _, err := f.WriteString(firstSpec); err != nil {
+		content := firstSpec
+		if rootless {
+			content = rootlessSpec()
+		}
+		if _, err := f.WriteString(content); err != nil {
 			f.Close()
 			return 1, err
 		}
 		return 0, f.Close()
 	}
+}
+
+// rootlessSpec is firstSpec in a user namespace that has the caller and nobody else.
+func rootlessSpec() string {
+	only := func(id int) string { return `[{"containerID": 0, "hostID": ` + strconv.Itoa(id) + `, "size": 1}]` }
+	return strings.NewReplacer(`, "gid=5"`, "", // the group is nobody there
+		`{"type": "cgroup"}],`, `{"type": "cgroup"}, {"type": "user"}],
+		"uidMappings": `+only(os.Geteuid())+`,
+		"gidMappings": `+only(os.Getegid())+`,`).Replace(firstSpec)
 }
 
 // firstSpec is a container to begin with: a shell with a terminal, no capability but

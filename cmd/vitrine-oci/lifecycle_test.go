@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -340,34 +339,6 @@ func TestFailuresLeaveNothing(t *testing.T) {
 	n.must("delete", n.tag)
 	if r := n.oci("run", "--bundle", b, n.tag); r.code != 1 || !strings.Contains(r.errs, "no such file") {
 		t.Errorf("run: %+v", r)
-	}
-}
-
-// Callers without root are refused by name, also those that podman makes root of a user
-// namespace; what looks at nothing of the machine is for everybody.
-func TestRootless(t *testing.T) {
-	n := newNode(t)
-	b := n.bundle("true", nil)
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	reachable(t, self, b)
-	for _, as := range [][]string{{"unshare", "-U", "-r"}, {"setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"}} {
-		use := func(args ...string) (string, error) {
-			cmd := exec.Command(as[0], slices.Concat(as[1:], []string{self, "--root", n.state}, args)...)
-			cmd.Env = append(os.Environ(), reaperEnv+"=oci")
-			out, err := cmd.CombinedOutput()
-			return string(out), err
-		}
-		for _, verb := range [][]string{{"create", "--bundle", b, n.tag}, {"list"}, {"delete", "--force", n.tag}} {
-			if out, err := use(verb...); err == nil || !strings.Contains(out, verb[0]+": needs root") || !strings.Contains(out, "containers of users without root are not supported") {
-				t.Errorf("%q: %s: %v, %s", as, verb[0], err, out)
-			}
-		}
-		if out, err := use("version"); err != nil {
-			t.Errorf("%q: version: %v, %s", as, err, out)
-		}
 	}
 }
 

@@ -193,8 +193,8 @@ func (c *call) rootless(v string) error {
 	switch {
 	case v == "auto":
 		return nil
-	case v == bundle.InsideFlag && bundle.Stand() == bundle.Confined:
-		c.rt.Inside = true
+	case (v == bundle.InsideFlag || v == bundle.MountedFlag) && bundle.Stand() == bundle.Confined:
+		c.rt.Inside, c.rt.Mapped = true, v == bundle.InsideFlag
 		return nil
 	}
 	yes, err := strconv.ParseBool(v)

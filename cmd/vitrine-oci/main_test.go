@@ -34,7 +34,7 @@ func TestVerbs(t *testing.T) {
 		{[]string{"create", "--bundle", "/nonexistent", "id"}, 1, "", "no such file"},
 		{[]string{"create", "--bundle", "/nonexistent", "a/b"}, 1, "", "container id"},
 		{[]string{"create", "--no-pivot", "id"}, 1, "", "pivot_root"},
-		{[]string{"--rootless=true", "list"}, 1, "", "needs root"},
+		{[]string{"--rootless=true", "list"}, 1, "", "the caller is root: true"},
 		{[]string{"--rootless=yes", "list"}, 1, "", "invalid syntax"},
 		{[]string{"--systemd-cgroup=maybe", "list"}, 1, "", "invalid syntax"},
 		{[]string{"--rootless=auto", "--systemd-cgroup=false", "version"}, 0, "vitrine-oci version devel", ""},

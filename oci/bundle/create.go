@@ -108,7 +108,7 @@ type bundle struct {
 // openBundle reads a bundle for a container that is made here.
 func (r *Runtime) openBundle(path string) (*bundle, error) {
 	b, err := openBundle(path)
-	if err == nil && r.Inside {
+	if err == nil && r.Mapped {
 		translate(b.spec.Linux)
 	}
 	return b, err

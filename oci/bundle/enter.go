@@ -41,8 +41,12 @@ import (
 // caller's that the container's init is in, however deep that has gone on its own. Other verbs need none: signals,
 // cgroups and files are the user's.
 
-// InsideFlag is the value of --rootless that Enter has the binary run with.
-const InsideFlag = "inside"
+// Values of --rootless that the binary is run with: in a user namespace, and in a mount
+// namespace only.
+const (
+	InsideFlag  = "inside"
+	MountedFlag = "mounted"
+)
 
 // EnterBundle runs this command line again as root of a user namespace for a container of
 // that bundle, with n descriptors from 3 on, and returns its exit code.
@@ -74,7 +78,6 @@ func (r *Runtime) EnterContainer(id string, n int) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("enter the user namespace of container %s: %w", id, err)
 	}
-	defer ns.Close()
 	return r.enter(&entry{join: ns}, n)
 }
 
@@ -164,18 +167,24 @@ type entry struct {
 
 // enter runs the binary again and waits for it.
 func (r *Runtime) enter(e *entry, n int) (code int, err error) {
+	p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, os.NewSyscallError("socketpair", err)
+	}
+	ours, theirs := sys.NewFD(p[0]), sys.NewFD(p[1])
+	defer ours.Close()
 	fds, err := inherited(3, n)
+	t := table{files: append([]*sys.FD{theirs}, fds...)}
 	defer func() {
-		for _, f := range fds {
+		for _, f := range t.files {
 			f.Close()
 		}
 	}()
 	if err != nil {
 		return 0, err
 	}
-	t := table{files: fds}
 	if e.join != nil {
-		t.add(e.join)
+		t.add(e.join) // which is closed with the others
 	}
 	b, err := e.program(n).Encode()
 	if err != nil {
@@ -194,14 +203,20 @@ func (r *Runtime) enter(e *entry, n int) (code int, err error) {
 		_, _ = reap(c.PidFD()) // it is ours
 		return 0, fmt.Errorf("enter a user namespace: %w", err)
 	}
-	return attend(c.PidFD(), nil)
+	theirs.Close()
+	return attend(c.PidFD(), attendant{pass: passedOn, asked: ours})
 }
 
 // program is the way from a fork of ours to the binary. Files: the descriptors to be passed on, and the
 // user namespace to join.
 func (e *entry) program(n int) *step.Program {
-	p := &hookBuilder{step.Program{Wait: step.NoWait, Clone: e.clone}}
-	for range n {
+	p := &hookBuilder{step.Program{Wait: step.NoWait, Clone: e.clone, Files: []string{"who is asked for hooks"}}}
+	flag := MountedFlag
+	if e.clone&unix.CLONE_NEWUSER != 0 || e.join != nil {
+		flag = InsideFlag
+	}
+	n++
+	for range n - 1 {
 		p.Files = append(p.Files, "descriptor for the process")
 	}
 	if e.join != nil {
@@ -218,7 +233,7 @@ func (e *entry) program(n int) *step.Program {
 	for i := range n {
 		p.add("pass a descriptor on", unix.SYS_FCNTL, num(uint64(step.FirstFD+i)), num(unix.F_SETFD), num(0))
 	}
-	argv := p.vector(append([]string{os.Args[0], "--rootless=" + InsideFlag}, os.Args[1:]...))
+	argv := p.vector(append([]string{os.Args[0], "--rootless=" + flag}, os.Args[1:]...))
 	envp := p.vector(os.Environ())
 	// By its path it is found in the new mount namespace, where it can be sealed more cheaply.
 	if path, err := os.Readlink(self); err == nil && filepath.IsAbs(path) {

@@ -212,7 +212,7 @@ func (c *Container) openCgroup() (*sys.FD, error) {
 // wait waits for the process's end.
 func (e *execution) wait() (int, error) {
 	if e.screen == nil {
-		return attend(e.child.PidFD(), nil)
+		return attend(e.child.PidFD(), attendant{})
 	}
 	e.socket.Close() // the child has its own
 	e.socket = nil

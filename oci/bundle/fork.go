@@ -12,7 +12,6 @@ import (
 
 	"github.com/vitrine-runtime/vitrine/internal/early"
 	"github.com/vitrine-runtime/vitrine/internal/scratch"
-	"github.com/vitrine-runtime/vitrine/internal/step"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/executor"
 	"github.com/vitrine-runtime/vitrine/oci/program"
@@ -107,7 +106,7 @@ func raiseLimits(l *specs.Linux, limits []specs.POSIXRlimit) {
 // firstFD is the first of the descriptors that we were started with to be passed on.
 func (r *Runtime) firstFD() int {
 	if r != nil && r.Inside {
-		return step.FirstFD // see enter
+		return asking + 1 // see enter
 	}
 	return 3
 }

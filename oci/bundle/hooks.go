@@ -96,7 +96,7 @@ type hooked interface {
 }
 
 // runHooks runs the hooks of a phase, in their order, up to the first that fails.
-// start begins one with its three descriptors.
+// start begins one with its three descriptors, or is nil for those that run here.
 func (c *Container) runHooks(phase string, status specs.ContainerState, pid int, start func(h *specs.Hook, stdio [3]*os.File) (hooked, error)) error {
 	spec, err := c.Spec()
 	if err != nil {
@@ -106,14 +106,24 @@ func (c *Container) runHooks(phase string, status specs.ContainerState, pid int,
 	if len(list) == 0 {
 		return nil
 	}
+	outside := false
 	s := c.rec.oci()
 	s.Status, s.Pid = status, pid
 	state, err := specjson.Marshal(s)
 	if err != nil {
 		return err
 	}
+	if start == nil {
+		start = hostHookOf(c.rec.Bundle)
+		outside = c.r.Inside
+	}
 	for i := range list {
-		if err := runHook(&list[i], state, start); err != nil {
+		if outside {
+			err = askOutside(errand{Bundle: c.rec.Bundle, State: string(state), Hook: list[i]})
+		} else {
+			err = runHook(&list[i], state, start)
+		}
+		if err != nil {
 			return fmt.Errorf("hooks.%s[%d] (%s): %w", phase, i, list[i].Path, err)
 		}
 	}
@@ -181,17 +191,22 @@ func memoryFile(name string, content []byte) (*os.File, error) {
 
 // hostHooks runs the hooks of a phase here.
 func (c *Container) hostHooks(phase string, status specs.ContainerState, pid int) error {
-	return c.runHooks(phase, status, pid, func(h *specs.Hook, stdio [3]*os.File) (hooked, error) {
+	return c.runHooks(phase, status, pid, nil)
+}
+
+// hostHookOf starts hooks of a bundle here.
+func hostHookOf(bundle string) func(*specs.Hook, [3]*os.File) (hooked, error) {
+	return func(h *specs.Hook, stdio [3]*os.File) (hooked, error) {
 		env := h.Env
 		if env == nil {
 			env = []string{} // nil would be ours
 		}
-		p, err := os.StartProcess(h.Path, hookArgs(h), &os.ProcAttr{Dir: c.rec.Bundle, Env: env, Files: stdio[:], Sys: &syscall.SysProcAttr{Setpgid: true}})
+		p, err := os.StartProcess(h.Path, hookArgs(h), &os.ProcAttr{Dir: bundle, Env: env, Files: stdio[:], Sys: &syscall.SysProcAttr{Setpgid: true}})
 		if err != nil {
 			return nil, err
 		}
 		return hostHook{p}, nil
-	})
+	}
 }
 
 func hookArgs(h *specs.Hook) []string {

@@ -71,7 +71,7 @@ func (r *Runtime) Run(ctx context.Context, id string, o RunOptions) (code int, e
 		o.console.Close() // the child has its own
 		code, err = tty.serve(child.PidFD())
 	} else {
-		code, err = attend(child.PidFD(), nil)
+		code, err = attend(child.PidFD(), attendant{})
 	}
 	if err != nil || o.Keep {
 		return code, err
@@ -97,15 +97,22 @@ var catchAll = sync.OnceValue(func() error {
 	return err
 })
 
+// attendant is what attend does beside.
+type attendant struct {
+	resized func()                 // called where the terminal has another size, if not nil
+	pass    func(unix.Signal) bool // says which signals are passed on; nil: all
+	asked   *sys.FD                // where answer is asked, or nil
+}
+
 // attend passes on the signals that are caught to a child until it ends, and returns its exit
-// code. resized is called where the terminal has another size, if not nil.
-func attend(pidfd *sys.FD, resized func()) (int, error) {
+// code.
+func attend(pidfd *sys.FD, a attendant) (int, error) {
 	caught, err := signals.Catch()
 	if err != nil {
 		return 0, err
 	}
 	var buf [64]byte
-	p := []unix.PollFd{{Fd: int32(pidfd.Int()), Events: unix.POLLIN}, {Fd: int32(caught.Int()), Events: unix.POLLIN}}
+	p := []unix.PollFd{{Fd: int32(pidfd.Int()), Events: unix.POLLIN}, {Fd: int32(caught.Int()), Events: unix.POLLIN}, {Fd: int32(a.asked.Int()), Events: unix.POLLIN}}
 	for {
 		if _, err := unix.Ppoll(p, nil, nil); err != nil && err != unix.EINTR {
 			return 0, os.NewSyscallError("ppoll", err)
@@ -113,11 +120,16 @@ func attend(pidfd *sys.FD, resized func()) (int, error) {
 		if p[0].Revents != 0 {
 			return reap(pidfd)
 		}
+		if p[2].Revents != 0 && !answer(a.asked) {
+			p[2].Fd = -1
+		}
 		for _, n := range signals.Read(caught, buf[:]) {
-			if unix.Signal(n) == unix.SIGWINCH && resized != nil {
-				resized()
+			if unix.Signal(n) == unix.SIGWINCH && a.resized != nil {
+				a.resized()
 			}
-			_ = sys.PidfdSignal(pidfd, unix.Signal(n)) // it may have ended
+			if a.pass == nil || a.pass(unix.Signal(n)) {
+				_ = sys.PidfdSignal(pidfd, unix.Signal(n)) // it may have ended
+			}
 		}
 	}
 }

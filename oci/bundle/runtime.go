@@ -35,9 +35,9 @@ type Runtime struct {
 	Root string
 	// Manager says who makes cgroups: cgroupfs, systemd or disabled.
 	Manager string
-	// Inside says that we run in a user namespace that we have entered ourselves (Enter): ids of
-	// mappings are those of outside.
-	Inside bool
+	// Inside says that it was ourselves who ran this binary, and waits (see enter), and Mapped
+	// that it was in a user namespace of his making: ids of mappings are those of outside.
+	Inside, Mapped bool
 	// Warn is told what goes wrong without being a failure, such as a poststop hook
 	// that fails. Nil drops it.
 	Warn func(text string)

@@ -94,7 +94,7 @@ func (s *screen) serve(pidfd *sys.FD) (int, error) {
 		defer close(shown)
 		_, _ = io.Copy(os.Stdout, t)
 	}()
-	code, err := attend(pidfd, func() { follow(n) })
+	code, err := attend(pidfd, attendant{resized: func() { follow(n) }})
 	t.end()
 	<-shown
 	return code, err
