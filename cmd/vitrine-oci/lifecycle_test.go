@@ -38,6 +38,8 @@ type node struct {
 	opens string // for the shell: what it opens before it executes the binary
 	self  string // the binary; "" for this one, which is that, too
 	tag   string // unique, in every id: ids are names of cgroups
+
+	with func(cmd *exec.Cmd) // changes the command, if not nil
 }
 
 // newNode skips where it cannot be had. Containers that a test leaves are deleted, and
@@ -112,6 +114,9 @@ func (n *node) ociIn(in string, args ...string) (r result) {
 		n.t.Fatal(err)
 	}
 	cmd.Stdout, cmd.Stderr = fo, fe
+	if n.with != nil {
+		n.with(cmd)
+	}
 	err = cmd.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {

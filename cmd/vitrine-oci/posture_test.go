@@ -172,7 +172,7 @@ func mounted(s *specs.Spec, line string) string {
 		return "unreadable: " + line
 	}
 	at, flags, kind, super := m.At, m.Flags, m.Kind, m.Super
-	if strings.HasPrefix(flags, "ro,") && (slices.Contains(s.Linux.MaskedPaths, at) && kind == "tmpfs" || slices.Contains(s.Linux.ReadonlyPaths, at)) {
+	if strings.HasPrefix(flags, "ro,") && (slices.Contains(s.Linux.MaskedPaths, at) && (kind == "tmpfs" || strings.HasSuffix(m.Root, "/null")) || slices.Contains(s.Linux.ReadonlyPaths, at)) {
 		return ""
 	}
 	if len(m.Propagation) > 0 {

@@ -4,10 +4,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -184,6 +186,66 @@ func TestRootlessBetween(t *testing.T) {
 	}
 	u.as = ""
 	u.prepare()
+}
+
+// What a terminal sends to everybody in front of it comes to the container once, though two
+// processes pass signals on.
+func TestRootlessInterrupt(t *testing.T) {
+	u := newUser(t)
+	up := func(s map[string]any) {
+		s["mounts"] = append(s["mounts"].([]any), map[string]any{"destination": "/up", "type": "bind", "source": u.home, "options": []string{"bind"}})
+	}
+	b := u.bundleWith("trap 'echo interrupt' INT; trap 'exit 4' TERM; touch /up/up; while :; do sleep 0.02; done", mappedSpec, up)
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer master.Close()
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	slave, err := unix.IoctlRetInt(int(master.Fd()), unix.TIOCGPTPEER)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tty := os.NewFile(uintptr(slave), "tty")
+	defer tty.Close()
+	const times = 10
+	go func() { // ends with the terminal
+		for range 500 {
+			if _, err := os.Stat(u.home + "/up"); err == nil {
+				break
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		for range times {
+			master.WriteString("\x03")
+			time.Sleep(100 * time.Millisecond)
+		}
+		exec.Command("kill", "-TERM", strconv.Itoa(u.pidOf(u.tag))).Run()
+	}()
+	u.node.with = func(cmd *exec.Cmd) {
+		cmd.Stdin = tty
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	}
+	r := u.oci("run", "--bundle", b, u.tag)
+	u.node.with = nil
+	if r.code != 4 || strings.Count(r.out, "interrupt\n") != times {
+		t.Errorf("%+v", r)
+	}
+}
+
+// pidOf is a container's, as its state file says.
+func (u *user) pidOf(id string) int {
+	var s struct{ Pid int }
+	b, err := os.ReadFile(filepath.Join(u.state, id, "state.json"))
+	if err == nil {
+		err = json.Unmarshal(b, &s)
+	}
+	if err != nil {
+		u.t.Error(err)
+	}
+	return s.Pid
 }
 
 // Binds of what the user can read, flags of their mounts, filesystems of the kernel, a network
