@@ -80,7 +80,14 @@ func hideMemory() error {
 		}
 		hideOnce.base = uintptr(unsafe.Pointer(onHeap)) &^ (arena - 1)
 	}
-	return dontFork(hideOnce.base-rangeBelow, rangeBelow+rangeAbove)
+	return dontFork(around(hideOnce.base))
+}
+
+// around is the range about a base, which the runtime may draw anywhere: one time in 65536 there is
+// less below it.
+func around(base uintptr) (start, size uintptr) {
+	below := min(base, rangeBelow)
+	return base - below, below + rangeAbove
 }
 
 // hideAll marks every private writable mapping that exists now.
