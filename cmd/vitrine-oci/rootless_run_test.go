@@ -423,6 +423,50 @@ func TestPostureRootless(t *testing.T) {
 	u.must("delete", "--force", u.tag)
 }
 
+// The binary that is installed starts two Go runtimes for a user's container: the one that waits, and
+// the one inside, which is sealed before.
+func TestRootlessEntry(t *testing.T) {
+	u := newUser(t)
+	u.self = built(t)
+	reachable(t, u.self)
+	b := u.bundleWith("exec sleep 1000", mappedSpec)
+	u.env = "GODEBUG=inittrace=1"
+	u.prepare()
+	r := u.oci("create", "--bundle", b, u.tag)
+	if n := strings.Count(r.errs, "init runtime @"); r.code != 0 || n != 2 {
+		t.Errorf("%d starts: %+v", n, r)
+	}
+	u.env = ""
+	u.prepare()
+	var st unix.Statfs_t
+	if err := unix.Statfs(fmt.Sprintf("/proc/%d/exe", u.stateOf(u.tag).Pid), &st); err != nil || st.Flags&unix.ST_RDONLY == 0 {
+		t.Errorf("the binary behind a blocked container can be written: %#x, %v", st.Flags, err)
+	}
+	u.must("start", u.tag)
+	u.must("exec", u.tag, "true")
+	u.must("delete", "--force", u.tag)
+}
+
+// Where the one inside is killed, delete removes what there is.
+func TestRootlessInsideIsKilled(t *testing.T) {
+	u := newUser(t)
+	hook := u.home + "/hook"
+	script := "#!/usr/bin/busybox sh\nfor p in $(/usr/bin/busybox cat /proc/$PPID/task/*/children); do [ $p = $$ ] || kill -9 $p; done\n"
+	if err := os.WriteFile(hook, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	b := u.bundleWith("exec sleep 1000", mappedSpec, u.inCgroup, func(s map[string]any) {
+		s["hooks"] = map[string]any{"prestart": []any{map[string]any{"path": hook}}}
+	})
+	if r := u.oci("create", "--bundle", b, u.tag); r.code != 137 {
+		t.Errorf("%+v", r)
+	}
+	if s := u.stateOf(u.tag); s.Status != "created" || s.Pid == 0 {
+		t.Errorf("%+v", s)
+	}
+	u.must("delete", "--force", u.tag)
+}
+
 // A caller who is killed in the middle leaves what delete removes.
 func TestRootlessKilled(t *testing.T) {
 	u := newUser(t)

@@ -129,8 +129,8 @@ func writeProc(dir *FD, name, text string) error {
 	return nil
 }
 
-// helperTime is how long such a program may take: it may ask a name service.
-const helperTime = 30 * time.Second
+// helperTime is how long such a program may take: it may ask a name service. A variable for tests.
+var helperTime = 30 * time.Second
 
 // runHelper has a set-user-ID program write a map.
 func runHelper(name string, pid int, lines []IDMap) error {

@@ -107,6 +107,16 @@ func unprivileged(t *testing.T) {
 	if err := m.Write(-1, pid); err == nil || !strings.Contains(err.Error(), "newgidmap") || !strings.Contains(err.Error(), "not yours") {
 		t.Errorf("refusing helper: %v", err)
 	}
+	os.WriteFile(filepath.Join(dir, "newgidmap"), []byte("#!/bin/sh\nenv >"+said+"; exec sleep 1000\n"), 0o755)
+	limit := helperTime
+	helperTime = 300 * time.Millisecond
+	defer func() { helperTime = limit }()
+	if err := m.Write(-1, pid); err == nil || !strings.Contains(err.Error(), "newgidmap: signal: killed") {
+		t.Errorf("helper that hangs: %v", err)
+	}
+	if b, _ := os.ReadFile(said); strings.Contains(string(b), mapperEnv) || strings.Contains(string(b), "PATH="+dir) {
+		t.Errorf("a helper's environment is %s", b)
+	}
 }
 
 // TestIDMapsBadInput: no process, no procfs, too many lines, lines that overlap.
