@@ -175,6 +175,16 @@ func TestRootlessBetween(t *testing.T) {
 			t.Errorf("descriptor %d got %q", 3+i, text)
 		}
 	}
+	if r := u.oci("run", "--detach", "--bundle", u.bundleWith("exec sleep 1000", mappedSpec), u.tag); r.code != 0 {
+		t.Errorf("%+v", r)
+	}
+	if r := u.oci("exec", "--preserve-fds", "1", u.tag, "sh", "-c", "echo once more >&3; ls /proc/self/fd; exit 8"); r.code != 8 || r.out != "0\n1\n2\n3\n4\n" {
+		t.Errorf("exec: %+v", r)
+	}
+	if text, _ := os.ReadFile(u.home + "/a"); string(text) != "once more\n" {
+		t.Errorf("descriptor 3 got %q", text)
+	}
+	u.must("delete", "--force", u.tag)
 	u.asRoot, u.as = "", `sh -c '"$0" "$@" & pid=$!; until [ -e `+u.home+`/up ]; do sleep 0.05; done; kill -TERM $pid; wait $pid'`
 	u.prepare()
 	up := func(s map[string]any) {
@@ -420,6 +430,39 @@ func TestPostureRootless(t *testing.T) {
 	u.must("run", "--detach", "--bundle", dir, u.tag)
 	init := u.must("exec", u.tag, "/bin/sh", "-c", "for n in cgroup ipc mnt net pid time user uts; do echo $n $(readlink /proc/1/ns/$n); done")
 	posture.Golden(t, "exec-rootless", normal(s, u.must("exec", "--user", "1000:1000", u.tag, "/bin/sh", "-c", lookAround), init))
+	u.must("delete", "--force", u.tag)
+}
+
+// What a user namespace lets its root do in the container's own namespaces: clocks, parameters, names,
+// filesystems, limits, a filter, and a place for the OOM killer that is not better than before.
+func TestRootlessOwnNamespaces(t *testing.T) {
+	u := newUser(t)
+	text, _ := os.ReadFile("/proc/self/oom_score_adj")
+	adj, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+	adj = min(adj+300, 1000)
+	b := u.bundleWith("exec sleep 1000", mappedSpec, u.inCgroup, func(s map[string]any) {
+		l, p := s["linux"].(map[string]any), s["process"].(map[string]any)
+		l["namespaces"] = append(l["namespaces"].([]any), map[string]any{"type": "time"})
+		l["timeOffsets"] = map[string]any{"boottime": map[string]any{"secs": 86400 * 1000}}
+		l["sysctl"] = map[string]any{"net.ipv4.ip_forward": "1", "kernel.shmmax": "123456"}
+		l["rootfsPropagation"] = "slave"
+		l["personality"] = map[string]any{"domain": "LINUX32"}
+		l["seccomp"] = map[string]any{"defaultAction": "SCMP_ACT_ALLOW",
+			"syscalls": []any{map[string]any{"names": []string{"mkdir", "mkdirat"}, "action": "SCMP_ACT_ERRNO", "errnoRet": 62}}}
+		s["domainname"], p["oomScoreAdj"], p["noNewPrivileges"] = "domain", adj, false
+		s["mounts"] = append(s["mounts"].([]any), map[string]any{"destination": "/bin", "type": "tmpfs", "options": []string{"tmpcopyup"}})
+	})
+	u.must("run", "--detach", "--bundle", b, u.tag)
+	out := u.must("exec", u.tag, "sh", "-c", `cut -d. -f1 /proc/uptime; cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmax /proc/sys/kernel/domainname /proc/1/oom_score_adj /proc/self/oom_score_adj
+busybox uname -m; mkdir /tmp/d 2>&1; touch /bin/mine && ls -ld /bin/mine | cut -c1-10; ls /dev/mqueue; grep Seccomp: /proc/1/status`)
+	f := strings.Split(out, "\n")
+	if up, err := strconv.Atoi(f[0]); err != nil || up < 86400*1000 {
+		t.Errorf("uptime %s", f[0])
+	}
+	want := fmt.Sprintf("1\n123456\ndomain\n%d\n%d\ni686\nmkdir: can't create directory '/tmp/d': Timer expired\n-rw-r--r--\nSeccomp:\t2\n", adj, adj)
+	if got := strings.Join(f[1:], "\n"); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
 	u.must("delete", "--force", u.tag)
 }
 
