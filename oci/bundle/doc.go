@@ -24,6 +24,9 @@
 // created, running, paused or stopped follows from its process: that it exists (by pid
 // and start time), whether it has executed something yet, and whether its cgroup is frozen.
 //
+// Who is not root has all of this done by a second process of ours, root of a user namespace
+// that is made for it: see enter.
+//
 // A directory in root is the unit of deletion. It appears whole and locked (rename),
 // and its record names the cgroup before that is made, so that delete can undo what a
 // create that was killed has left.
