@@ -84,9 +84,13 @@ func hideMemory() error {
 }
 
 // around is the range about a base, which the runtime may draw anywhere: one time in 65536 there is
-// less below it.
+// less below it. It does not reach down to the program's own code, which the child runs; the data behind that
+// have been hidden with everything else.
 func around(base uintptr) (start, size uintptr) {
-	below := min(base, rangeBelow)
+	below := uintptr(rangeBelow)
+	if data := uintptr(unsafe.Pointer(&hideOnce)); data < base {
+		below = min(below, base-(data|(arena-1))-1)
+	}
 	return base - below, below + rangeAbove
 }
 
