@@ -12,6 +12,7 @@
 package scratch
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -103,7 +104,7 @@ func build() (*sys.FD, error) {
 		}
 	}
 	err = unix.Mknodat(root.Int(), "null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3)))
-	if err == unix.EPERM { // in a user namespace nobody makes devices: Enter binds the host's
+	if errors.Is(err, unix.EPERM) { // in a user namespace nobody makes devices: Enter binds the host's
 		err = unix.Mknodat(root.Int(), "null", unix.S_IFREG|0o666, 0)
 	}
 	if err != nil {
@@ -115,7 +116,7 @@ func build() (*sys.FD, error) {
 
 // hostNull returns the host's null device where root has none of its own, and else nil.
 func hostNull(root *sys.FD) (*sys.FD, error) {
-	null := uint64(unix.Mkdev(1, 3))
+	null := unix.Mkdev(1, 3)
 	is := func(dir int, name string) bool {
 		var st unix.Stat_t
 		return unix.Fstatat(dir, name, &st, 0) == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == null

@@ -57,7 +57,7 @@ func askOutside(e errand) error {
 func answer(to *sys.FD) bool {
 	b := make([]byte, maxMessage)
 	n, _, _, err := sys.ReceiveMessage(to.Int(), b, nil, unix.MSG_DONTWAIT)
-	if err == unix.EAGAIN {
+	if errors.Is(err, unix.EAGAIN) {
 		return true
 	}
 	if err != nil || n == 0 {
