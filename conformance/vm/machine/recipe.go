@@ -36,7 +36,7 @@ func NewRecipe(debian string, more ...string) (Recipe, error) {
 		Version: 1, Debian: debian, Suite: suite, DiskMiB: 8192,
 		// What a node has: an init, its bus, names of devices, a network and its filters. e2fsprogs and util-linux are for tests of mounts.
 		Packages: append([]string{"linux-image-cloud-amd64", "systemd-sysv", "dbus", "udev", "kmod", "procps", "iproute2", "iptables", "nftables",
-			"conntrack", "ethtool", "socat", "e2fsprogs", "xz-utils", "ca-certificates", "apparmor", "busybox-static", "strace"}, more...),
+			"conntrack", "ethtool", "socat", "e2fsprogs", "xz-utils", "ca-certificates", "apparmor", "busybox-static", "strace", "uidmap"}, more...),
 		Exclude: []string{"/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*", "/boot/initrd*"},
 		Files:   rootFiles(),
 	}, nil
