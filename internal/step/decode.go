@@ -75,8 +75,10 @@ func Scan(in Source, size int) (*View, error) {
 	return v, nil
 }
 
+//go:noinline
 func field(b []byte, i int) int { return int(order.Uint32(b[8+4*i:])) }
 
+//go:noinline
 func (s Section) within(size int) bool {
 	return s.At >= headerSize && s.Len >= 0 && s.At <= size && s.Len <= size-s.At
 }
