@@ -90,8 +90,8 @@ func (v *View) Bytes(s Section) []byte {
 }
 
 // piece is how much is looked at in one go, of steps and of relocations: both fit
-// into eight kilobytes.
-const piece = 88
+// into a page.
+const piece = 46
 
 // Piece is the most bytes that Scan asks its Source for.
 const Piece = piece * Size

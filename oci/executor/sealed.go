@@ -3,7 +3,6 @@ package executor
 import (
 	"fmt"
 	"os"
-	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -52,12 +51,6 @@ func (s *sealed) Bytes(at, n int) ([]byte, error) {
 	return b, nil
 }
 
-// scanning keeps the room for looking at a program.
-var scanning struct {
-	sync.Mutex
-	room []byte
-}
-
 // scan checks a sealed program. What can still change, or shrink under a child that has
 // it mapped, is none.
 func scan(f *sys.FD) (*step.View, error) {
@@ -73,12 +66,12 @@ func scan(f *sys.FD) (*step.View, error) {
 	if errno != 0 {
 		return nil, fmt.Errorf("read program, a sealed memfd: %w", errno)
 	}
-	scanning.Lock()
-	defer scanning.Unlock()
-	if scanning.room == nil {
-		scanning.room = make([]byte, step.Piece)
+	oneFork.Lock()
+	defer oneFork.Unlock()
+	if err := roomFor(step.Piece); err != nil {
+		return nil, err
 	}
-	s := &sealed{fd: f, room: scanning.room}
+	s := &sealed{fd: f, room: stage} // nobody forks meanwhile
 	v, err := step.Scan(s, int(min(st.Size, step.MaxSize+1)))
 	s.room = nil // from here on it is asked for names, at any time
 	return v, err
@@ -102,27 +95,41 @@ func findPlace() error {
 }
 
 // stage is the first part of a sealed program's image: control and the steps that lead
-// to the program. It holds nothing but numbers of descriptors, and is used again by
-// the next fork. Guarded by oneFork.
+// to the program. It holds nothing but numbers of descriptors then, and is used again by
+// the next fork. Before, a piece of the program lies in it that is looked at; what the steps do
+// not write over is cleared. Guarded by oneFork.
 var stage []byte
+
+// roomFor makes the stage as large as that.
+func roomFor(size int) error {
+	if size <= len(stage) {
+		return nil
+	}
+	if err := hideMemory(); err != nil { // all that is there; not this
+		return err
+	}
+	mem, err := sys.BriefMap(-1, (size+4095)&^4095, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return os.NewSyscallError("mmap", err)
+	}
+	if stage != nil {
+		_ = sys.BriefUnmap(stage)
+	}
+	stage = mem
+	return nil
+}
 
 // setStage fills the stage for a program. Preconditions: oneFork is held.
 func setStage(v *step.View, prologue []step.Step, at uintptr, reportFD int) (*control, error) {
 	stepsAt := int(unsafe.Sizeof(control{})+7) &^ 7
 	size := stepsAt + len(prologue)*step.Size
-	if size > len(stage) {
-		mem, err := sys.BriefMap(-1, (size+4095)&^4095, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-		if err != nil {
-			return nil, os.NewSyscallError("mmap", err)
-		}
-		if stage != nil {
-			_ = sys.BriefUnmap(stage)
-		}
-		stage = mem
+	if err := roomFor(size); err != nil {
+		return nil, err
 	}
 	for i := range prologue {
 		step.PutStep(stage[stepsAt+i*step.Size:], &prologue[i])
 	}
+	clear(stage[size:])
 	base := uintptr(unsafe.Pointer(&stage[0]))
 	ctl := (*control)(unsafe.Pointer(&stage[0]))
 	*ctl = control{
@@ -135,7 +142,8 @@ func setStage(v *step.View, prologue []step.Step, at uintptr, reportFD int) (*co
 	return ctl, nil
 }
 
-// forkSealed makes a child that maps the program behind fd and runs it.
+// forkSealed makes a child that maps the program behind fd and runs it. The first step of
+// the prologue is kept free for that.
 func (c *Child) forkSealed(v *step.View, prologue []step.Step, fd, cgroupFD int) (err error) {
 	oneFork.Lock()
 	defer oneFork.Unlock()
@@ -144,8 +152,6 @@ func (c *Child) forkSealed(v *step.View, prologue []step.Step, fd, cgroupFD int)
 			return err
 		}
 	}
-	prologue = append(prologue, step.Step{})
-	copy(prologue[1:], prologue)
 	prologue[0] = step.Step{Nr: unix.SYS_MMAP, Result: step.NoResult} // whose arguments are all constants
 	for i, a := range [...]uintptr{place, uintptr(v.Size), unix.PROT_READ | unix.PROT_WRITE, unix.MAP_PRIVATE | unix.MAP_FIXED, uintptr(fd), 0} {
 		prologue[0].Args[i].Val = uint64(a)
