@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -142,6 +143,7 @@ func (p *Pod) read() {
 			}
 			p.mu.Unlock()
 			p.queue.push(Event{Kind: Exited, ID: e.ID, Status: statusOf(e.Status)})
+			runtime.Gosched() // as below
 			continue
 		}
 		p.mu.Lock()
@@ -155,6 +157,7 @@ func (p *Pod) read() {
 			continue
 		}
 		c.answers <- packet
+		runtime.Gosched() // who has waited goes before a look for what may not have come yet
 	}
 }
 

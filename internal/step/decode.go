@@ -53,14 +53,8 @@ func Scan(in Source, size int) (*View, error) {
 	if err != nil {
 		return nil, err
 	}
-	if order.Uint32(b) != magic {
-		return nil, fmt.Errorf("program header: %w", ErrFormat)
-	}
-	if v := order.Uint16(b[4:]); v != version {
-		return nil, fmt.Errorf("program version %d: %w", v, ErrFormat)
-	}
-	if a := order.Uint16(b[6:]); a != archID() {
-		return nil, fmt.Errorf("program for machine %d: %w", a, ErrFormat)
+	if order.Uint32(b) != magic || order.Uint16(b[4:]) != version || order.Uint16(b[6:]) != archID() {
+		return nil, fmt.Errorf("program header %x: %w", b[:8], ErrFormat) // of another version, or for another machine
 	}
 	v := &View{Clone: order.Uint64(b[48:]), Wait: int(int32(order.Uint32(b[44:]))), N: field(b, 1), Files: field(b, 8), Size: size, in: in}
 	if field(b, 0) != size || v.N == 0 || v.N > MaxSteps || v.Files > MaxFiles || v.Wait < NoWait || v.Wait >= v.N {
@@ -81,8 +75,10 @@ func Scan(in Source, size int) (*View, error) {
 	return v, nil
 }
 
+//go:noinline
 func field(b []byte, i int) int { return int(order.Uint32(b[8+4*i:])) }
 
+//go:noinline
 func (s Section) within(size int) bool {
 	return s.At >= headerSize && s.Len >= 0 && s.At <= size && s.Len <= size-s.At
 }
@@ -94,8 +90,8 @@ func (v *View) Bytes(s Section) []byte {
 }
 
 // piece is how much is looked at in one go, of steps and of relocations: both fit
-// into eight kilobytes.
-const piece = 88
+// into a page.
+const piece = 46
 
 // Piece is the most bytes that Scan asks its Source for.
 const Piece = piece * Size

@@ -114,7 +114,9 @@ func (p *Program) putHeader(b []byte, dataAt, relocAt, nameAt, names int) {
 }
 
 // PutStep writes the runnable part of s (all but its name) to the first Size
-// bytes of b.
+// bytes of b. It is not inlined: three times half a kilobyte, for a nanosecond of a step.
+//
+//go:noinline
 func PutStep(b []byte, s *Step) {
 	order.PutUint32(b[offNr:], s.Nr)
 	b[offResult] = byte(s.Result)

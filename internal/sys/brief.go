@@ -93,6 +93,7 @@ func BriefUnlink(dir int, path string) error { return atPath(unix.SYS_UNLINKAT, 
 // BriefExists says whether there is such a file, or why that is not known.
 func BriefExists(dir int, path string) error { return atPath(unix.SYS_FACCESSAT, dir, path, unix.F_OK) }
 
+//go:noinline
 func atPath(nr uintptr, dir int, path string, v uintptr) error {
 	name, err := unix.BytePtrFromString(path)
 	if err != nil {

@@ -14,6 +14,9 @@
 // (MADV_DONTFORK): the page tables need not be copied, and what the parent
 // knows of other containers is out of reach of this one even before its execve.
 //
+// A program in a sealed memfd is not even in the parent's memory: the child maps it, as
+// the first thing that it does (sealed.go).
+//
 // What the caller must know:
 //   - The caller is the parent. It reaps the child with waitid on PidFD.
 //   - Signal handlers are cleared by clone3; the signal mask is set by the program.

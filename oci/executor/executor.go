@@ -165,6 +165,10 @@ func (c *Child) fork(v *step.View, a Attr) (err error) {
 	}
 	loading.Lock()
 	defer loading.Unlock()
+	loading.room = loading.room[:0]
+	if a.Sealed != nil {
+		loading.room = append(loading.room, step.Step{}) // maps the program
+	}
 	loading.room = prologue(loading.room, a.Stdio, c.childReport.Int(), c.childStart.Int(), a.Files)
 	birth := func() error { return c.forkSealed(v, loading.room, a.Sealed.Int(), a.CgroupFD) }
 	if a.Sealed == nil {

@@ -98,7 +98,7 @@ func around(base uintptr) (start, size uintptr) {
 
 // hideAll marks every private writable mapping that exists now.
 func hideAll() error {
-	maps, err := sys.ReadFile("/proc/self/maps")
+	maps, err := readMaps()
 	if errors.Is(err, os.ErrNotExist) {
 		// A monitor has no /proc in its mount namespace; it calls HideMemory before
 		// it enters that.
@@ -119,15 +119,38 @@ func hideAll() error {
 	return nil
 }
 
+// readMaps reads /proc/self/maps in one buffer, of which pages are touched as far as it goes: what a
+// monitor leaves lying about while it starts stays in its memory for ever.
+func readMaps() ([]byte, error) {
+	f, err := sys.OpenFile("/proc/self/maps", unix.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b := make([]byte, 0, 32<<10)
+	for {
+		n, err := unix.Read(int(f.Fd()), b[len(b):cap(b)])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			return b, os.NewSyscallError("read /proc/self/maps", err)
+		}
+		if b = b[:len(b)+n]; len(b) == cap(b) {
+			b = append(b, 0)[:len(b)]
+		}
+	}
+}
+
 // writable parses a line of /proc/self/maps: "start-end rw-p offset dev inode
 // path". Only private writable mappings count; a shared mapping is not copied
 // by a fork, and the kernel's own (vvar, vsyscall) are not writable.
 func writable(line []byte) (start, size uintptr, ok bool) {
-	f := bytes.Fields(line)
-	if len(f) < 2 || len(f[1]) < 4 || f[1][1] != 'w' || f[1][3] != 'p' {
+	place, rest, _ := bytes.Cut(line, []byte(" "))
+	if len(rest) < 4 || rest[1] != 'w' || rest[3] != 'p' {
 		return 0, 0, false
 	}
-	lo, hi, found := bytes.Cut(f[0], []byte("-"))
+	lo, hi, found := bytes.Cut(place, []byte("-"))
 	a, err1 := strconv.ParseUint(string(lo), 16, 64)
 	b, err2 := strconv.ParseUint(string(hi), 16, 64)
 	if !found || err1 != nil || err2 != nil || b <= a {

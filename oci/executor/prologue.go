@@ -15,11 +15,12 @@ import (
 // Sources and places overlap, so the order matters: a place is filled when
 // nobody needs any more what lies there. What remains are rings (1 to 2, 2 to
 // 1), opened by taking one out into a register. No number is used but the
-// places and the lowest free ones: RLIMIT_NOFILE may leave little room.
+// places and the lowest free ones: RLIMIT_NOFILE may leave little room. The steps are
+// appended to room.
 func prologue(room []step.Step, stdio [3]int, report, start int, files []int) []step.Step {
 	src := append([]int{stdio[0], stdio[1], stdio[2], report, start}, files...)
 	places := len(src)
-	m := moves{src: make([]step.Arg, places), users: make([]int, places), steps: room[:0]}
+	m := moves{src: make([]step.Arg, places), users: make([]int, places), steps: room}
 	for i, fd := range src {
 		m.src[i] = c64(fd)
 		if fd < places && fd != i {

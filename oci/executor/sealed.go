@@ -3,7 +3,6 @@ package executor
 import (
 	"fmt"
 	"os"
-	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -52,69 +51,85 @@ func (s *sealed) Bytes(at, n int) ([]byte, error) {
 	return b, nil
 }
 
-// scanning keeps the room for looking at a program.
-var scanning struct {
-	sync.Mutex
-	room []byte
-}
-
 // scan checks a sealed program. What can still change, or shrink under a child that has
 // it mapped, is none.
 func scan(f *sys.FD) (*step.View, error) {
 	fd := f.Int()
 	const want = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK
 	seals, _, errno := unix.RawSyscall(unix.SYS_FCNTL, uintptr(fd), unix.F_GET_SEALS, 0)
-	if errno != 0 || seals&want != want {
-		return nil, fmt.Errorf("read program: not a sealed memfd: %w", unix.EINVAL)
-	}
 	var st unix.Stat_t
-	if _, _, errno := unix.RawSyscall(unix.SYS_FSTAT, uintptr(fd), uintptr(unsafe.Pointer(&st)), 0); errno != 0 {
-		return nil, fmt.Errorf("stat program: %w", errno)
+	if errno == 0 && seals&want == want {
+		_, _, errno = unix.RawSyscall(unix.SYS_FSTAT, uintptr(fd), uintptr(unsafe.Pointer(&st)), 0)
+	} else {
+		errno = unix.EINVAL
 	}
-	scanning.Lock()
-	defer scanning.Unlock()
-	if scanning.room == nil {
-		scanning.room = make([]byte, step.Piece)
+	if errno != 0 {
+		return nil, fmt.Errorf("read program, a sealed memfd: %w", errno)
 	}
-	s := &sealed{fd: f, room: scanning.room}
+	oneFork.Lock()
+	defer oneFork.Unlock()
+	if err := roomFor(step.Piece); err != nil {
+		return nil, err
+	}
+	s := &sealed{fd: f, room: stage} // nobody forks meanwhile
 	v, err := step.Scan(s, int(min(st.Size, step.MaxSize+1)))
 	s.room = nil // from here on it is asked for names, at any time
 	return v, err
 }
 
 // place is where a child maps its program: a range of addresses that nothing else
-// can have. The parent's own is not copied, so the child finds it free.
-var place = sync.OnceValues(func() (uintptr, error) {
+// can have. The parent's own is not copied, so the child finds it free. Guarded by oneFork.
+var place uintptr
+
+func findPlace() error {
 	const align = 64 << 10 // what the kernel maps at once around a page that is looked at
-	p, _, errno := unix.RawSyscall6(unix.SYS_MMAP, 0, step.MaxSize+align, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE, ^uintptr(0), 0)
-	if errno != 0 {
-		return 0, os.NewSyscallError("mmap", errno)
+	mem, err := sys.BriefMap(-1, step.MaxSize+align, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err == nil {
+		err = sys.BriefAdvise(mem, unix.MADV_DONTFORK)
 	}
-	return (p + align - 1) &^ (align - 1), dontFork(p, step.MaxSize+align)
-})
+	if err != nil {
+		return os.NewSyscallError("mmap", err)
+	}
+	place = (uintptr(unsafe.Pointer(unsafe.SliceData(mem))) + align - 1) &^ (align - 1)
+	return nil
+}
 
 // stage is the first part of a sealed program's image: control and the steps that lead
-// to the program. It holds nothing but numbers of descriptors, and is used again by
-// the next fork. Guarded by oneFork.
+// to the program. It holds nothing but numbers of descriptors then, and is used again by
+// the next fork. Before, a piece of the program lies in it that is looked at; what the steps do
+// not write over is cleared. Guarded by oneFork.
 var stage []byte
+
+// roomFor makes the stage as large as that.
+func roomFor(size int) error {
+	if size <= len(stage) {
+		return nil
+	}
+	if err := hideMemory(); err != nil { // all that is there; not this
+		return err
+	}
+	mem, err := sys.BriefMap(-1, (size+4095)&^4095, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return os.NewSyscallError("mmap", err)
+	}
+	if stage != nil {
+		_ = sys.BriefUnmap(stage)
+	}
+	stage = mem
+	return nil
+}
 
 // setStage fills the stage for a program. Preconditions: oneFork is held.
 func setStage(v *step.View, prologue []step.Step, at uintptr, reportFD int) (*control, error) {
 	stepsAt := int(unsafe.Sizeof(control{})+7) &^ 7
 	size := stepsAt + len(prologue)*step.Size
-	if size > len(stage) {
-		mem, err := sys.BriefMap(-1, (size+4095)&^4095, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-		if err != nil {
-			return nil, os.NewSyscallError("mmap", err)
-		}
-		if stage != nil {
-			_ = sys.BriefUnmap(stage)
-		}
-		stage = mem
+	if err := roomFor(size); err != nil {
+		return nil, err
 	}
 	for i := range prologue {
 		step.PutStep(stage[stepsAt+i*step.Size:], &prologue[i])
 	}
+	clear(stage[size:])
 	base := uintptr(unsafe.Pointer(&stage[0]))
 	ctl := (*control)(unsafe.Pointer(&stage[0]))
 	*ctl = control{
@@ -127,19 +142,21 @@ func setStage(v *step.View, prologue []step.Step, at uintptr, reportFD int) (*co
 	return ctl, nil
 }
 
-// forkSealed makes a child that maps the program behind fd and runs it.
+// forkSealed makes a child that maps the program behind fd and runs it. The first step of
+// the prologue is kept free for that.
 func (c *Child) forkSealed(v *step.View, prologue []step.Step, fd, cgroupFD int) (err error) {
-	at, err := place()
-	if err != nil {
-		return err
-	}
-	first := call(unix.SYS_MMAP, c64(int(at)), c64(v.Size), c64(unix.PROT_READ|unix.PROT_WRITE), c64(unix.MAP_PRIVATE|unix.MAP_FIXED), c64(fd), c64(0))
-	prologue = append(prologue, step.Step{})
-	copy(prologue[1:], prologue)
-	prologue[0] = first
 	oneFork.Lock()
 	defer oneFork.Unlock()
-	ctl, err := setStage(v, prologue, at, c.childReport.Int())
+	if place == 0 {
+		if err := findPlace(); err != nil {
+			return err
+		}
+	}
+	prologue[0] = step.Step{Nr: unix.SYS_MMAP, Result: step.NoResult} // whose arguments are all constants
+	for i, a := range [...]uintptr{place, uintptr(v.Size), unix.PROT_READ | unix.PROT_WRITE, unix.MAP_PRIVATE | unix.MAP_FIXED, uintptr(fd), 0} {
+		prologue[0].Args[i].Val = uint64(a)
+	}
+	ctl, err := setStage(v, prologue, place, c.childReport.Int())
 	if err != nil {
 		return err
 	}

@@ -28,6 +28,6 @@
 //     close or, restarted, finds that nobody answers on the socket.
 //     A pod is never left half alive, and its exit codes are then unknown, not invented.
 //
-// Memory: no spec and no JSON is kept. A program is mapped from the daemon's memfd
-// until its execve and costs no page of our own; children never see it.
+// Memory: no spec and no JSON is kept. A program stays in the daemon's memfd, which is
+// open until the execve, and is mapped by its own child only.
 package monitor

@@ -96,20 +96,25 @@ func populated(cgroup, events *sys.FD) bool {
 	if cgroup == nil {
 		return false
 	}
-	n := events.Int()
+	b, err := look(cgroup, events, populatedName, make([]byte, 128))
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
+		return false // removed: nobody is left
+	}
+	return err != nil || !bytes.Contains(b, []byte("populated 0"))
+}
+
+// look reads a small file of a cgroup, through f if that is open already.
+func look(cgroup, f *sys.FD, name string, b []byte) ([]byte, error) {
+	n := f.Int()
 	if n < 0 {
 		var err error
-		if n, err = sys.BriefOpen(cgroup.Int(), populatedName, unix.O_RDONLY, 0); err != nil {
-			return !errors.Is(err, unix.ENOENT) // removed: nobody is left
+		if n, err = sys.BriefOpen(cgroup.Int(), name, unix.O_RDONLY, 0); err != nil {
+			return nil, err
 		}
 		defer sys.BriefClose(n)
 	}
-	b := make([]byte, 128)
 	k, err := sys.BriefPread(n, b, 0)
-	if errors.Is(err, unix.ENODEV) {
-		return false // the same, of an open file
-	}
-	return err != nil || !bytes.Contains(b[:k], []byte("populated 0"))
+	return b[:k], err
 }
 
 // killCgroup ends whoever is left of a container after its main process: where

@@ -90,7 +90,7 @@ func (l *ledger) follow(a *oomAccount) {
 // with its controller only, and come back: what there is now decides.
 func (a *oomAccount) readLocked() (uint64, error) {
 	if a.events != nil {
-		if k, err := parseKills(a.events.Int()); err == nil {
+		if k, err := killsIn(a.scope, a.events); err == nil {
 			return k, nil
 		}
 	}
@@ -296,27 +296,22 @@ func oomKills(cgroup *sys.FD) (uint64, error) {
 	if cgroup == nil {
 		return 0, unix.EBADF
 	}
-	n, err := sys.BriefOpen(cgroup.Int(), eventsName, unix.O_RDONLY, 0)
-	if errors.Is(err, unix.ENOENT) && sys.BriefExists(cgroup.Int(), "cgroup.events") != nil {
-		return 0, unix.ENODEV
+	k, err := killsIn(cgroup, nil)
+	if errors.Is(err, unix.ENOENT) && sys.BriefExists(cgroup.Int(), populatedName) != nil {
+		err = unix.ENODEV
 	}
-	if err != nil {
-		return 0, err
-	}
-	defer sys.BriefClose(n)
-	return parseKills(n)
+	return k, err
 }
 
 const eventsName = "memory.events"
 
-// parseKills reads the number out of an open memory.events.
-func parseKills(n int) (uint64, error) {
-	b := make([]byte, 512)
-	k, err := sys.BriefPread(n, b, 0)
+// killsIn reads the number out of a cgroup's memory.events, through f if that is open already.
+func killsIn(cgroup, f *sys.FD) (uint64, error) {
+	b, err := look(cgroup, f, eventsName, make([]byte, 512))
 	if err != nil {
 		return 0, err
 	}
-	for line := range bytes.Lines(b[:k]) {
+	for line := range bytes.Lines(b) {
 		if v, ok := bytes.CutPrefix(line, []byte("oom_kill ")); ok {
 			return strconv.ParseUint(string(bytes.TrimSpace(v)), 10, 64)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -126,6 +127,7 @@ func (m *monitor) converse(fd *sys.FD) {
 			defer c.busy.Done()
 			m.handle(c, p)
 		}()
+		runtime.Gosched() // who asked goes before a look for what nobody may have asked yet
 	}
 }
 
