@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"runtime/debug"
@@ -42,6 +43,14 @@ func (j *job) ExecInContainer(_ context.Context, _, _, id string, cmd []string, 
 	if err == nil && code != 0 {
 		return exitError(code)
 	}
+	return j.told(err)
+}
+
+// told is err where there still is a client to be told; the library logs it as well.
+func (j *job) told(err error) error {
+	if errors.Is(context.Cause(j.ctx), errGone) {
+		return nil
+	}
 	return err
 }
 
@@ -51,7 +60,7 @@ func (j *job) AttachContainer(_ context.Context, _, _, id string, in io.Reader, 
 	defer contain("attach", &err)
 	s, done := j.streams(in, out, errOut, resize)
 	defer done()
-	return j.runtime.Attach(j.ctx, id, s)
+	return j.told(j.runtime.Attach(j.ctx, id, s))
 }
 
 // PortForward implements portforward.PortForwarder.
@@ -60,7 +69,13 @@ func (j *job) PortForward(_ context.Context, id, _ string, port int32, stream io
 	if port < 1 || port > 65535 || len(j.ports) > 0 && !slices.Contains(j.ports, port) {
 		return fmt.Errorf("port %d was not asked for", port)
 	}
-	return j.runtime.PortForward(j.ctx, id, uint16(port), stream)
+	err = j.told(j.runtime.PortForward(j.ctx, id, uint16(port), stream))
+	if err == nil {
+		// The library forgets a stream once it is served. What its client still sends would be waited for for ever, by
+		// the connection's own end as well.
+		go func() { _, _ = io.Copy(io.Discard, stream) }() // ends with the client's side of the stream, or its connection
+	}
+	return err
 }
 
 // streams are those that the client asked for: over a WebSocket there are others as well. done ends what passes

@@ -45,6 +45,9 @@ type Config struct {
 // creationTime is how long a client may take to open its streams.
 const creationTime = 30 * time.Second
 
+// goodbyeTime is how long the end of a connection may take.
+const goodbyeTime = 5 * time.Second
+
 // Server serves streams. Listen makes it, Serve runs it, Shutdown ends it, each once; Add may be called
 // in between.
 type Server struct {
@@ -220,6 +223,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer cancel(nil)
 	defer c.watch(func() { cancel(errGone) })()
 	s.carryOut(ctx, w, r, request)
+	// The library closes the connection, when it has said goodbye; and if that cannot be said, we do.
+	time.AfterFunc(goodbyeTime, func() { c.Close() })
 }
 
 func (s *Server) carryOut(ctx context.Context, w http.ResponseWriter, r *http.Request, request proto.Message) {
