@@ -115,10 +115,13 @@ func (klogWriter) Write(b []byte) (int, error) {
 
 // Serve answers until Shutdown, and then returns nil.
 func (s *Server) Serve() error {
-	if err := s.http.Serve(s.l); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve streams: %w", err)
+	err := s.http.Serve(s.l)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ending {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("serve streams: %w", err)
 }
 
 // Add returns the URL at which the request, which has been checked, is carried out once. A gRPC status ResourceExhausted
