@@ -26,7 +26,7 @@ type ExecConfig struct {
 	Cgroup *sys.FD
 	// Stdin, Stdout and Stderr go straight to the child; nil is /dev/null. They stay
 	// the caller's, who closes his copies to see the end of the output. They become
-	// blocking, as by File.Fd.
+	// blocking, as by File.Fd. With Process.Terminal they are not looked at.
 	Stdin, Stdout, Stderr *os.File
 }
 
@@ -37,6 +37,7 @@ type Exec struct {
 	id   uint64
 	call *call
 	pid  int
+	tty  *os.File
 }
 
 // Exec starts a process in the container and returns when its execve succeeded.
@@ -53,8 +54,14 @@ func (pr *Process) exec(ctx context.Context, c *ExecConfig) (*Exec, error) {
 	if err != nil {
 		return nil, err
 	}
+	tty, err := newConsole(c.Process.Terminal)
+	if err != nil {
+		return nil, err
+	}
+	defer tty.close()
 	// A cgroup namespace that is the host's can be joined as well as any other.
-	p, err := encodeExec(program.ExecInput{Process: c.Process, Seccomp: filter, SeccompFlags: flags, CgroupNS: true, NoWait: pr.pod.version < 3})
+	p, err := encodeExec(program.ExecInput{Process: c.Process, Seccomp: filter, SeccompFlags: flags, CgroupNS: true, NoWait: pr.pod.version < 3,
+		ConsoleSocket: tty.index()})
 	if err != nil {
 		return nil, fmt.Errorf("compile process: %w", err)
 	}
@@ -70,7 +77,7 @@ func (pr *Process) exec(ctx context.Context, c *ExecConfig) (*Exec, error) {
 		files = append(files, c.Cgroup.Int())
 	}
 	for i, f := range []*os.File{c.Stdin, c.Stdout, c.Stderr} {
-		if f == nil {
+		if f == nil || tty != nil {
 			continue
 		}
 		// Fd makes the open file blocking, which is what a program expects of its stdio.
@@ -91,6 +98,9 @@ func (pr *Process) exec(ctx context.Context, c *ExecConfig) (*Exec, error) {
 		defer message.Close()
 		r.Listener, files = name, append(files, dir.Int(), message.Int())
 	}
+	if tty != nil {
+		r.Table, files = 1, append(files, tty.child.Int())
+	}
 	id, call, err := pr.pod.send(&r, files, true)
 	runtime.KeepAlive(c)
 	if err != nil {
@@ -107,7 +117,23 @@ func (pr *Process) exec(ctx context.Context, c *ExecConfig) (*Exec, error) {
 	if !ok {
 		return nil, fmt.Errorf("answer to exec is %T: %w", packet.Body, wire.ErrMalformed)
 	}
-	return &Exec{pod: pr.pod, id: id, call: call, pid: int(started.Pid)}, nil
+	master, err := tty.take()
+	if err != nil {
+		return nil, err
+	}
+	return &Exec{pod: pr.pod, id: id, call: call, pid: int(started.Pid), tty: master}, nil
+}
+
+// Terminal returns the master of the process's terminal, or nil without one. It is the
+// caller's, who closes it and thereby hangs up; its name is of no use, and Resize sets its size.
+func (e *Exec) Terminal() *os.File { return e.tty }
+
+// Resize sets the size of the process's terminal; without one it does nothing.
+func (e *Exec) Resize(width, height uint16) error {
+	if e.tty == nil {
+		return nil
+	}
+	return setSize(e.tty, width, height)
 }
 
 // Pid returns the process id as the host sees it.

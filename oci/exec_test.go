@@ -200,8 +200,8 @@ func TestStdio(t *testing.T) {
 	}
 	c = n.config(p, "tty", "true")
 	c.TTY = true
-	if _, err := p.Create(t.Context(), c); !errors.Is(err, ErrNotYet) {
-		t.Errorf("terminal: %v", err)
+	if _, err := p.Create(t.Context(), c); !errors.Is(err, ErrInvalid) {
+		t.Errorf("terminal that the spec knows nothing of: %v", err)
 	}
 	eventually(t, "the monitor's descriptors are what they were", func() bool { return len(fdsOf(t, p.MonitorPid())) == len(before) })
 	if t.Failed() {

@@ -185,7 +185,7 @@ func TestProtocol(t *testing.T) {
 		t.Errorf("welcome %+v", w)
 	}
 	id := uint64(2)
-	for typ := wire.TypeAttach; typ <= wire.TypeStats+1; typ++ {
+	for _, typ := range []wire.Type{wire.TypeResize, wire.TypeTTY, wire.TypeUpdate, wire.TypeStats, wire.TypeStats + 1} {
 		c.Send(wire.Highest, id, &wire.Reserved{Of: typ, Raw: []byte("whatever")}, nil)
 		if f := expect[*wire.Failure](t, c, id); f.Code != wire.CodeNotYet || f.Text != typ.String() {
 			t.Errorf("%s: %+v", typ, f)

@@ -44,6 +44,8 @@ type ContainerConfig struct {
 	// the output.
 	LogPath               string
 	Stdin, StdinOnce, TTY bool
+	// Output has the output read for who attaches also where there is no log.
+	Output bool
 	// OOMScoreAdj is what init runs with, or nil for the daemon's own. Where root may
 	// not lower it, it is clamped, and the Process's Note says so.
 	OOMScoreAdj *int
@@ -147,7 +149,7 @@ func (o *order) keep(f *sys.FD, err error) error {
 }
 
 func newOrder(c *ContainerConfig, sharedPID bool, version uint16) (_ *order, err error) {
-	o := &order{request: wire.Create{ID: c.ID, Stdin: c.Stdin, StdinOnce: c.StdinOnce, TTY: c.TTY, Cgroup: c.Cgroup != nil}}
+	o := &order{request: wire.Create{ID: c.ID, Stdin: c.Stdin, StdinOnce: c.StdinOnce, TTY: c.TTY, Cgroup: c.Cgroup != nil, Output: c.Output}}
 	defer func() {
 		if err != nil {
 			o.close()
@@ -207,6 +209,12 @@ func compile(c *ContainerConfig, sharedPID bool, version uint16) (p coded, table
 	if in.Seccomp, in.SeccompFlags, asked, err = compileSeccomp(c.Spec.Linux.Seccomp, version); err != nil {
 		return p, nil, nil, err
 	}
+	if c.TTY != c.Spec.Process.Terminal {
+		return p, nil, nil, fmt.Errorf("process.terminal: is not TTY: %w", ErrInvalid)
+	}
+	if c.TTY && version < 5 {
+		return p, nil, nil, fmt.Errorf("terminals of a monitor that an older version has started: %w", ErrNotYet)
+	}
 	table = []int{c.Rootfs.Int()}
 	for i := range c.Spec.Mounts {
 		source := c.Mounts[i]
@@ -219,6 +227,9 @@ func compile(c *ContainerConfig, sharedPID bool, version uint16) (p coded, table
 		}
 		in.Binds[i] = program.Bind{File: len(table), Dir: st.Mode&unix.S_IFMT == unix.S_IFDIR}
 		table = append(table, source.Int())
+	}
+	if c.TTY {
+		in.ConsoleSocket = len(table) // of the monitor, who takes what comes out of it
 	}
 	if p, err = encodeContainer(in); err != nil {
 		return p, nil, nil, fmt.Errorf("compile spec: %w", err)

@@ -33,6 +33,8 @@ type Container struct {
 	taken  atomic.Bool   // somebody was told the id
 	stats  containerStats
 
+	stdin stdinEnd
+
 	limits   atomic.Pointer[limits]
 	changing chan struct{} // holds a token while somebody changes the limits
 
@@ -51,6 +53,7 @@ func (sb *Sandbox) newContainer(id string, cfg *runtimeapi.ContainerConfig) (*Co
 		return nil, err
 	}
 	c := &Container{pod: sb, id: id, dir: filepath.Join(sb.dir, id), config: cfg, done: make(chan struct{}), sooner: make(chan struct{}), changing: make(chan struct{}, 1)}
+	c.stdin.c = make(chan struct{})
 	c.record = containerRecord{Version: recordVersion, ID: id, Pod: sb.id, Config: raw}
 	if c.record.Cgroup, err = sb.m.cfg.Cgroups.ScopePath(sb.record.Cgroup, id); err != nil {
 		return nil, cgroupError(err)

@@ -269,7 +269,7 @@ func (c *Container) fork(ctx context.Context, s *specs.Spec, p *parts) error {
 	}
 	cfg := oci.ContainerConfig{
 		ID: c.id, Spec: s, Dir: c.dir, Rootfs: p.root, Mounts: p.mounts, Cgroup: p.cgroup, PodCgroup: above, LogPath: c.record.LogPath,
-		Stdin: c.config.GetStdin(), StdinOnce: c.config.GetStdinOnce(), TTY: c.config.GetTty(), OOMScoreAdj: s.Process.OOMScoreAdj,
+		Stdin: c.config.GetStdin(), StdinOnce: c.config.GetStdinOnce(), TTY: c.config.GetTty(), Output: c.record.LogPath == "", OOMScoreAdj: s.Process.OOMScoreAdj,
 	}
 	scope := p.scope
 	*p = parts{} // theirs from here on

@@ -689,6 +689,12 @@ func (p *fakeProcess) exec(context.Context, oci.ExecConfig) (execution, error) {
 	return nil, errors.New("not here")
 }
 
+func (p *fakeProcess) attach(context.Context, oci.AttachConfig) (*oci.Attachment, error) {
+	return nil, errors.New("not here")
+}
+
+func (p *fakeProcess) endStdin(context.Context) error { return errors.New("not here") }
+
 // failingDisk fails every write with err; nil is the real disk.
 func failingDisk(err error) atomicfile.FS {
 	if err == nil {

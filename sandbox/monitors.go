@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -39,12 +40,16 @@ type process interface {
 	reopenLog(ctx context.Context) error
 	remove(ctx context.Context) error // makes the monitor forget it; it must be dead
 	exec(ctx context.Context, c oci.ExecConfig) (execution, error)
+	attach(ctx context.Context, c oci.AttachConfig) (*oci.Attachment, error)
+	endStdin(ctx context.Context) error // for good
 }
 
 // execution is a further process in a container.
 type execution interface {
 	pid() int
 	wait(ctx context.Context) (exit, error)
+	terminal() *os.File // nil without
+	resize(width, height uint16) error
 }
 
 // exit is how a process ended.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"syscall"
 	"time"
 
@@ -213,3 +214,13 @@ func (e ociExecution) wait(ctx context.Context) (exit, error) {
 	s, err := e.e.Wait(ctx)
 	return exitOf(s), ociError(err)
 }
+
+func (e ociExecution) terminal() *os.File                { return e.e.Terminal() }
+func (e ociExecution) resize(width, height uint16) error { return e.e.Resize(width, height) }
+
+func (p ociProcess) attach(ctx context.Context, c oci.AttachConfig) (*oci.Attachment, error) {
+	a, err := p.p.Attach(ctx, c)
+	return a, ociError(err)
+}
+
+func (p ociProcess) endStdin(ctx context.Context) error { return ociError(p.p.EndStdin(ctx)) }

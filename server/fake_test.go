@@ -14,6 +14,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/prototext"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/vitrine-runtime/vitrine/image"
@@ -105,6 +107,16 @@ func (f *fake) ReopenContainerLog(ctx context.Context, id string) error {
 	return f.call(ctx, "ReopenContainerLog", id)
 }
 
+func (f *fake) CheckStream(id string) (string, error) {
+	return containerID, f.call(context.Background(), "CheckStream", id)
+}
+func (f *fake) CheckForward(id string) (string, error) {
+	return podID, f.call(context.Background(), "CheckForward", id)
+}
+func (f *fake) Add(q proto.Message) (string, error) {
+	return "http://127.0.0.1:1/x/token", f.call(context.Background(), "Add", prototext.MarshalOptions{}.Format(q))
+}
+
 // fakeImages is apart because its verbs have the same names.
 type fakeImages struct{ *fake }
 
@@ -143,7 +155,7 @@ func serve(t *testing.T, edit func(*Config)) (*client, *fake) {
 		out:   []byte("out"),
 	}
 	cfg := Config{
-		Manager: f, Images: fakeImages{f}, Network: fakeNetwork{f},
+		Manager: f, Images: fakeImages{f}, Network: fakeNetwork{f}, Streams: f,
 		Version: "0.0.0-test", CgroupDriver: runtimeapi.CgroupDriver_CGROUPFS,
 		Features: Features{RecursiveReadOnly: true, SupplementalGroupsPolicy: true},
 	}

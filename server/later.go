@@ -13,10 +13,6 @@ import (
 // should know. Unimplemented is a promise: clients fall back for good when they see
 // it, so an RPC leaves this table only when it works.
 var later = map[string]string{
-	"Exec":        "streaming is not served yet; ExecSync is",
-	"Attach":      "streaming is not served yet",
-	"PortForward": "streaming is not served yet",
-
 	"ListMetricDescriptors":   "metrics are not served yet",
 	"ListPodSandboxMetrics":   "metrics are not served yet",
 	"StreamPodSandboxMetrics": "metrics are not served yet",

@@ -27,6 +27,8 @@ type Manager interface {
 	ListContainers(filter *runtimeapi.ContainerFilter) []*runtimeapi.Container
 	ExecSync(ctx context.Context, id string, cmd []string, limit time.Duration) (*runtimeapi.ExecSyncResponse, error)
 	ReopenContainerLog(ctx context.Context, id string) error
+	CheckStream(id string) (whole string, err error)
+	CheckForward(id string) (whole string, err error)
 
 	UpdateContainerResources(ctx context.Context, id string, change *runtimeapi.LinuxContainerResources) error
 	UpdatePodSandboxResources(ctx context.Context, id string, overhead, resources *runtimeapi.LinuxContainerResources) error

@@ -178,6 +178,9 @@ func targets(c *client) []target {
 				return c.ListContainers(x, q)
 			}),
 		unary(&runtimeapi.ExecSyncRequest{ContainerId: containerID, Cmd: []string{"a"}, Timeout: 1}, func(x context.Context, q *runtimeapi.ExecSyncRequest) (any, error) { return c.ExecSync(x, q) }),
+		unary(&runtimeapi.ExecRequest{ContainerId: containerID, Cmd: []string{"a"}, Stdin: true, Stdout: true}, func(x context.Context, q *runtimeapi.ExecRequest) (any, error) { return c.Exec(x, q) }),
+		unary(&runtimeapi.AttachRequest{ContainerId: containerID, Stdout: true, Stderr: true}, func(x context.Context, q *runtimeapi.AttachRequest) (any, error) { return c.Attach(x, q) }),
+		unary(&runtimeapi.PortForwardRequest{PodSandboxId: podID, Port: []int32{80}}, func(x context.Context, q *runtimeapi.PortForwardRequest) (any, error) { return c.PortForward(x, q) }),
 		unary(&runtimeapi.ReopenContainerLogRequest{ContainerId: containerID}, func(x context.Context, q *runtimeapi.ReopenContainerLogRequest) (any, error) {
 			return c.ReopenContainerLog(x, q)
 		}),

@@ -24,6 +24,7 @@ type Config struct {
 	Manager Manager
 	Images  Images
 	Network Network
+	Streams Streams
 
 	// Version of the runtime, as semver.
 	Version string

@@ -32,6 +32,7 @@ var limits = map[protoreflect.FullName]struct{ bytes, entries int }{
 	"runtime.v1.ContainerConfig.command": {noLimit, 1 << 16},
 	"runtime.v1.ContainerConfig.args":    {noLimit, 1 << 16},
 	"runtime.v1.ExecSyncRequest.cmd":     {noLimit, 1 << 16},
+	"runtime.v1.ExecRequest.cmd":         {noLimit, 1 << 16},
 	"runtime.v1.ContainerConfig.envs":    {noLimit, 1 << 16},
 	"runtime.v1.KeyValue.key":            {1 << 17, 0},
 	// NGROUPS_MAX.

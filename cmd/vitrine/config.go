@@ -22,6 +22,7 @@ type Config struct {
 	CNI    CNIConfig    `toml:"cni"`
 	Cgroup CgroupConfig `toml:"cgroup"`
 	Image  ImageConfig  `toml:"image"`
+	Stream StreamConfig `toml:"stream"`
 	Log    LogConfig    `toml:"log"`
 }
 
@@ -46,6 +47,25 @@ type ImageConfig struct {
 	RegistriesConfDir string `toml:"registries_conf_dir" flag:"registries-conf-dir" help:"its drop-ins (default: its name with .d)"`
 	Policy            string `toml:"policy" flag:"policy" help:"a containers-policy.json(5) (default: /etc/containers/policy.json if it is there)"`
 	AuthFile          string `toml:"auth_file" flag:"auth-file" help:"a containers-auth.json(5) for pulls without credentials (default: none)"`
+}
+
+// StreamConfig is about exec, attach and port-forward.
+type StreamConfig struct {
+	Address     string `toml:"address" flag:"stream-address" default:"127.0.0.1:0" help:"where exec, attach and port-forward are served, host:port; port 0 is any that is free. What is not of the loopback interface needs a certificate"`
+	TLSCert     string `toml:"tls_cert" flag:"stream-tls-cert" help:"certificate in PEM, with which streams are served by TLS; read again when it changes (default: none)"`
+	TLSKey      string `toml:"tls_key" flag:"stream-tls-key" help:"its key"`
+	IdleMinutes int    `toml:"idle_minutes" flag:"stream-idle-minutes" default:"240" help:"minutes after which a connection ends on which nothing moves"`
+}
+
+// check refuses what cannot be served.
+func (c *StreamConfig) check() error {
+	if c.IdleMinutes < 1 || c.IdleMinutes > 10000 {
+		return fmt.Errorf("stream.idle_minutes: must be between 1 and 10000, got %d", c.IdleMinutes)
+	}
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		return fmt.Errorf("stream.tls_key: a certificate and its key go together")
+	}
+	return nil
 }
 
 // LogConfig is about the daemon's own log, which goes to stderr.
@@ -74,6 +94,9 @@ func (c *Config) complete() error {
 	if c.Log.Level < 0 || c.Log.Level > 10 {
 		return fmt.Errorf("log.level: must be between 0 and 10, got %d", c.Log.Level)
 	}
+	if err := c.Stream.check(); err != nil {
+		return err
+	}
 	return c.checkPaths()
 }
 
@@ -83,7 +106,7 @@ func (c *Config) checkPaths() error {
 		return fmt.Errorf("cni.bin_dirs: must have at least one directory")
 	}
 	for _, o := range options(c) {
-		if o.key == "cgroup.driver" || o.key == "log.vmodule" {
+		if slices.Contains([]string{"cgroup.driver", "log.vmodule", "stream.address"}, o.key) {
 			continue
 		}
 		var paths []string

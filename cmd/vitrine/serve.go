@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
@@ -20,6 +21,7 @@ import (
 	"github.com/vitrine-runtime/vitrine/oci/cgroup"
 	"github.com/vitrine-runtime/vitrine/sandbox"
 	"github.com/vitrine-runtime/vitrine/server"
+	"github.com/vitrine-runtime/vitrine/server/stream"
 )
 
 // serve runs the daemon until a signal ends it.
@@ -48,9 +50,17 @@ func serve(ctx context.Context, cfg *Config) (err error) {
 	if err != nil {
 		return err
 	}
-	srv := server.New(d.serverConfig(cfg))
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(l) }() // ends with Shutdown
+	streams, err := stream.Listen(stream.Config{
+		Runtime: d.manager, Address: cfg.Stream.Address, CertFile: cfg.Stream.TLSCert, KeyFile: cfg.Stream.TLSKey,
+		IdleTimeout: time.Duration(cfg.Stream.IdleMinutes) * time.Minute,
+	})
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	srv := server.New(d.serverConfig(cfg, streams))
+	served := make(chan error, 2)
+	go func() { served <- srv.Serve(l) }()    // ends with Shutdown
+	go func() { served <- streams.Serve() }() // as well
 	if err := notify.send("READY=1\nSTATUS=Serving on " + cfg.Listen); err != nil {
 		klog.ErrorS(err, "the service manager does not know that the daemon is ready")
 	}
@@ -66,7 +76,13 @@ func serve(ctx context.Context, cfg *Config) (err error) {
 	}
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 	defer cancel()
+	ended := make(chan struct{})
+	go func() { // ends a second after drainTime at the latest
+		streams.Shutdown(drain)
+		close(ended)
+	}()
 	srv.Shutdown(drain)
+	<-ended
 	return nil
 }
 
@@ -210,11 +226,12 @@ func findMonitor(path string) (string, error) {
 	return path, nil
 }
 
-func (d *daemon) serverConfig(cfg *Config) server.Config {
+func (d *daemon) serverConfig(cfg *Config, streams server.Streams) server.Config {
 	return server.Config{
 		Manager:      d.manager,
 		Images:       d.images,
 		Network:      d.network,
+		Streams:      streams,
 		Version:      semver(version),
 		CgroupDriver: criDriver(d.tree.Driver()),
 		Features: server.Features{

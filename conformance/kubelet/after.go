@@ -67,7 +67,6 @@ var expected = []struct {
 	why     string
 }{
 	{regexp.MustCompile(`code = (Unavailable|Canceled)|runtime status check may not have completed|pleg has yet to be`), "a service is restarting"},
-	{regexp.MustCompile(`(Exec|Attach|PortForward) is not served by this version`), "we asked for it, and it is a later stage"},
 	{regexp.MustCompile(`code = NotFound desc = container .*: not found`), "the kubelet has several collectors of dead containers, and one comes first"},
 	{regexp.MustCompile(`ExecSync.*(is exited|is dead|the container has ended|died before execve: SIGKILL)`), "a probe and the end of its container"},
 	{regexp.MustCompile(`ListMetricDescriptors is not served by this version`), "metrics are a later stage"},

@@ -87,7 +87,8 @@ spec:
     resources: %[5]s
   - name: log
     image: %[2]s
-    command: [sh, -c, "trap 'exit 0' TERM; echo to stdout; echo to stderr >&2; sleep 100000 & wait"]
+    stdin: true
+    command: [sh, -c, "trap 'exit 0' TERM; echo to stdout; echo to stderr >&2; while read x; do echo heard $x; done; sleep 100000 & wait"]
     resources: %[6]s
 `
 

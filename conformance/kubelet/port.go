@@ -49,31 +49,3 @@ func (v *visit) run(ctx context.Context) (string, error) {
 	}
 	return "the command's output", nil
 }
-
-// streams asks for what needs a streaming server. Where there is none yet, the refusal must come at once and say so.
-func (v *visit) streams(ctx context.Context) (string, error) {
-	upgrade := http.Header{"Connection": {"Upgrade"}, "Upgrade": {"SPDY/3.1"}, "X-Stream-Protocol-Version": {"v4.channel.k8s.io"}}
-	forward := upgrade.Clone()
-	forward.Set("X-Stream-Protocol-Version", "portforward.k8s.io")
-	var saw []string
-	for _, r := range []struct {
-		name, path string
-		query      url.Values
-		header     http.Header
-	}{
-		{"exec", "/exec/walk/guaranteed-" + nodeName + "/main", url.Values{"command": {"true"}, "output": {"1"}}, upgrade},
-		{"attach", "/attach/walk/guaranteed-" + nodeName + "/main", url.Values{"output": {"1"}}, upgrade},
-		{"port-forward", "/portForward/walk/guaranteed-" + nodeName, nil, forward},
-	} {
-		code, text, err := v.ask(ctx, http.MethodPost, r.path, r.query, r.header)
-		if err != nil {
-			return "", fmt.Errorf("%s: %w", r.name, err)
-		}
-		served := code == http.StatusSwitchingProtocols
-		if !served && !strings.Contains(text, "not served by this version of Vitrine") {
-			return "", fmt.Errorf("%s: status %d without a reason: %q", r.name, code, text)
-		}
-		saw = append(saw, fmt.Sprintf("%s %d", r.name, code))
-	}
-	return strings.Join(saw, ", ") + " (101 is served; else refused with the reason)", nil
-}

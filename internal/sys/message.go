@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -48,4 +49,19 @@ func message(nr uintptr, fd int, b, oob []byte, flags int) (n, oobn, got int, er
 		}
 		return 0, 0, 0, errno
 	}
+}
+
+// ReceiveFD receives the one descriptor that a message carries, beside whatever it says. More or less
+// than one is EBADMSG.
+func ReceiveFD(fd, flags int) (*FD, error) {
+	text, oob := make([]byte, 64), make([]byte, unix.CmsgSpace(4))
+	_, n, got, err := ReceiveMessage(fd, text, oob, flags|unix.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("recvmsg", err)
+	}
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&oob[0]))
+	if n < unix.CmsgLen(4) || got&unix.MSG_CTRUNC != 0 || h.Level != unix.SOL_SOCKET || h.Type != unix.SCM_RIGHTS || int(h.Len) != unix.CmsgLen(4) {
+		return nil, unix.EBADMSG
+	}
+	return NewFD(int(*(*int32)(unsafe.Pointer(&oob[unix.CmsgLen(0)])))), nil
 }

@@ -40,6 +40,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -111,6 +112,8 @@ type Writer struct {
 	data  chan struct{} // 1 deep: the queue is not empty
 	retry chan struct{} // 1 deep: do not wait out the pause after an error
 	done  chan struct{} // closed when the flusher has ended
+
+	tap atomic.Pointer[func(stream string, content []byte)] // nil until somebody listens
 
 	mu       sync.Mutex
 	changed  *sync.Cond // space, streams or the disk's state changed

@@ -47,12 +47,35 @@ func (w *Writer) Stream(name string, r *os.File) {
 	go w.copy(s) // ends with the stream, or when Close closes it
 }
 
+// Tap has everything that is read from now on shown to f as well, as it comes: f is called by the
+// streams' copiers, which wait for it, and must keep nothing of the content. It takes the place of
+// an earlier one.
+func (w *Writer) Tap(f func(stream string, content []byte)) { w.tap.Store(&f) }
+
+// Copy reads r to its end, as Stream would, for an output without a log, and closes it. f is as that
+// of Tap.
+func Copy(r *os.File, f func(content []byte)) {
+	defer r.Close()
+	conn, err := r.SyscallConn()
+	if err != nil {
+		return
+	}
+	in := &input{s: &stream{file: r}, need: readSize}
+	for read := in.read; conn.Read(read) == nil && !in.eof; in.free() {
+		f(in.take())
+	}
+}
+
 // copy runs a stream to its end.
 func (w *Writer) copy(s *stream) {
 	if conn, err := s.file.SyscallConn(); err == nil {
 		in := &input{s: s, need: readSize + w.maxLine}
 		for read := in.read; conn.Read(read) == nil && !in.eof; {
-			w.consume(s, in.take())
+			b := in.take()
+			if tap := w.tap.Load(); tap != nil {
+				(*tap)(s.name, b[len(s.rest):])
+			}
+			w.consume(s, b)
 			in.free()
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,14 +29,19 @@ type container struct {
 	id     string
 	dir    *sys.FD // its directory: exit.json goes there
 	cgroup *sys.FD // nil without
-	stdin  *sys.FD // write end, nil without
+	stdin  *sys.FD // write end, nil without; guarded by viewers.mu once it is created
 	log    *crilog.Writer
-	oom    int       // oom_score_adj, for its execs too
-	asked  *listener // answers the notifications of its filter; nil without
-	kills  *oomAccount
-	p      *process
-	end    atHand
-	shot   atomic.Bool // it was us who sent SIGKILL
+	// console is where the terminal comes from, terminal its master, and otherSide what it
+	// says; all nil without.
+	console, terminal, otherSide *sys.FD
+	viewers                      viewers
+	outputs                      [3]*os.File // that go to viewers only
+	oom                          int         // oom_score_adj, for its execs too
+	asked                        *listener   // answers the notifications of its filter; nil without
+	kills                        *oomAccount
+	p                            *process
+	end                          atHand
+	shot                         atomic.Bool // it was us who sent SIGKILL
 
 	state wire.State
 }
@@ -143,9 +149,6 @@ func validID(id string) bool {
 // nothing of the container is left. The answer is sent before anything can be
 // said of the container's death.
 func (m *monitor) create(r *wire.Create, p *wire.Packet, answer func(wire.Body)) error {
-	if r.TTY {
-		return refuse(wire.CodeNotYet, "terminals")
-	}
 	if !validID(r.ID) {
 		return refuse(wire.CodeInvalid, "container id")
 	}
@@ -162,7 +165,11 @@ func (m *monitor) create(r *wire.Create, p *wire.Packet, answer func(wire.Body))
 	}
 	c.p.verbs.Lock()
 	go m.watch(c) // ends when the container is dead
-	if err := c.p.Ready(); err != nil {
+	err = c.p.Ready()
+	if err == nil {
+		err = c.takeTerminal()
+	}
+	if err != nil {
 		// watch reaps it and then finds that it was never there.
 		m.pod.drop(c)
 		c.p.kill()
@@ -215,6 +222,9 @@ func (m *monitor) fork(c *container, r *wire.Create, p *wire.Packet) (note strin
 	for i, f := range pipes.child {
 		a.Stdio[i] = f.Int()
 	}
+	if pipes.console != nil {
+		a.Files = append(a.Files, pipes.console.Int())
+	}
 	c.p, err = m.family.start(p.Take(0), a)
 	pipes.closeChildEnds(m.null)
 	if err != nil {
@@ -231,7 +241,7 @@ func (m *monitor) fork(c *container, r *wire.Create, p *wire.Packet) (note strin
 	m.pod.mu.Lock()
 	c.state.Pid = int32(c.p.Pid())
 	m.pod.mu.Unlock()
-	pipes.copyTo(c.log)
+	pipes.copyTo(c)
 	return note, nil
 }
 
@@ -310,6 +320,7 @@ func (m *monitor) watch(c *container) {
 		c.close() // create failed and has said so
 		return
 	}
+	c.otherSide.Close()
 	others := populated(c.cgroup, c.end.events) // as a rule there are none: init's end was that of its pid namespace
 	// First of all: the count goes with the cgroup.
 	status = m.ledger.settle(c.kills, ending{status: status, byUs: c.killedByUs()})
@@ -320,6 +331,8 @@ func (m *monitor) watch(c *container) {
 		ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 		_ = c.log.Drain(ctx) // what is lost is counted by the log itself
 		cancel()
+	} else if c.outputs[1] != nil {
+		c.viewers.drain()
 	}
 	if others {
 		status.OOMKills = m.ledger.again(c.kills)
@@ -339,6 +352,7 @@ func (m *monitor) watch(c *container) {
 		_ = c.log.Close()
 	}
 	m.broadcast(&wire.Exited{ID: c.id, Status: status})
+	c.viewers.end()
 	c.close()
 	m.tidyLater()
 }
@@ -360,7 +374,16 @@ func (c *container) close() {
 		c.p.verbs.Unlock()
 	}
 	c.asked.close()
+	c.viewers.mu.Lock()
 	c.stdin.BriefClose()
+	c.stdin = nil
+	c.viewers.mu.Unlock()
+	for _, f := range c.outputs {
+		f.Close() // nil is no error to be seen
+	}
+	c.console.BriefClose()
+	c.terminal.Close()
+	c.otherSide.Close()
 	c.cgroup.BriefClose()
 	c.dir.BriefClose()
 	c.end.close()

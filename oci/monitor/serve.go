@@ -105,6 +105,7 @@ func (m *monitor) converse(fd *sys.FD) {
 	m.peers.add(c)
 	defer func() {
 		c.busy.Wait()
+		m.detach(c, 0)
 		m.peers.remove(c)
 		close(c.settled)
 	}()
@@ -191,6 +192,12 @@ func (m *monitor) handle(c *conn, p *wire.Packet) {
 		err = done(answer, m.reopenLog(r.ID))
 	case *wire.Remove:
 		err = done(answer, m.remove(r.ID))
+	case *wire.Attach:
+		err = m.attach(c, r, p)
+	case *wire.Stdin:
+		err = done(answer, m.closeStdin(r.ID))
+	case *wire.Detach:
+		answer(&wire.Attached{Lost: m.detach(c, r.Attach)})
 	default:
 		err = refuse(wire.CodeNotYet, p.Type.String())
 	}

@@ -7,18 +7,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vitrine-runtime/vitrine/internal/sys"
-	"github.com/vitrine-runtime/vitrine/oci/crilog"
 	"github.com/vitrine-runtime/vitrine/oci/wire"
 )
 
 // stdio is a container's three descriptors and our ends of the pipes.
 type stdio struct {
-	child  [3]*sys.FD  // null, or an end of a pipe
-	output [3]*os.File // read ends of 1 and 2; nil where discarded
+	child   [3]*sys.FD  // null, or an end of a pipe
+	output  [3]*os.File // read ends of 1 and 2; nil where discarded
+	console *sys.FD     // the child's end of the socket for its terminal, which then becomes all three
 }
 
 // openStdio makes what the request asks for: /dev/null or a pipe as stdin,
-// pipes as output if there is a log.
+// pipes as output if somebody reads it, and for a terminal only the way to get it.
 func (c *container) openStdio(null *sys.FD, r *wire.Create) (s *stdio, err error) {
 	s = &stdio{child: [3]*sys.FD{null, null, null}}
 	defer func() {
@@ -27,13 +27,17 @@ func (c *container) openStdio(null *sys.FD, r *wire.Create) (s *stdio, err error
 			s.closeOurEnds()
 		}
 	}()
+	if r.TTY {
+		s.console, err = c.openConsole()
+		return s, err
+	}
 	if r.Stdin {
 		if s.child[0], c.stdin, err = openPipe(r.UID); err != nil {
 			s.child[0] = null
 			return s, err
 		}
 	}
-	for i := 1; i <= 2 && c.log != nil; i++ {
+	for i := 1; i <= 2 && (c.log != nil || r.Output); i++ {
 		read, write, err := openPipe(r.UID)
 		if err != nil {
 			return s, err
@@ -70,6 +74,7 @@ func (s *stdio) closeChildEnds(null *sys.FD) {
 			f.Close()
 		}
 	}
+	s.console.Close()
 }
 
 func (s *stdio) closeOurEnds() {
@@ -80,11 +85,17 @@ func (s *stdio) closeOurEnds() {
 	}
 }
 
-// copyTo moves our ends into the log, which closes them at their end.
-func (s *stdio) copyTo(log *crilog.Writer) {
+// copyTo moves our ends into the log, which closes them at their end, or has them
+// read for who attaches.
+func (s *stdio) copyTo(c *container) {
 	for i, name := range []string{1: "stdout", 2: "stderr"} {
-		if s.output[i] != nil {
-			log.Stream(name, s.output[i])
+		switch {
+		case s.output[i] == nil:
+		case c.log != nil:
+			c.log.Stream(name, s.output[i])
+		default:
+			c.outputs[i] = s.output[i]
+			c.viewers.copy(name, s.output[i])
 		}
 	}
 }

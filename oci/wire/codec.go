@@ -238,6 +238,12 @@ func DecodeRequest(h Header, b []byte) (Body, error) {
 		m = new(Remove)
 	case TypeStop:
 		m = new(Stop)
+	case TypeAttach:
+		m = new(Attach)
+	case TypeStdin:
+		m = new(Stdin)
+	case TypeDetach:
+		m = new(Detach)
 	default:
 		if h.Type == 0 || h.Type >= TypeWelcome {
 			return nil, fmt.Errorf("decode request of type %#x: %w", uint16(h.Type), ErrMalformed)
@@ -265,6 +271,8 @@ func DecodeReply(h Header, b []byte) (Body, error) {
 		m = new(ExecStarted)
 	case TypeFailure:
 		m = new(Failure)
+	case TypeAttached:
+		m = new(Attached)
 	case TypeExited:
 		m = new(Exited)
 	case TypeExecExited:

@@ -33,8 +33,10 @@ const Magic uint32 = 0x4e525456
 
 // Versions that this build speaks.
 const (
-	Lowest  uint16 = 1
-	Highest uint16 = 4 // 2 counts OOM kills: Status.OOMKills, Create.PodCgroup; 3 ends the start wait of an exec's program; 4 has Listener
+	Lowest uint16 = 1
+	// 2 counts OOM kills: Status.OOMKills, Create.PodCgroup; 3 ends the start wait of an exec's program; 4 has
+	// Listener; 5 has terminals and Attach: Create.TTY, Create.Output, Stdin, Detach.
+	Highest uint16 = 5
 )
 
 // Limits of a message. A unix SEQPACKET message may have at most 212,960 bytes
@@ -100,8 +102,14 @@ type Type uint16
 //	                                  <-  Done{}
 //	Stop{}                            ->      every container must be dead
 //	                                  <-  Done{}, then the monitor exits
+//	Attach{id, ...}+1,2               ->
+//	                                  <-  Attached{}+stdin or terminal
+//	Stdin{id}                         ->      closes it
+//	                                  <-  Done{}
+//	Detach{attach's request id}       ->
+//	                                  <-  Attached{lost}
 //	                                  <-  Exited{id, status}   (event, id 0)
-//	later: Attach Stdin Resize TTY Detach Update Stats
+//	later: Resize TTY Update Stats
 //	                                  <-  Failure{code, step, errno, text}
 const (
 	TypeHello Type = 1 + iota
@@ -133,6 +141,7 @@ const (
 	TypeStates
 	TypeExecStarted
 	TypeFailure
+	TypeAttached
 	endReplies
 )
 

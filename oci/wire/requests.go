@@ -49,8 +49,8 @@ type Create struct {
 	LogName   string // file below the log directory; "" discards the output
 	UID       uint32 // owner of the stdio pipes, so that /dev/stdout can be opened again
 	Stdin     bool   // a pipe whose write end the monitor keeps, instead of /dev/null
-	StdinOnce bool
-	TTY       bool
+	StdinOnce bool   // nothing to the monitor: the daemon sends Stdin when it is over
+	TTY       bool   // served since version 5: the monitor adds a socket for the terminal to the program's table
 	Cgroup    bool
 	SetOOM    bool
 	OOMScore  int32  // oom_score_adj, if SetOOM
@@ -60,6 +60,9 @@ type Create struct {
 	// of the process's seccomp filter, below the first of its two descriptors. The
 	// second is a memfd with what to send along with the filter's listener.
 	Listener string
+	// Output, since version 5, has the monitor read the output also without a log, for
+	// whoever attaches.
+	Output bool
 }
 
 // Type implements Body.
@@ -103,6 +106,9 @@ func (m *Create) encodeAs(b []byte, version uint16) []byte {
 	if version >= 4 {
 		b = appendString(b, m.Listener)
 	}
+	if version >= 5 {
+		b = appendBool(b, m.Output)
+	}
 	return b
 }
 
@@ -116,6 +122,7 @@ func (m *Create) decode(r *reader) {
 	if r.version >= 4 {
 		m.Listener = r.str()
 	}
+	m.Output = r.version >= 5 && r.boolean()
 }
 
 // Start ends a container's start wait.
