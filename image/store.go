@@ -20,7 +20,18 @@ import (
 // test binaries. Layers are unpacked by a copy of the running binary in a
 // chroot; in that copy Init does the work and returns true, and main must return
 // at once.
-func Init() bool { return reexec.Init() }
+func Init() bool {
+	switch os.Args[0] {
+	case inflateName:
+		runInflate() // does not return
+	case untarName:
+		if err := confineUntar(); err != nil {
+			fmt.Fprint(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	return reexec.Init()
+}
 
 // Store is the image store of a node. There is one per daemon, and the daemon
 // must be the only process that writes its directories: the library's file locks
@@ -39,7 +50,11 @@ type Store struct {
 	overlay overlayMode
 	boot    string // see rootfs.Boot
 
-	flights flights
+	limits    limits
+	flights   flights // pulls, by reference and credentials
+	unpacking flights // layers, by id
+	blobs     blobs
+
 	images  keyLocks // by image id: pin and record of one image change together
 	locks   keyLocks // by container id
 	refresh sync.Mutex
@@ -94,8 +109,9 @@ func Open(config Config) (*Store, error) {
 	s := &Store{
 		config: config, store: st, disk: relaxedDisk{atomicfile.Disk},
 		view: &view{}, removing: map[string]bool{}, rootfses: map[string]*rootfs{},
-		users: map[string]int{}, broken: map[string]struct{}{},
+		users: map[string]int{}, broken: map[string]struct{}{}, limits: defaultLimits,
 	}
+	s.blobs = blobs{dir: config.tmp(), limits: &s.limits, slots: make(chan struct{}, maxDownloads)}
 	if err := s.load(); err != nil {
 		_ = s.Close()
 		return nil, err
@@ -133,6 +149,8 @@ func (s *Store) load() (err error) {
 // store. Mounts that were handed out stay. Nothing may be called afterwards.
 func (s *Store) Close() error {
 	s.flights.close()
+	s.unpacking.close()
+	s.blobs.close()
 	s.store.Free()
 	return errors.Join(s.layers.Close(), s.roots.Close())
 }
