@@ -115,6 +115,13 @@ func (b *blob) release() {
 	}
 }
 
+// failed reports whether the download ended without success.
+func (b *blob) failed() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.done && b.err != nil
+}
+
 // publish tells the readers what has come.
 func (b *blob) publish(n int, done bool, err error) {
 	b.mu.Lock()

@@ -188,4 +188,5 @@ var fileCalls = append([]uintptr{
 	unix.SYS_SPLICE, unix.SYS_SENDFILE,
 	unix.SYS_SETXATTR, unix.SYS_LSETXATTR, unix.SYS_FSETXATTR, unix.SYS_GETXATTR, unix.SYS_LGETXATTR, unix.SYS_LISTXATTR, unix.SYS_LLISTXATTR,
 	unix.SYS_CHROOT, unix.SYS_CHDIR, unix.SYS_FCHDIR, unix.SYS_GETCWD, unix.SYS_UMASK, unix.SYS_UNAME,
+	unix.SYS_CAPGET, // the library asks itself whether it is root
 }, archFileCalls...)

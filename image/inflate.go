@@ -151,7 +151,7 @@ func (f *inflater) verdict(state *os.ProcessState) error {
 	kind := map[int]error{exitCorrupt: ErrCorrupt, exitUnsupported: ErrUnsupported, exitLimit: ErrLimit}[state.ExitCode()]
 	switch {
 	case kind != nil:
-		return fmt.Errorf("%w: %s", kind, text)
+		return fmt.Errorf("%w: %s", kind, strings.Replace(text, kind.Error()+": ", "", 1))
 	case strings.Contains(text, "out of memory") || strings.Contains(text, "cannot allocate memory"):
 		return limitError("memory to inflate a layer", maxInflateMemory>>20, "MiB")
 	case state.Sys().(syscall.WaitStatus).Signal() == syscall.SIGXCPU || strings.Contains(text, "SIGXCPU"):
@@ -242,6 +242,7 @@ type tarChecker struct {
 	pass    bool // what is read now has been approved
 	total   int64
 	entries int
+	names   int
 }
 
 // errHeader: see maxHeader.
@@ -284,6 +285,9 @@ func (c *tarChecker) check() error {
 		}
 		if c.entries++; c.entries > c.order.Entries {
 			return limitError("entries of a layer", c.order.Entries, "")
+		}
+		if c.names += len(h.Name); c.names > maxNames {
+			return limitError("names of a layer together", maxNames, "bytes")
 		}
 		if err := checkHeader(h); err != nil {
 			return fmt.Errorf("entry %.200q: %w", h.Name, err)

@@ -20,6 +20,7 @@ import (
 // fetched again: that one's end is waited for.
 func (s *Store) fetchLayers(ctx context.Context, src types.ImageSource, r *recipe) error {
 	var open []*blob
+	mine := map[digest.Digest]bool{}
 	defer func() {
 		for _, b := range open {
 			b.leave()
@@ -29,15 +30,16 @@ func (s *Store) fetchLayers(ctx context.Context, src types.ImageSource, r *recip
 		if s.layerSource(l) != nil {
 			continue
 		}
-		b, _, err := s.blobs.open(src, l.blob)
+		b, own, err := s.blobs.open(src, l.blob)
 		if err != nil {
 			return err
 		}
 		open = append(open, b)
+		mine[l.blob.Digest] = mine[l.blob.Digest] || own
 	}
 	left := s.limits.image
 	for i, l := range r.layers {
-		err := s.fetchLayer(ctx, src, l, left)
+		err := s.fetchLayer(ctx, src, l, left, mine[l.blob.Digest])
 		if err == nil {
 			var size int64
 			size, err = s.layerSize(l)
@@ -52,12 +54,12 @@ func (s *Store) fetchLayers(ctx context.Context, src types.ImageSource, r *recip
 
 // fetchLayer makes one layer, unless it is there. Two pulls do not make it at the same
 // time, and one that another pull could not make is tried again on our own account.
-func (s *Store) fetchLayer(ctx context.Context, src types.ImageSource, l layerRef, left int64) error {
+func (s *Store) fetchLayer(ctx context.Context, src types.ImageSource, l layerRef, left int64, mine bool) error {
 	for {
 		var own atomic.Bool
 		_, err := s.unpacking.do(ctx, l.id, func(ctx context.Context) (string, error) {
 			own.Store(true)
-			return "", s.makeLayer(ctx, src, l, left)
+			return "", s.makeLayer(ctx, src, l, left, mine)
 		})
 		if err == nil || own.Load() || ctx.Err() != nil {
 			return err
@@ -65,7 +67,9 @@ func (s *Store) fetchLayer(ctx context.Context, src types.ImageSource, l layerRe
 	}
 }
 
-func (s *Store) makeLayer(ctx context.Context, src types.ImageSource, l layerRef, left int64) error {
+// makeLayer is fetchLayer for whoever does it. mine says that the download under way,
+// if there is one, comes from src.
+func (s *Store) makeLayer(ctx context.Context, src types.ImageSource, l layerRef, left int64, mine bool) error {
 	switch twin := s.layerSource(l); {
 	case twin == nil:
 	case twin.ID == l.id:
@@ -83,7 +87,8 @@ func (s *Store) makeLayer(ctx context.Context, src types.ImageSource, l layerRef
 		}
 		err = s.unpack(ctx, l, b, left)
 		b.leave()
-		if err == nil || own || ctx.Err() != nil || errors.Is(err, ErrLimit) || errors.Is(err, errTakenAway) {
+		// Another pull's registry may have failed it.
+		if err == nil || own || mine || ctx.Err() != nil || !b.failed() {
 			return err
 		}
 	}
@@ -169,20 +174,21 @@ func (s *Store) putLayer(ctx context.Context, l layerRef, tar io.Reader) error {
 	case errors.Is(err, storage.ErrLayerUnknown) || errors.Is(err, storage.ErrParentUnknown):
 		return fmt.Errorf("%w: %w", errTakenAway, err)
 	case err != nil:
-		return s.unpackError(err)
+		return s.unpackError(err, v.total)
 	case !v.verified:
 		return errors.Join(fmt.Errorf("%w: layer %s was not read to its end", ErrCorrupt, l.diffID), s.store.DeleteLayer(l.id))
 	}
 	return nil
 }
 
-// unpackError says what ended the unpacking child.
-func (s *Store) unpackError(err error) error {
+// unpackError says what ended the unpacking child, which had got so many bytes.
+func (s *Store) unpackError(err error, total uint64) error {
 	text := err.Error()
 	switch {
 	case errors.Is(err, unix.ENOSPC):
-		// The library takes any death by the Go runtime for a full disk.
-		if s.checkFree() == nil && s.inodesFree() {
+		// The library takes any death by the Go runtime for a full disk. What was
+		// unpacked is gone again: would it fit now?
+		if s.hasRoom(total + freeEvery) {
 			return limitError("memory to unpack a layer", maxUntarMemory>>20, "MiB")
 		}
 		return err
@@ -192,7 +198,7 @@ func (s *Store) unpackError(err error) error {
 		return fmt.Errorf("%w: %w", unix.EDQUOT, err)
 	case strings.Contains(text, "file too large"):
 		return fmt.Errorf("%w: size of a file: %w", ErrLimit, err)
-	case strings.Contains(text, "unpacking failed (error: exit status 1"):
+	case strings.Contains(text, "unpacking failed (error: exit status 1"), strings.Contains(text, "duplicates of file paths"):
 		return fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
 	return err
@@ -206,6 +212,7 @@ type verifier struct {
 	store    *Store
 	want     digest.Digest
 	digester digest.Digester
+	total    uint64
 	since    int64 // bytes since the disk was looked at
 	err      error
 	verified bool
@@ -236,6 +243,7 @@ func (v *verifier) read(p []byte) (int, error) {
 	n, err := v.in.Read(p)
 	v.digester.Hash().Write(p[:n])
 	v.since += int64(n)
+	v.total += uint64(n)
 	if !errors.Is(err, io.EOF) {
 		return n, err
 	}
@@ -259,7 +267,8 @@ func (s *Store) checkFree() error {
 	return nil
 }
 
-func (s *Store) inodesFree() bool {
+// hasRoom reports whether so many bytes fit on the disk, and a file.
+func (s *Store) hasRoom(bytes uint64) bool {
 	var st unix.Statfs_t
-	return unix.Statfs(s.config.Root, &st) == nil && (st.Files == 0 || st.Ffree > 100)
+	return unix.Statfs(s.config.Root, &st) == nil && (st.Files == 0 || st.Ffree > 100) && st.Bavail*uint64(st.Bsize) > bytes
 }

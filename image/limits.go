@@ -24,7 +24,10 @@ const (
 	// maxConfig bounds the config, as the library bounds manifests.
 	maxConfig = 4 << 20
 	// maxEntries bounds the entries of one layer: each costs an inode.
-	maxEntries = 2 << 20
+	maxEntries = 1 << 20
+	// maxNames bounds the names of one layer together: the library keeps them in
+	// memory while it unpacks, to find one that is there twice.
+	maxNames = 64 << 20
 	// maxHeader bounds what describes one entry (long names, attributes).
 	maxHeader = 2 << 20
 	// maxPathname is the kernel's.

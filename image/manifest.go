@@ -147,34 +147,33 @@ func kindOf(raw []byte, said string) (string, error) {
 	if keys["manifests"] == (keys["layers"] || keys["config"]) {
 		return "", fmt.Errorf("%w: ambiguous: it is both or neither of manifest and index", ErrUnsupported)
 	}
-	kind := ocispec.MediaTypeImageManifest
-	if keys["manifests"] {
-		kind = ocispec.MediaTypeImageIndex
-	}
 	said, _, _ = mime.ParseMediaType(said)
-	for _, claim := range []string{own.MediaType, said} {
-		switch claim {
-		case manifest.DockerV2ListMediaType, ocispec.MediaTypeImageIndex, manifest.DockerV2Schema2MediaType, ocispec.MediaTypeImageManifest:
-			if manifest.MIMETypeIsMultiImage(claim) != keys["manifests"] {
-				return "", fmt.Errorf("%w: ambiguous: it is called %s and is none", ErrUnsupported, claim)
-			}
-		case "", "application/json", "application/octet-stream", "text/plain":
-			continue
-		default:
-			if claim == own.MediaType || strings.Contains(claim, "manifest") {
-				return "", fmt.Errorf("%w: manifest of type %q", ErrUnsupported, claim)
-			}
-			continue
+	if own.MediaType == "" {
+		own.MediaType = ocispec.MediaTypeImageManifest
+		if keys["manifests"] {
+			own.MediaType = ocispec.MediaTypeImageIndex
 		}
-		if own.MediaType != "" && claim != own.MediaType {
-			return "", fmt.Errorf("%w: ambiguous: it is called %s inside and %s outside", ErrUnsupported, own.MediaType, claim)
-		}
-		kind = claim
-		if own.MediaType != "" {
-			break
+		if knownKind(said) {
+			own.MediaType = said // Docker's name for the same
 		}
 	}
-	return kind, nil
+	switch {
+	case !knownKind(own.MediaType):
+		return "", fmt.Errorf("%w: manifest of type %.100q", ErrUnsupported, own.MediaType)
+	case manifest.MIMETypeIsMultiImage(own.MediaType) != keys["manifests"]:
+		return "", fmt.Errorf("%w: ambiguous: it is called %s and is none", ErrUnsupported, own.MediaType)
+	case said != own.MediaType && (knownKind(said) || strings.Contains(said, "manifest")):
+		return "", fmt.Errorf("%w: ambiguous: it is called %s inside and %.100q outside", ErrUnsupported, own.MediaType, said)
+	}
+	return own.MediaType, nil
+}
+
+func knownKind(mime string) bool {
+	switch mime {
+	case manifest.DockerV2ListMediaType, ocispec.MediaTypeImageIndex, manifest.DockerV2Schema2MediaType, ocispec.MediaTypeImageManifest:
+		return true
+	}
+	return false
 }
 
 // chooseInstance finds the build for this platform in an index.
