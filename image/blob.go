@@ -97,7 +97,9 @@ func (b *blob) leave() {
 
 func (b *blob) run(ctx context.Context, src types.ImageSource) {
 	defer b.all.work.Done()
+	failPoint()
 	err := b.fetch(ctx, src)
+	failPoint()
 	b.publish(0, true, err)
 	b.cancel(nil)
 	b.all.mu.Lock()

@@ -46,6 +46,9 @@ type Config struct {
 	// send credentials to, to have them turned into a token. Its own site may
 	// always be: auth.example.com for registry.example.com.
 	TokenHosts []string
+	// Pinned are the images that Image.Pinned is set for: names as in a pull, or
+	// patterns with * at one end or both.
+	Pinned []string
 }
 
 // check refuses what cannot work, before anything is created.

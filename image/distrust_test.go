@@ -93,7 +93,7 @@ func TestIM05Bombs(t *testing.T) {
 	}
 	h.limits.image = 64 << 20
 	offer("zeros", zeros(256<<20))
-	offer("window", window(31))
+	offer("window", window(28))
 	offer("truncated", gzipped(t, good)[:100])
 	offer("trailing", append(gzipped(t, good), []byte("and more")...))
 	offer("trailing-zstd", append(zstandard(t, good), []byte("and more")...))

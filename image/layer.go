@@ -97,7 +97,7 @@ func (s *Store) makeLayer(ctx context.Context, src types.ImageSource, l layerRef
 // layerSource returns the layer in the store, or one with the same content on top
 // of others, or nil.
 func (s *Store) layerSource(l layerRef) *storage.Layer {
-	if have, err := s.store.Layer(l.id); err == nil && have.UncompressedDigest == l.diffID {
+	if have, err := s.store.Layer(l.id); err == nil && have.UncompressedDigest == l.diffID && s.hasDir(l.id) {
 		return have
 	}
 	same, err := s.store.LayersByUncompressedDigest(l.diffID)
@@ -250,6 +250,7 @@ func (v *verifier) read(p []byte) (int, error) {
 	if got := v.digester.Digest(); got != v.want {
 		return 0, fmt.Errorf("%w: unpacked it has the digest %s, the config says %s", ErrCorrupt, got, v.want)
 	}
+	failPoint()
 	v.verified = true
 	return n, err
 }

@@ -60,10 +60,12 @@ func (s *Store) removeLocked(id string) error {
 
 // delete deletes an image or a pin with the layers that nobody else needs.
 func (s *Store) delete(id string) error {
+	failPoint()
 	s.deleting.Add(1)
 	_, err := s.store.DeleteImage(id, true)
 	s.deletions.Add(1)
 	s.deleting.Add(-1)
+	failPoint()
 	if errors.Is(err, storage.ErrImageUnknown) || errors.Is(err, storage.ErrNotAnImage) {
 		return nil
 	}
@@ -162,6 +164,7 @@ func (s *Store) sweep() error {
 	for id := range parent {
 		// From a leaf down to the first layer that somebody needs.
 		for id != "" && children[id] == 0 && !used[id] {
+			failPoint()
 			if err := s.store.DeleteLayer(id); err != nil {
 				return fmt.Errorf("delete layer %s: %w", id, err)
 			}

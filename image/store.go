@@ -59,6 +59,9 @@ type Store struct {
 	locks   keyLocks // by container id
 	refresh sync.Mutex
 	usage   usageCache
+	permits permits
+
+	repaired []Problem // when the store was opened
 
 	deleting  atomic.Int64  // calls of delete under way; see pull
 	deletions atomic.Uint64 // and done
@@ -73,9 +76,23 @@ type Store struct {
 
 // Open opens the store, making its directories (0700) where they are missing,
 // and takes care of what a killed predecessor left: half-unpacked layers are
-// deleted by the library, half-made pins completed or deleted, layers of no image deleted. Call Init
-// first. The caller closes the store.
+// deleted by the library; half-made pins are completed or deleted, layers and files of no image
+// deleted, and so are images that could not run (see Repaired). Call Init first. The caller
+// closes the store.
 func Open(config Config) (*Store, error) {
+	s, err := open(config)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.load(); err != nil {
+		_ = s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// open opens the library's store and makes the directories.
+func open(config Config) (*Store, error) {
 	if err := config.check(); err != nil {
 		return nil, err
 	}
@@ -112,15 +129,28 @@ func Open(config Config) (*Store, error) {
 		users: map[string]int{}, broken: map[string]struct{}{}, limits: defaultLimits,
 	}
 	s.blobs = blobs{dir: config.tmp(), limits: &s.limits, slots: make(chan struct{}, maxDownloads)}
-	if err := s.load(); err != nil {
-		_ = s.Close()
-		return nil, err
-	}
 	return s, nil
 }
 
-// load reads what is there and repairs the pins.
+// load reads what is there and repairs it.
 func (s *Store) load() (err error) {
+	if err := s.openDirs(); err != nil {
+		return err
+	}
+	if err := s.recover(); err != nil {
+		return err
+	}
+	if err := s.repairPins(); err != nil {
+		return err
+	}
+	if err := s.sweep(); err != nil {
+		return err
+	}
+	return s.reload()
+}
+
+// openDirs opens the directories and reads which containers use them.
+func (s *Store) openDirs() (err error) {
 	if s.layers, err = sys.OpenAt2(unix.AT_FDCWD, s.config.Root+"/overlay", unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
 		return err
 	}
@@ -133,16 +163,7 @@ func (s *Store) load() (err error) {
 	if s.boot, err = bootID(); err != nil {
 		return err
 	}
-	if err := s.loadRootfses(); err != nil {
-		return err
-	}
-	if err := s.repairPins(); err != nil {
-		return err
-	}
-	if err := s.sweep(); err != nil {
-		return err
-	}
-	return s.reload()
+	return s.loadRootfses()
 }
 
 // Close cancels running pulls, waits until they have ended, and lets go of the
