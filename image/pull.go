@@ -140,7 +140,7 @@ func (s *Store) pullFrom(ctx context.Context, sysctx *types.SystemContext, pc *s
 		return "", answerError(ctx, ask, err)
 	}
 	defer src.Close()
-	r, signatures, err := readRecipe(ask, sysctx, pc, src, s.limits.image)
+	r, signatures, err := s.readRecipe(ask, sysctx, pc, src)
 	if err != nil {
 		return "", answerError(ctx, ask, err)
 	}
@@ -160,7 +160,7 @@ func answerError(ctx, ask context.Context, err error) error {
 
 // readRecipe reads and checks what the registry says about an image, the signature
 // policy included, before anything large is fetched.
-func readRecipe(ctx context.Context, sysctx *types.SystemContext, pc *signature.PolicyContext, src types.ImageSource, most int64) (*recipe, []storedSignature, error) {
+func (s *Store) readRecipe(ctx context.Context, sysctx *types.SystemContext, pc *signature.PolicyContext, src types.ImageSource) (*recipe, []storedSignature, error) {
 	img := unparsed.UnparsedInstance(src, nil)
 	raw, said, err := img.Manifest(ctx) // of the digest in the reference, if one is there
 	if err != nil {
@@ -189,18 +189,11 @@ func readRecipe(ctx context.Context, sysctx *types.SystemContext, pc *signature.
 	if allowed, err := pc.IsRunningImageAllowed(ctx, img); !allowed {
 		return nil, nil, errors.Join(err, ErrSignature)
 	}
-	info, layers, err := r.readManifest(kind, most)
+	info, layers, err := r.readManifest(kind, s.limits.image)
 	if err != nil {
 		return nil, nil, err
 	}
-	body, _, err := src.GetBlob(ctx, types.BlobInfo{Digest: info.Digest, Size: info.Size}, none.NoCache)
-	if err != nil {
-		return nil, nil, err
-	}
-	config, err := readAll(ctx, body, info)
-	if cerr := body.Close(); err == nil {
-		err = cerr
-	}
+	config, err := s.fetchConfig(ctx, src, info)
 	if err != nil {
 		return nil, nil, fmt.Errorf("config: %w", err)
 	}
@@ -209,6 +202,22 @@ func readRecipe(ctx context.Context, sysctx *types.SystemContext, pc *signature.
 	}
 	signatures, err := readSignatures(ctx, img)
 	return r, signatures, err
+}
+
+// fetchConfig returns a config from the image that is here already, or fetches it.
+func (s *Store) fetchConfig(ctx context.Context, src types.ImageSource, info types.BlobInfo) ([]byte, error) {
+	if here, err := s.store.ImageBigData(info.Digest.Encoded(), info.Digest.String()); err == nil && digest.FromBytes(here) == info.Digest && int64(len(here)) == info.Size {
+		return here, nil
+	}
+	body, _, err := src.GetBlob(ctx, types.BlobInfo{Digest: info.Digest, Size: info.Size}, none.NoCache)
+	if err != nil {
+		return nil, err
+	}
+	config, err := readAll(ctx, body, info)
+	if cerr := body.Close(); err == nil {
+		err = cerr
+	}
+	return config, err
 }
 
 // commit records the image, names it by what the registry served, pins its layers,
