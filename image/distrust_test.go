@@ -318,6 +318,7 @@ func TestIM08DigestMismatch(t *testing.T) {
 	}
 	spoil("layer", p.layers[1].Digest, flip(two), ErrCorrupt)
 	spoil("config", configDigest, flip(config), ErrCorrupt)
+	spoil("another config", configDigest, bytes.Replace(config, []byte(`"/x"`), []byte(`"/y"`), 1), ErrCorrupt)
 	spoil("short", p.layers[0].Digest, one[:len(one)-512], ErrCorrupt)
 	spoil("long", p.layers[0].Digest, append(bytes.Clone(one), 0), ErrCorrupt)
 	spoil("swapped", p.layers[0].Digest, two, ErrCorrupt)
@@ -340,6 +341,14 @@ func TestIM08DigestMismatch(t *testing.T) {
 		t.Error("an instance with another digest is taken")
 	}
 	h.clean("instance")
+
+	// The same tar, compressed in another way.
+	other := h.image([][]byte{one}, gzipped)
+	h.offer("repacked", other)
+	packed := gzipped(t, one)
+	packed[9] ^= 1 // the system that it was packed on
+	h.blobs[other.layers[0].Digest.String()] = bytesOf(packed, "")
+	h.refuse("repacked", ErrCorrupt)
 
 	wrong := h.image([][]byte{one, two}, gzipped)
 	wrong.config["rootfs"] = map[string]any{"type": "layers", "diff_ids": []digest.Digest{digest.FromBytes(two), digest.FromBytes(one)}}
