@@ -42,7 +42,7 @@ type CheckOptions struct {
 //
 // What a start of the daemon takes away by itself (half-made layers, downloads) is
 // gone after Check in any case, and is reported.
-func Check(ctx context.Context, config Config, options CheckOptions) ([]Problem, error) {
+func Check(ctx context.Context, config Config, options CheckOptions) (_ []Problem, err error) {
 	var left []string
 	for _, dir := range tempDirs {
 		names, _ := filepath.Glob(filepath.Join(config.Root, dir, "*"))
@@ -52,7 +52,7 @@ func Check(ctx context.Context, config Config, options CheckOptions) ([]Problem,
 	if err != nil {
 		return nil, err
 	}
-	defer s.Close()
+	defer func() { err = errors.Join(err, s.Close()) }()
 	if err := s.openDirs(); err != nil {
 		return nil, err
 	}

@@ -42,15 +42,8 @@ func (s *Store) Remove(_ context.Context, ref string) error {
 	return nil
 }
 
-// removeImage deletes an image's record, its pin if no container needs it, and
-// the layers that nobody refers to any more.
-func (s *Store) removeImage(id string) error {
-	unlock := s.images.lock(id)
-	defer unlock()
-	return s.removeLocked(id)
-}
-
-// removeLocked is removeImage. Preconditions: the image's lock is held.
+// removeLocked deletes an image's record, its pin if no container needs it, and
+// the layers that nobody refers to any more. Preconditions: the image's lock is held.
 func (s *Store) removeLocked(id string) error {
 	if err := s.delete(id); err != nil {
 		return errors.Join(err, s.reload())
