@@ -42,6 +42,13 @@ type Config struct {
 	// AuthFile is a containers-auth.json(5) for pulls whose request brings no
 	// credentials, and for mirrors. Empty means none.
 	AuthFile string
+	// TokenHosts are hosts (host or host:port) that a registry on another site may
+	// send credentials to, to have them turned into a token. Its own site may
+	// always be: auth.example.com for registry.example.com.
+	TokenHosts []string
+	// Pinned are the images that Image.Pinned is set for: names as in a pull, or
+	// patterns with * at one end or both.
+	Pinned []string
 }
 
 // check refuses what cannot work, before anything is created.

@@ -2,10 +2,12 @@
 // lists and removes them as the CRI asks, and gives each container a root
 // filesystem made of an image's layers and a directory of its own.
 //
-//	registry ──Pull──> go.podman.io/image ──> go.podman.io/storage
-//	                     registries.conf         Root/overlay/<layer>/diff
-//	                     policy.json                      │ lowerdir+ (by descriptor)
-//	                                                      ▼
+//	registry ── manifest, config ──> checked: recipe       registries.conf, policy.json (go.podman.io/image)
+//	   │                                │
+//	   └── blob ──> file ──> vitrine-inflate ──> tar ──> storage-untar ──> Root/overlay/<layer>/diff
+//	           digest, size,   headers, sizes,    digest        (go.podman.io/storage)     │
+//	           rate            counts                                                      │ lowerdir+ (by descriptor)
+//	                                                                                       ▼
 //	NewRootfs ──> Containers/<id>/{rootfs.json,upper,work} ──> overlay ──Mount──> detached mount
 //
 // # Images and ids
@@ -17,26 +19,55 @@
 // that every Pull and Remove replaces before it returns; they never wait for the
 // disk or for a running pull. The daemon must be the only writer of Root.
 //
+// # Pulls
+//
+// What is said about an image comes first and is checked whole (manifest.go): one
+// reading, digests that are digests, sizes and counts within bounds, the signature
+// policy. Then its blobs come, several at a time, each one once for all pulls that
+// want it (blob.go), and its layers are made from the lowest up while the blobs still
+// come (layer.go), each one once. Nothing of a layer stays unless blob and tar have
+// their digests to the last byte. Of an interrupted pull the finished layers stay for
+// the next one; a half blob does not, since the library offers no way to continue it in
+// another process. A guard sees the URL of every request before it is sent (guard.go).
+//
+// Two children, copies of this program, meet a stranger's bytes first; what they may
+// do is in confine.go, and every bound in limits.go. Errors name the bound.
+//
 // # Layers in use
 //
 // The storage library knows nothing of our containers, and it deletes an image's
-// layers with the image, sometimes on its own account (a pull that fails while
-// it renames an image that was there before). So each image has a twin in the
-// library's table, the pin, that refers to the same top layer. The library never
-// deletes a layer that another image needs; the pin goes when neither the image
-// nor a root filesystem of it exists:
+// layers with the image. So each image has a twin in the library's table, the pin,
+// that refers to the same top layer. The library never deletes a layer that another
+// image needs; the pin goes when neither the image nor a root filesystem of it exists:
 //
 //	image record   pin   rootfs records
 //	     x          x         any         listed, may be given to containers
 //	     -          x         1..n        removed, its layers are kept
 //	     -          x         0           the pin and then the layers are deleted
 //
+// # Crashes
+//
+// A kill at any moment leaves what Open takes away or completes: half layers are
+// marked by the library, blobs have no names, records without their parts are deleted.
+// An image whose layers are not there is never listed, and the next pull brings it
+// again. Check (vitrine images fsck) also finds what only a disk or a hand can break.
+//
 // # Policy
 //
 // The files are those of containers-registries.conf(5),
 // containers-policy.json(5) and containers-auth.json(5), read again for every
-// pull. Where no policy.json exists at all, every image is accepted
-// ("insecureAcceptAnything"), as container engines ship it. A path that was
-// asked for and does not exist is an error: a typing mistake must not switch
-// signatures off. Neither storage.conf nor anything in $HOME is read.
+// pull, the policy also for every container (Permit). Where no policy.json exists at
+// all, every image is accepted ("insecureAcceptAnything"), as container engines ship
+// it. A path that was asked for and does not exist is an error: a typing mistake must
+// not switch signatures off. Neither storage.conf nor anything in $HOME is read.
+//
+// # Limits of the libraries
+//
+//   - The tar of a layer is taken apart twice, by our child and by the storage
+//     library in the daemon (tar-split), which refuses a path that is there twice and
+//     keeps all names in memory meanwhile: hence maxNames.
+//   - The library's unpacking child ends with the same status for a full disk and for
+//     any death by the Go runtime; unpackError guesses by the room that is left.
+//   - Where a registry's name leads is not known before the connection is made: the
+//     guard refuses addresses of the node that are written as such, not names of them.
 package image

@@ -48,7 +48,7 @@ func classify(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return nil
 	}
-	for _, s := range []error{ErrNotFound, ErrInvalidReference, ErrUnavailable, ErrDenied, ErrSignature, ErrUnsupported, ErrInvalidAuth} {
+	for _, s := range []error{ErrNotFound, ErrInvalidReference, ErrUnavailable, ErrDenied, ErrSignature, ErrUnsupported, ErrInvalidAuth, ErrLimit, ErrCorrupt} {
 		if errors.Is(err, s) {
 			return nil // already said
 		}

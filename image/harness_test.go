@@ -221,7 +221,7 @@ func equalSlices(tb testing.TB, what string, got, want []string) {
 }
 
 func soon(tb testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute) // nobody waits for it but a machine that is busy
 	tb.Cleanup(cancel)
 	return ctx
 }

@@ -4,18 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
-	"go.podman.io/image/v5/copy"
 	"go.podman.io/image/v5/docker"
 	"go.podman.io/image/v5/docker/reference"
+	unparsed "go.podman.io/image/v5/image"
 	"go.podman.io/image/v5/manifest"
+	"go.podman.io/image/v5/pkg/blobinfocache/none"
 	"go.podman.io/image/v5/pkg/sysregistriesv2"
 	"go.podman.io/image/v5/signature"
-	istorage "go.podman.io/image/v5/storage"
 	"go.podman.io/image/v5/types"
-	"go.podman.io/storage"
 )
 
 // maxPullTries bounds how often a pull starts when removals take away layers that
@@ -118,168 +116,160 @@ func (s *Store) pullOnce(ctx context.Context, sysctx *types.SystemContext, named
 		return "", err
 	}
 	defer pc.Destroy() //nolint:errcheck // it has nothing to say
-	src, err := docker.NewReference(named)
+	ref, err := docker.NewReference(named)
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", ErrInvalidReference, err)
 	}
-	dst, err := istorage.Transport.NewStoreReference(s.store, named, "")
-	if err != nil {
-		return "", fmt.Errorf("%w: %w", ErrInvalidReference, err)
-	}
-	before := s.current()
-	var resolved types.ImageReference
-	raw, err := copy.Image(ctx, pc, dst, src, &copy.Options{
-		SourceCtx: sysctx, DestinationCtx: sysctx,
-		ReportResolvedReference: &resolved,
-	})
+	watch, err := newGuard(sysctx, named, s.config.TokenHosts)
 	if err != nil {
 		return "", err
 	}
-	_, img, err := istorage.ResolveReference(resolved)
-	if err != nil {
-		return "", fmt.Errorf("%w: %w", errTakenAway, err)
-	}
-	if err := checkManifest(raw, img.ID); err != nil {
-		return "", errors.Join(err, s.removeImage(img.ID))
-	}
-	top, err := s.servedDigest(ctx, sysctx, src, img, raw, before)
-	if err != nil {
-		return img.ID, err
-	}
-	return s.publish(img.ID, named, top)
+	own := *sysctx
+	own.DockerProxy = watch.proxy
+	return s.pullFrom(ctx, &own, pc, ref, named)
 }
 
-// checkManifest accepts manifests whose image has its config's digest as id.
-// Schema 1 has no config; its ids are made up by the library.
-func checkManifest(raw []byte, id string) error {
-	switch mime := manifest.GuessMIMEType(raw); mime {
-	case manifest.DockerV2Schema2MediaType, "application/vnd.oci.image.manifest.v1+json":
-		m, err := manifest.FromBlob(raw, mime)
+// pullFrom takes an image out of a registry or an archive: first all that is said
+// about it, then its layers, then its record. named is what it will be called; nil
+// for nothing.
+func (s *Store) pullFrom(ctx context.Context, sysctx *types.SystemContext, pc *signature.PolicyContext, ref types.ImageReference, named reference.Named) (string, error) {
+	ask, cancel := context.WithTimeoutCause(ctx, s.limits.answer, fmt.Errorf("%w: no answer in %v", ErrUnavailable, s.limits.answer))
+	defer cancel()
+	src, err := ref.NewImageSource(ask, sysctx)
+	if err != nil {
+		return "", answerError(ctx, ask, err)
+	}
+	defer src.Close()
+	r, signatures, err := s.readRecipe(ask, sysctx, pc, src)
+	if err != nil {
+		return "", answerError(ctx, ask, err)
+	}
+	if err := s.fetchLayers(ctx, src, r); err != nil {
+		return "", err
+	}
+	return s.commit(r, signatures, named)
+}
+
+// answerError says that it was our own deadline for answers that ended a request.
+func answerError(ctx, ask context.Context, err error) error {
+	if ctx.Err() == nil && ask.Err() != nil {
+		return fmt.Errorf("%w: %s", context.Cause(ask), err.Error())
+	}
+	return err
+}
+
+// readRecipe reads and checks what the registry says about an image, the signature
+// policy included, before anything large is fetched.
+func (s *Store) readRecipe(ctx context.Context, sysctx *types.SystemContext, pc *signature.PolicyContext, src types.ImageSource) (*recipe, []storedSignature, error) {
+	img := unparsed.UnparsedInstance(src, nil)
+	raw, said, err := img.Manifest(ctx) // of the digest in the reference, if one is there
+	if err != nil {
+		return nil, nil, err
+	}
+	kind, err := kindOf(raw, said)
+	if err != nil {
+		return nil, nil, err
+	}
+	r := &recipe{raw: raw, top: digest.FromBytes(raw)}
+	if manifest.MIMETypeIsMultiImage(kind) {
+		chosen, err := chooseInstance(raw, kind, sysctx)
 		if err != nil {
-			return fmt.Errorf("%w: %w", ErrUnsupported, err)
+			return nil, nil, err
 		}
-		if got := m.ConfigInfo().Digest; got != digest.NewDigestFromEncoded(digest.SHA256, id) {
-			return fmt.Errorf("%w: the library gave it the id %s, its config has %s", ErrUnsupported, id, got)
+		img = unparsed.UnparsedInstance(src, &chosen)
+		r.list = raw
+		if r.raw, said, err = img.Manifest(ctx); err != nil {
+			return nil, nil, err
 		}
-		return nil
-	default:
-		return fmt.Errorf("%w: manifest of type %s", ErrUnsupported, mime)
+		if kind, err = kindOf(r.raw, said); err != nil {
+			return nil, nil, err
+		}
 	}
+	r.instance = digest.FromBytes(r.raw)
+	if allowed, err := pc.IsRunningImageAllowed(ctx, img); !allowed {
+		return nil, nil, errors.Join(err, ErrSignature)
+	}
+	info, layers, err := r.readManifest(kind, s.limits.image)
+	if err != nil {
+		return nil, nil, err
+	}
+	config, err := s.fetchConfig(ctx, src, info)
+	if err != nil {
+		return nil, nil, fmt.Errorf("config: %w", err)
+	}
+	if err := r.readConfig(config, layers); err != nil {
+		return nil, nil, err
+	}
+	signatures, err := readSignatures(ctx, img)
+	return r, signatures, err
 }
 
-// publish names the image by what the registry served, pins its layers, and
-// shows it. A removal may have come between the copy and now; then errTakenAway.
-func (s *Store) publish(id string, named reference.Named, top digest.Digest) (string, error) {
-	unlock := s.images.lock(id)
-	defer unlock()
-	img, err := s.store.Image(id)
-	if errors.Is(err, storage.ErrImageUnknown) {
-		return id, errTakenAway
+// fetchConfig returns a config from the image that is here already, or fetches it.
+func (s *Store) fetchConfig(ctx context.Context, src types.ImageSource, info types.BlobInfo) ([]byte, error) {
+	if here, err := s.store.ImageBigData(info.Digest.Encoded(), info.Digest.String()); err == nil && digest.FromBytes(here) == info.Digest && int64(len(here)) == info.Size {
+		return here, nil
 	}
+	body, _, err := src.GetBlob(ctx, types.BlobInfo{Digest: info.Digest, Size: info.Size}, none.NoCache)
+	if err != nil {
+		return nil, err
+	}
+	config, err := readAll(ctx, body, info)
+	if cerr := body.Close(); err == nil {
+		err = cerr
+	}
+	return config, err
+}
+
+// commit records the image, names it by what the registry served, pins its layers,
+// and shows it.
+func (s *Store) commit(r *recipe, signatures []storedSignature, named reference.Named) (string, error) {
+	unlock := s.images.lock(r.id)
+	defer unlock()
+	names, err := r.names(named)
 	if err != nil {
 		return "", err
 	}
+	failPoint()
+	img, err := s.record(r, signatures)
+	if err != nil {
+		return r.id, err
+	}
+	failPoint()
 	if err := s.pin(img); err != nil {
 		return "", err
 	}
-	if _, tagged := named.(reference.Tagged); tagged {
-		served, err := reference.WithDigest(reference.TrimNamed(named), top)
-		if err != nil {
-			return "", err
-		}
-		if err := s.store.AddNames(id, []string{served.String()}); err != nil {
+	failPoint()
+	if len(names) > 0 {
+		if err := s.store.AddNames(r.id, names); err != nil {
 			return "", err
 		}
 	}
+	failPoint()
 	if err := s.reload(); err != nil {
 		return "", err
 	}
-	if s.current().byID[id] == nil {
+	if s.current().byID[r.id] == nil {
 		// The same again says why it is not listed.
 		if _, err = s.describe(img, nil); err == nil {
 			err = errTakenAway
 		}
-		return "", errors.Join(err, s.removeLocked(id))
+		return "", errors.Join(err, s.removeLocked(r.id))
 	}
-	return idPrefix + id, nil
+	return idPrefix + r.id, nil
 }
 
-// servedDigest returns the digest of what the registry served for src: the
-// manifest that was copied, or the index that led to it. The library stores an
-// index with the image but does not say which one came with this copy.
-func (s *Store) servedDigest(ctx context.Context, sysctx *types.SystemContext, src types.ImageReference, img *storage.Image, raw []byte, before *view) (digest.Digest, error) {
-	instance, err := manifest.Digest(raw)
-	if err != nil {
-		return "", err
+// names returns what an image is called that was pulled as named.
+func (r *recipe) names(named reference.Named) ([]string, error) {
+	if named == nil {
+		return nil, nil
 	}
-	lists, err := s.listsWith(img, instance)
-	if err != nil || len(lists) == 0 {
-		return instance, err
-	}
-	repo := src.DockerReference().Name() + "@"
-	var fresh, named []digest.Digest
-	for _, d := range lists {
-		if old := before.byID[img.ID]; old == nil || !old.has(d) {
-			fresh = append(fresh, d)
-		} else if before.byName[repo+d.String()] == old {
-			named = append(named, d)
-		}
-	}
-	if len(fresh) == 1 {
-		return fresh[0], nil
-	}
-	if len(fresh) == 0 && len(named) == 1 {
-		return named[0], nil
-	}
-	// Several registries have this image in different indexes: ask this one.
-	is, err := src.NewImageSource(ctx, sysctx)
-	if err != nil {
-		return "", err
-	}
-	defer is.Close()
-	served, _, err := is.GetManifest(ctx, nil)
-	if err != nil {
-		return "", err
-	}
-	return manifest.Digest(served)
-}
-
-// listsWith returns the digests of the stored indexes that lead to instance.
-func (s *Store) listsWith(img *storage.Image, instance digest.Digest) ([]digest.Digest, error) {
-	var lists []digest.Digest
-	for _, name := range img.BigDataNames {
-		text, ok := strings.CutPrefix(name, storage.ImageDigestManifestBigDataNamePrefix+"-")
-		if !ok || text == instance.String() {
-			continue
-		}
-		raw, err := s.store.ImageBigData(img.ID, name)
+	names := []string{named.String()}
+	if _, tagged := named.(reference.Tagged); tagged {
+		served, err := reference.WithDigest(reference.TrimNamed(named), r.top)
 		if err != nil {
 			return nil, err
 		}
-		mime := manifest.GuessMIMEType(raw)
-		if !manifest.MIMETypeIsMultiImage(mime) {
-			continue
-		}
-		list, err := manifest.ListFromBlob(raw, mime)
-		if err != nil {
-			continue
-		}
-		for _, d := range list.Instances() {
-			if d == instance {
-				lists = append(lists, digest.Digest(text))
-				break
-			}
-		}
+		names = append(names, served.String())
 	}
-	return lists, nil
-}
-
-// has reports whether the image is known by a manifest or index of digest d.
-func (e *entry) has(d digest.Digest) bool {
-	for _, n := range e.digests {
-		if strings.HasSuffix(n, "@"+d.String()) {
-			return true
-		}
-	}
-	return false
+	return names, nil
 }

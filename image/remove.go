@@ -42,15 +42,8 @@ func (s *Store) Remove(_ context.Context, ref string) error {
 	return nil
 }
 
-// removeImage deletes an image's record, its pin if no container needs it, and
-// the layers that nobody refers to any more.
-func (s *Store) removeImage(id string) error {
-	unlock := s.images.lock(id)
-	defer unlock()
-	return s.removeLocked(id)
-}
-
-// removeLocked is removeImage. Preconditions: the image's lock is held.
+// removeLocked deletes an image's record, its pin if no container needs it, and
+// the layers that nobody refers to any more. Preconditions: the image's lock is held.
 func (s *Store) removeLocked(id string) error {
 	if err := s.delete(id); err != nil {
 		return errors.Join(err, s.reload())
@@ -60,10 +53,12 @@ func (s *Store) removeLocked(id string) error {
 
 // delete deletes an image or a pin with the layers that nobody else needs.
 func (s *Store) delete(id string) error {
+	failPoint()
 	s.deleting.Add(1)
 	_, err := s.store.DeleteImage(id, true)
 	s.deletions.Add(1)
 	s.deleting.Add(-1)
+	failPoint()
 	if errors.Is(err, storage.ErrImageUnknown) || errors.Is(err, storage.ErrNotAnImage) {
 		return nil
 	}
@@ -162,6 +157,7 @@ func (s *Store) sweep() error {
 	for id := range parent {
 		// From a leaf down to the first layer that somebody needs.
 		for id != "" && children[id] == 0 && !used[id] {
+			failPoint()
 			if err := s.store.DeleteLayer(id); err != nil {
 				return fmt.Errorf("delete layer %s: %w", id, err)
 			}

@@ -325,7 +325,7 @@ func TestImageWithoutLayers(t *testing.T) {
 }
 
 // runHelper opens the store in another process and then, by verb, does nothing
-// or runs NewRootfs or RemoveRootfs until it dies at the n-th fail point.
+// or runs what the verb says until it dies at the n-th fail point.
 func runHelper(verb string) int {
 	var conf Config
 	if err := json.Unmarshal([]byte(os.Getenv(helperConfig)), &conf); err != nil {
@@ -346,9 +346,14 @@ func runHelper(verb string) int {
 			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
 		}
 	}
-	if verb == "new" {
+	switch verb {
+	case "new":
 		err = s.NewRootfs(context.Background(), "c", os.Args[2])
-	} else {
+	case "pull":
+		_, err = s.Pull(context.Background(), os.Args[2], nil)
+	case "rmi":
+		err = s.Remove(context.Background(), os.Args[2])
+	default:
 		err = s.RemoveRootfs(context.Background(), "c")
 	}
 	if err != nil {

@@ -20,7 +20,18 @@ import (
 // test binaries. Layers are unpacked by a copy of the running binary in a
 // chroot; in that copy Init does the work and returns true, and main must return
 // at once.
-func Init() bool { return reexec.Init() }
+func Init() bool {
+	switch os.Args[0] {
+	case inflateName:
+		runInflate() // does not return
+	case untarName:
+		if err := confineUntar(); err != nil {
+			fmt.Fprint(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	return reexec.Init()
+}
 
 // Store is the image store of a node. There is one per daemon, and the daemon
 // must be the only process that writes its directories: the library's file locks
@@ -39,11 +50,18 @@ type Store struct {
 	overlay overlayMode
 	boot    string // see rootfs.Boot
 
-	flights flights
+	limits    limits
+	flights   flights // pulls, by reference and credentials
+	unpacking flights // layers, by id
+	blobs     blobs
+
 	images  keyLocks // by image id: pin and record of one image change together
 	locks   keyLocks // by container id
 	refresh sync.Mutex
 	usage   usageCache
+	permits permits
+
+	repaired []Problem // when the store was opened
 
 	deleting  atomic.Int64  // calls of delete under way; see pull
 	deletions atomic.Uint64 // and done
@@ -58,9 +76,23 @@ type Store struct {
 
 // Open opens the store, making its directories (0700) where they are missing,
 // and takes care of what a killed predecessor left: half-unpacked layers are
-// deleted by the library, half-made pins completed or deleted, layers of no image deleted. Call Init
-// first. The caller closes the store.
+// deleted by the library; half-made pins are completed or deleted, layers and files of no image
+// deleted, and so are images that could not run (see Repaired). Call Init first. The caller
+// closes the store.
 func Open(config Config) (*Store, error) {
+	s, err := open(config)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.load(); err != nil {
+		_ = s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// open opens the library's store and makes the directories.
+func open(config Config) (*Store, error) {
 	if err := config.check(); err != nil {
 		return nil, err
 	}
@@ -94,17 +126,31 @@ func Open(config Config) (*Store, error) {
 	s := &Store{
 		config: config, store: st, disk: relaxedDisk{atomicfile.Disk},
 		view: &view{}, removing: map[string]bool{}, rootfses: map[string]*rootfs{},
-		users: map[string]int{}, broken: map[string]struct{}{},
+		users: map[string]int{}, broken: map[string]struct{}{}, limits: defaultLimits,
 	}
-	if err := s.load(); err != nil {
-		_ = s.Close()
-		return nil, err
-	}
+	s.blobs = blobs{dir: config.tmp(), limits: &s.limits, slots: make(chan struct{}, maxDownloads)}
 	return s, nil
 }
 
-// load reads what is there and repairs the pins.
+// load reads what is there and repairs it.
 func (s *Store) load() (err error) {
+	if err := s.openDirs(); err != nil {
+		return err
+	}
+	if err := s.recover(); err != nil {
+		return err
+	}
+	if err := s.repairPins(); err != nil {
+		return err
+	}
+	if err := s.sweep(); err != nil {
+		return err
+	}
+	return s.reload()
+}
+
+// openDirs opens the directories and reads which containers use them.
+func (s *Store) openDirs() (err error) {
 	if s.layers, err = sys.OpenAt2(unix.AT_FDCWD, s.config.Root+"/overlay", unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
 		return err
 	}
@@ -117,22 +163,15 @@ func (s *Store) load() (err error) {
 	if s.boot, err = bootID(); err != nil {
 		return err
 	}
-	if err := s.loadRootfses(); err != nil {
-		return err
-	}
-	if err := s.repairPins(); err != nil {
-		return err
-	}
-	if err := s.sweep(); err != nil {
-		return err
-	}
-	return s.reload()
+	return s.loadRootfses()
 }
 
 // Close cancels running pulls, waits until they have ended, and lets go of the
 // store. Mounts that were handed out stay. Nothing may be called afterwards.
 func (s *Store) Close() error {
 	s.flights.close()
+	s.unpacking.close()
+	s.blobs.close()
 	s.store.Free()
 	return errors.Join(s.layers.Close(), s.roots.Close())
 }

@@ -35,6 +35,9 @@ type Image struct {
 	// numbers out of range.
 	UID      *int64
 	Username string
+	// Annotations are the manifest's. They are data from a stranger and select
+	// nothing.
+	Annotations map[string]string
 	// Pinned keeps the kubelet's garbage collection away.
 	Pinned bool
 	// Config is what the image says about its process. It is data from a
@@ -194,6 +197,7 @@ func (s *Store) describe(img *storage.Image, old *entry) (*entry, error) {
 	}
 	slices.Sort(e.RepoTags)
 	slices.Sort(e.RepoDigests)
+	e.Pinned = isPinned(s.config.Pinned, append(slices.Clone(e.RepoTags), e.RepoDigests...)...)
 	return e, nil
 }
 
@@ -219,6 +223,14 @@ func (s *Store) inspect(e *entry, img *storage.Image) error {
 	e.UID, e.Username = splitUser(e.User)
 	if config.Created != nil {
 		e.Created = *config.Created
+	}
+	if raw, err := s.store.ImageBigData(img.ID, storage.ImageDigestBigDataKey); err == nil {
+		var m struct {
+			Annotations map[string]string `json:"annotations"`
+		}
+		if json.Unmarshal(raw, &m) == nil {
+			e.Annotations = m.Annotations
+		}
 	}
 	return s.inspectLayers(e, img)
 }

@@ -178,6 +178,14 @@ func (c *Container) checkRequest(ctx context.Context) (*image.Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("resolve image %.256q: %w", ref, imageError(err))
 	}
+	// The kubelet asks by id and says beside it what the pod's author wrote.
+	asked := c.config.GetImage().GetUserSpecifiedImage()
+	if asked == "" {
+		asked = ref
+	}
+	if err := c.pod.m.cfg.Images.Permit(ctx, img.ID, asked); err != nil {
+		return nil, imageError(err)
+	}
 	c.record.Image = imageRecord{ID: img.ID, Ref: img.ID, Name: ref}
 	if len(img.RepoDigests) != 0 {
 		c.record.Image.Ref = img.RepoDigests[0]

@@ -197,6 +197,13 @@ type testImages struct {
 	roots map[string]string
 }
 
+func (s *testImages) Permit(_ context.Context, _, asked string) error {
+	if asked == "forbidden" {
+		return fmt.Errorf("use image: %w", image.ErrSignature)
+	}
+	return nil
+}
+
 func (s *testImages) Resolve(_ context.Context, ref string) (*image.Image, error) {
 	if ref == "missing" {
 		return nil, fmt.Errorf("image %s: %w", ref, image.ErrNotFound)

@@ -42,7 +42,7 @@ func openInRoot(root *sys.FD, name string) (*rootFile, error) {
 	fd, err := sys.OpenAt2(root.Int(), name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC,
 		unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)
 	// ELOOP, ENOTDIR and ENXIO (a socket): there is something, but no such file.
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
 		return &rootFile{name: name}, nil
 	}
 	if err != nil {

@@ -115,7 +115,7 @@ func imageOf(i *image.Image) *runtimeapi.Image {
 		RepoDigests: i.RepoDigests,
 		Size:        i.Size,
 		Username:    i.Username,
-		Spec:        &runtimeapi.ImageSpec{Image: i.ID},
+		Spec:        &runtimeapi.ImageSpec{Image: i.ID, Annotations: i.Annotations},
 		Pinned:      i.Pinned,
 	}
 	if i.UID != nil {

@@ -47,6 +47,9 @@ type ImageConfig struct {
 	RegistriesConfDir string `toml:"registries_conf_dir" flag:"registries-conf-dir" help:"its drop-ins (default: its name with .d)"`
 	Policy            string `toml:"policy" flag:"policy" help:"a containers-policy.json(5) (default: /etc/containers/policy.json if it is there)"`
 	AuthFile          string `toml:"auth_file" flag:"auth-file" help:"a containers-auth.json(5) for pulls without credentials (default: none)"`
+
+	TokenHosts []string `toml:"token_hosts" flag:"token-hosts" help:"hosts that registries of other sites may have credentials turned into tokens at"`
+	Pinned     []string `toml:"pinned" flag:"pinned-images" help:"images that the kubelet is told not to remove: names, or patterns with * at one end or both"`
 }
 
 // StreamConfig is about exec, attach and port-forward.
@@ -106,7 +109,7 @@ func (c *Config) checkPaths() error {
 		return fmt.Errorf("cni.bin_dirs: must have at least one directory")
 	}
 	for _, o := range options(c) {
-		if slices.Contains([]string{"cgroup.driver", "log.vmodule", "stream.address"}, o.key) {
+		if slices.Contains([]string{"cgroup.driver", "log.vmodule", "stream.address", "image.token_hosts", "image.pinned"}, o.key) {
 			continue
 		}
 		var paths []string

@@ -51,7 +51,10 @@ func defaults() *Config {
 		case *string:
 			*p = text
 		case *[]string:
-			*p = strings.Split(text, ",")
+			*p = []string{}
+			if text != "" {
+				*p = strings.Split(text, ",")
+			}
 		case *bool:
 			*p = text == "true"
 		case *int:

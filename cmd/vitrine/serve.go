@@ -139,16 +139,11 @@ type daemon struct {
 func openDaemon(ctx context.Context, cfg *Config, open *closers) (*daemon, error) {
 	d := new(daemon)
 	var err error
-	if d.images, err = image.Open(image.Config{
-		Root:              filepath.Join(cfg.Root, "storage"),
-		RunRoot:           filepath.Join(cfg.RunDir, "storage"),
-		Containers:        filepath.Join(cfg.Root, "upper"),
-		RegistriesConf:    cfg.Image.RegistriesConf,
-		RegistriesConfDir: cfg.Image.RegistriesConfDir,
-		PolicyPath:        cfg.Image.Policy,
-		AuthFile:          cfg.Image.AuthFile,
-	}); err != nil {
+	if d.images, err = image.Open(cfg.imageConfig()); err != nil {
 		return nil, err
+	}
+	for _, p := range d.images.Repaired() {
+		klog.InfoS("image store repaired", "problem", p.What, "repaired", p.Repaired)
 	}
 	open.add(d.images.Close)
 	if d.network, err = cni.New(cni.Config{

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"runtime"
@@ -96,6 +97,45 @@ func assemble(layers ...[]byte) (*Image, error) {
 	}
 	manifest.Config = img.add(ocispec.MediaTypeImageConfig, text)
 	img.Manifest, err = json.Marshal(manifest)
+	return img, err
+}
+
+// With returns the image with another layer on top, made of entries, and with another config. A
+// regular file's content is its PAX record "content".
+func (i *Image) With(entries []tar.Header, edit func(*ocispec.Image)) (*Image, error) {
+	var m ocispec.Manifest
+	if err := json.Unmarshal(i.Manifest, &m); err != nil {
+		return nil, err
+	}
+	var c ocispec.Image
+	if err := json.Unmarshal(i.Blobs[m.Config.Digest.String()], &c); err != nil {
+		return nil, err
+	}
+	img := &Image{Blobs: maps.Clone(i.Blobs)}
+	delete(img.Blobs, m.Config.Digest.String())
+	if len(entries) > 0 {
+		top, err := layer(func(w *layerWriter) {
+			for _, e := range entries {
+				content := e.PAXRecords["content"]
+				e.PAXRecords = nil
+				w.entry(e, []byte(content))
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
+		c.RootFS.DiffIDs = append(c.RootFS.DiffIDs, digest.FromBytes(top))
+		m.Layers = append(m.Layers, img.add(ocispec.MediaTypeImageLayer, top))
+	}
+	if edit != nil {
+		edit(&c)
+	}
+	text, err := json.Marshal(c)
+	if err != nil {
+		return nil, err
+	}
+	m.Config = img.add(ocispec.MediaTypeImageConfig, text)
+	img.Manifest, err = json.Marshal(m)
 	return img, err
 }
 

@@ -30,11 +30,15 @@ type Stage struct {
 	Bin      string // directory of vitrine, vitrine-oci and cni/
 	Driver   string // cgroup driver of the daemon: cgroupfs or systemd
 
-	Root     string // the daemon's --root
-	RunDir   string // the daemon's --run-dir
-	Socket   string // the daemon's --listen
-	LogDir   string // for pods: PodSandboxConfig.LogDirectory goes below it
-	Scratch  string // for whatever a test wants to mount into a pod
+	Root    string // the daemon's --root
+	RunDir  string // the daemon's --run-dir
+	Socket  string // the daemon's --listen
+	LogDir  string // for pods: PodSandboxConfig.LogDirectory goes below it
+	Scratch string // for whatever a test wants to mount into a pod
+
+	RegistriesConf string // the daemon's registries.conf; drop-ins go into its name with .d
+	Policy         string // the daemon's policy.json
+
 	ipamDir  string
 	cniCache string
 	tmpDir   string
@@ -71,8 +75,7 @@ func newStage(driver string, machine bool) (*Stage, error) {
 	if s.Registry, err = StartRegistry(); err != nil {
 		return nil, fmt.Errorf("start registry: %w", err)
 	}
-	registries, policy, err := WriteImageConfig(base, s.Registry.Addr())
-	if err != nil {
+	if s.RegistriesConf, s.Policy, err = WriteImageConfig(base, s.Registry.Addr()); err != nil {
 		return nil, err
 	}
 	if err := s.writeNetwork(); err != nil {
@@ -81,7 +84,7 @@ func newStage(driver string, machine bool) (*Stage, error) {
 	s.flags = []string{
 		"--config", base + "/vitrine.toml", "--root", s.Root, "--run-dir", s.RunDir, "--listen", s.Socket,
 		"--cni-conf-dir", base + "/net.d", "--cni-bin-dir", filepath.Join(bin, "cni"), "--cni-cache-dir", s.cniCache,
-		"--cgroup-driver", driver, "--registries-conf", registries, "--policy", policy,
+		"--cgroup-driver", driver, "--registries-conf", s.RegistriesConf, "--policy", s.Policy,
 		"--allow-writable-cgroups",
 	}
 	if missing := MissingControllers(); len(missing) > 0 {
@@ -185,6 +188,11 @@ func (s *Stage) Scale(d time.Duration) time.Duration {
 
 // IsMachine reports whether the stage is a whole machine with systemd, and not private namespaces.
 func (s *Stage) IsMachine() bool { return s.machine }
+
+// Push offers an image in the loopback registry.
+func (s *Stage) Push(ctx context.Context, repository, tag string, img *Image) (string, error) {
+	return s.Registry.Push(ctx, repository, tag, img)
+}
 
 // SeedBusybox makes the busybox image and pushes it to the loopback registry; see BusyboxImage.
 func (s *Stage) SeedBusybox(ctx context.Context, repository, tag string) (string, *Image, error) {

@@ -1,0 +1,322 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/pkg/blobinfocache/none"
+	"go.podman.io/image/v5/types"
+	"golang.org/x/sys/unix"
+)
+
+// blobs are the downloads under way, each once for all pulls that want it. A file
+// without a name holds the data, so that a killed daemon leaves nothing.
+//
+//	registry ──> file ──> reader of one pull
+//	              └─────> reader of another, at its own pace, from the beginning
+//
+// Readers need not wait for the end: what they have read before the digest turns
+// out to be wrong is an error at the end, and nothing was made of it by then.
+type blobs struct {
+	dir    string
+	limits *limits
+	slots  chan struct{} // one per download
+
+	mu       sync.Mutex
+	byDigest map[digest.Digest]*blob
+	work     sync.WaitGroup
+}
+
+// maxDownloads is how many blobs come at a time, for all pulls together.
+const maxDownloads = 6
+
+// blob is one download. Its file is closed by whoever leaves last.
+type blob struct {
+	all    *blobs
+	info   types.BlobInfo
+	file   *os.File
+	cancel context.CancelCauseFunc
+	// Guarded by blobs.mu. The download itself is a user and no reader.
+	users, readers int
+
+	mu      sync.Mutex
+	size    int64         // bytes in file
+	done    bool          // no more will come
+	err     error         // and why, unless it is all there and is what it should be
+	changed chan struct{} // closed at the next change of these
+}
+
+// errNobody cancels a download that nobody waits for.
+var errNobody = errors.New("nobody wants the blob any more")
+
+// open joins the download of a blob or begins it. own says whether it comes from
+// src: a failure of another registry is no reason to give up on this one. The
+// caller calls leave.
+func (g *blobs) open(src types.ImageSource, info types.BlobInfo) (b *blob, own bool, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if b := g.byDigest[info.Digest]; b != nil && b.info.Size == info.Size {
+		b.users++
+		b.readers++
+		return b, false, nil
+	}
+	fd, err := unix.Open(g.dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, false, fmt.Errorf("make file for blob: %w", err)
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	b = &blob{all: g, info: info, file: os.NewFile(uintptr(fd), "blob"), cancel: cancel, users: 2, readers: 1, changed: make(chan struct{})}
+	if g.byDigest == nil {
+		g.byDigest = map[digest.Digest]*blob{}
+	}
+	g.byDigest[info.Digest] = b
+	g.work.Add(1)
+	go b.run(ctx, src) // ends with the download, or when the last reader leaves
+	return b, true, nil
+}
+
+// leave must be called once for each open. The last reader ends the download.
+func (b *blob) leave() {
+	b.all.mu.Lock()
+	defer b.all.mu.Unlock()
+	b.readers--
+	if b.readers == 0 {
+		b.cancel(errNobody)
+		if b.all.byDigest[b.info.Digest] == b {
+			delete(b.all.byDigest, b.info.Digest)
+		}
+	}
+	b.release()
+}
+
+func (b *blob) run(ctx context.Context, src types.ImageSource) {
+	defer b.all.work.Done()
+	failPoint()
+	err := b.fetch(ctx, src)
+	failPoint()
+	b.publish(0, true, err)
+	b.cancel(nil)
+	b.all.mu.Lock()
+	defer b.all.mu.Unlock()
+	if err != nil && b.all.byDigest[b.info.Digest] == b {
+		delete(b.all.byDigest, b.info.Digest) // the next one tries again
+	}
+	b.release()
+}
+
+// release takes one user away. Preconditions: blobs.mu is held.
+func (b *blob) release() {
+	if b.users--; b.users == 0 {
+		_ = b.file.Close()
+	}
+}
+
+// failed reports whether the download ended without success.
+func (b *blob) failed() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.done && b.err != nil
+}
+
+// publish tells the readers what has come.
+func (b *blob) publish(n int, done bool, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.size += int64(n)
+	b.done, b.err = done, err
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+// fetch downloads the blob. It takes at most one byte more than it should have.
+func (b *blob) fetch(ctx context.Context, src types.ImageSource) error {
+	select {
+	case b.all.slots <- struct{}{}:
+		defer func() { <-b.all.slots }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	ctx, stop := b.watch(ctx)
+	defer stop()
+	body, _, err := src.GetBlob(ctx, b.info, none.NoCache)
+	if err == nil {
+		err = b.receive(body)
+		if cerr := body.Close(); err == nil && cerr != nil && !errors.Is(cerr, context.Canceled) {
+			err = cerr
+		}
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// watch cancels a download that is too slow. It looks at what was written, so that
+// a disk that hangs is noticed, too.
+func (b *blob) watch(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	l := b.all.limits
+	go func() { // ends with the download
+		tick := time.NewTicker(l.stall)
+		defer tick.Stop()
+		for last := int64(0); ; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			b.mu.Lock()
+			now := b.size
+			b.mu.Unlock()
+			if now-last < l.minProgress {
+				cancel(fmt.Errorf("%w: blob %s: %d bytes in %v", ErrUnavailable, b.info.Digest, now-last, l.stall))
+				return
+			}
+			last = now
+		}
+	}()
+	return ctx, func() { cancel(nil) }
+}
+
+func (b *blob) receive(body io.Reader) error {
+	digester := b.info.Digest.Algorithm().Digester()
+	buf := make([]byte, 256<<10)
+	for total := int64(0); ; {
+		n, err := body.Read(buf[:min(int64(len(buf)), b.info.Size-total+1)])
+		if total += int64(n); total > b.info.Size {
+			return fmt.Errorf("%w: blob %s is longer than the %d bytes of the manifest", ErrCorrupt, b.info.Digest, b.info.Size)
+		}
+		if n > 0 {
+			digester.Hash().Write(buf[:n])
+			if _, err := b.file.WriteAt(buf[:n], total-int64(n)); err != nil {
+				return fmt.Errorf("store blob: %w", err)
+			}
+			b.publish(n, false, nil)
+		}
+		switch {
+		case errors.Is(err, io.EOF) && total < b.info.Size:
+			return fmt.Errorf("%w: blob %s ends after %d of %d bytes", ErrCorrupt, b.info.Digest, total, b.info.Size)
+		case errors.Is(err, io.EOF) && digester.Digest() != b.info.Digest:
+			return fmt.Errorf("%w: the data of blob %s has the digest %s", ErrCorrupt, b.info.Digest, digester.Digest())
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// reader returns a reader of the blob from its beginning, which waits for what has
+// not come yet until ctx ends.
+func (b *blob) reader(ctx context.Context) *blobReader { return &blobReader{ctx: ctx, b: b} }
+
+// blobReader reads a blob while it comes. Not for concurrent use, but err.
+type blobReader struct {
+	ctx context.Context //nolint:containedctx // lives for one layer
+	b   *blob
+	off int64
+
+	mu     sync.Mutex
+	failed error
+}
+
+// Read implements io.Reader.
+func (r *blobReader) Read(p []byte) (int, error) {
+	n, err := r.read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		r.mu.Lock()
+		if r.failed == nil {
+			r.failed = err
+		}
+		r.mu.Unlock()
+	}
+	return n, err
+}
+
+func (r *blobReader) read(p []byte) (int, error) {
+	for {
+		r.b.mu.Lock()
+		size, done, err, changed := r.b.size, r.b.done, r.b.err, r.b.changed
+		r.b.mu.Unlock()
+		if r.off < size {
+			n, err := r.b.file.ReadAt(p[:min(int64(len(p)), size-r.off)], r.off)
+			r.off += int64(n)
+			return n, err
+		}
+		if done && err == nil {
+			return 0, io.EOF
+		}
+		if done {
+			return 0, err
+		}
+		select {
+		case <-changed:
+		case <-r.ctx.Done():
+			return 0, io.EOF // the reader's own end is no fault of the blob
+		}
+	}
+}
+
+// wait returns nil when the whole blob is here and is what it should be.
+func (r *blobReader) wait() error {
+	for {
+		r.b.mu.Lock()
+		done, err, changed := r.b.done, r.b.err, r.b.changed
+		r.b.mu.Unlock()
+		if done {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-r.ctx.Done():
+			return context.Cause(r.ctx)
+		}
+	}
+}
+
+// err returns what Read failed with.
+func (r *blobReader) err() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.failed
+}
+
+// close waits until no download runs. Preconditions: nobody reads any more.
+func (g *blobs) close() { g.work.Wait() }
+
+// spool puts a stream into a file without a name, rewound. The caller closes it.
+func (g *blobs) spool(ctx context.Context, in io.Reader) (*os.File, error) {
+	fd, err := unix.Open(g.dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("make file for layer: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "layer")
+	_, err = io.CopyBuffer(struct{ io.Writer }{f}, &contextReader{ctx, in}, make([]byte, 256<<10))
+	if err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// contextReader ends with ctx.
+type contextReader struct {
+	ctx context.Context //nolint:containedctx // lives for one copy
+	in  io.Reader
+}
+
+// Read implements io.Reader.
+func (r *contextReader) Read(p []byte) (int, error) {
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
+	}
+	return r.in.Read(p)
+}

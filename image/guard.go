@@ -1,0 +1,193 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/net/publicsuffix"
+
+	"go.podman.io/image/v5/docker/reference"
+	"go.podman.io/image/v5/pkg/docker/config"
+	"go.podman.io/image/v5/pkg/sysregistriesv2"
+	"go.podman.io/image/v5/types"
+)
+
+// guard looks at the URL of each request that a pull makes, before a connection is
+// opened: the image library asks it for a proxy, and asks again for each redirect
+// and for the place where a registry says that tokens are.
+//
+//	GET  /v2/            the registry names a realm: where tokens are
+//	GET  realm           with the credentials: only to the registry's own site
+//	GET  /v2/x/manifests with the token
+//	GET  (redirect)      without it (net/http): anywhere, but not inwards
+//
+// None of them goes over plain HTTP unless registries.conf calls the registry
+// insecure. Where there are no credentials, tokens may be anywhere: some registries
+// send even the question for them elsewhere.
+type guard struct {
+	endpoints map[string]endpoint // by host:port
+	secret    bool                // there are credentials to keep
+	allowed   []string            // hosts that may have them, besides the registries' sites
+
+	mu sync.Mutex
+	// naming holds the registries that were asked /v2/ and nothing else since:
+	// what comes next may be a realm.
+	naming map[string]bool
+	realms map[string]bool // hosts that were accepted as one
+}
+
+// endpoint is a place that registries.conf lets an image come from.
+type endpoint struct{ insecure bool }
+
+// newGuard allows the places that a pull of named may go to. sys has the
+// credentials of the pull.
+func newGuard(sys *types.SystemContext, named reference.Named, allowed []string) (*guard, error) {
+	g := &guard{endpoints: map[string]endpoint{}, allowed: allowed, naming: map[string]bool{}, realms: map[string]bool{}}
+	g.secret = sys.DockerBearerRegistryToken != "" || sys.DockerAuthConfig != nil
+	if !g.secret {
+		found, err := config.GetCredentialsForRef(sys, named)
+		if err != nil {
+			return nil, fmt.Errorf("read credentials: %w", err)
+		}
+		g.secret = found != types.DockerAuthConfig{}
+	}
+	reg, err := sysregistriesv2.FindRegistry(sys, named.Name())
+	if err != nil {
+		return nil, fmt.Errorf("read registries.conf: %w", err)
+	}
+	if reg == nil {
+		g.add(reference.Domain(named), false)
+		return g, nil
+	}
+	sources, err := reg.PullSourcesFromReference(named)
+	if err != nil {
+		return nil, fmt.Errorf("read registries.conf: %w", err)
+	}
+	for _, s := range sources {
+		g.add(reference.Domain(s.Reference), s.Endpoint.Insecure)
+	}
+	return g, nil
+}
+
+func (g *guard) add(host string, insecure bool) {
+	if host == "docker.io" {
+		host = "registry-1.docker.io" // where the library goes for it
+	}
+	g.endpoints[hostPort(host)] = endpoint{insecure}
+}
+
+// proxy implements types.SystemContext.DockerProxy: an error refuses the request.
+func (g *guard) proxy(u *url.URL) (*url.URL, error) {
+	if err := g.check(u); err != nil {
+		return nil, fmt.Errorf("%w: %s://%s: %w", ErrDenied, u.Scheme, u.Host, err)
+	}
+	return http.ProxyFromEnvironment(&http.Request{URL: u})
+}
+
+func (g *guard) check(u *url.URL) error {
+	host := hostPort(u.Host)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	e, own := g.endpoints[host]
+	if u.Scheme != "https" && (u.Scheme != "http" || !g.plain(e, own)) {
+		return fmt.Errorf("not over %.10q: the registry is not configured as insecure", u.Scheme)
+	}
+	if own {
+		g.naming[host] = strings.TrimSuffix(u.Path, "/") == "/v2"
+		return nil
+	}
+	if err := g.outward(u); err != nil {
+		return err
+	}
+	return g.realm(u, host)
+}
+
+// plain says whether a request without TLS is acceptable: to an insecure registry,
+// and from one to where it sends us, as nothing that comes is trusted anyway.
+func (g *guard) plain(e endpoint, own bool) bool {
+	if own {
+		return e.insecure
+	}
+	for _, e := range g.endpoints {
+		if !e.insecure {
+			return false
+		}
+	}
+	return true
+}
+
+// outward refuses addresses that mean this node or what is only for it, like the
+// metadata service of a cloud, unless a registry itself is there.
+func (g *guard) outward(u *url.URL) error {
+	addr, err := netip.ParseAddr(u.Hostname())
+	if err != nil {
+		if name := strings.ToLower(u.Hostname()); name != "localhost" && !strings.HasSuffix(name, ".localhost") {
+			return nil
+		}
+		addr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	addr = addr.Unmap()
+	if !addr.IsLoopback() && !addr.IsLinkLocalUnicast() && !addr.IsMulticast() && !addr.IsUnspecified() {
+		return nil
+	}
+	for host := range g.endpoints {
+		name, _, _ := net.SplitHostPort(host)
+		if a, err := netip.ParseAddr(name); addr.IsLoopback() && (name == "localhost" || (err == nil && a.IsLoopback())) {
+			return nil
+		}
+	}
+	return errors.New("a registry does not send us to an address of this node")
+}
+
+// realm judges a foreign host while a registry may be naming one.
+func (g *guard) realm(u *url.URL, host string) error {
+	naming := ""
+	for h, on := range g.naming {
+		if on {
+			naming = h
+		}
+	}
+	if naming == "" || g.realms[host] || !g.secret {
+		return nil
+	}
+	if !sameSite(u.Hostname(), naming) && !slices.Contains(g.allowed, u.Host) {
+		name, _, _ := net.SplitHostPort(naming)
+		return fmt.Errorf("credentials for %s do not go to another site", name)
+	}
+	g.realms[host] = true
+	return nil
+}
+
+// sameSite reports whether a host and a host:port belong to one owner: the same
+// name, or names below one that can be registered (auth.docker.io and
+// registry-1.docker.io).
+func sameSite(a, bPort string) bool {
+	b, _, _ := net.SplitHostPort(bPort)
+	a, b = strings.ToLower(a), strings.ToLower(b)
+	if a == b {
+		return true
+	}
+	x, err := publicsuffix.EffectiveTLDPlusOne(a)
+	if err != nil {
+		return false
+	}
+	y, err := publicsuffix.EffectiveTLDPlusOne(b)
+	_, notName := netip.ParseAddr(a)
+	return err == nil && notName != nil && x == y
+}
+
+// hostPort makes hosts with and without the default port comparable.
+func hostPort(host string) string {
+	host = strings.ToLower(host)
+	if _, _, err := net.SplitHostPort(host); err == nil {
+		return host
+	}
+	return net.JoinHostPort(strings.Trim(host, "[]"), "443")
+}
