@@ -134,7 +134,7 @@ func (k *kept) store(code []byte, flags uint64) {
 
 // forgetFilters removes the filters where no container is left.
 func (r *Runtime) forgetFilters() {
-	f, err := os.Open(r.Root)
+	f, err := sys.OpenFile(r.Root, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return
 	}

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/sys"
 )
 
 // Sentinels for the callers' errors.Is. Their texts are those that containerd and
@@ -155,7 +157,7 @@ func (r *Runtime) openDir(id string) (*directory, error) {
 }
 
 func lockDir(path string) (*directory, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	f, err := sys.OpenFile(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -203,7 +205,7 @@ func put(dir int, name string, content []byte) error {
 }
 
 func (d *directory) read(name string) ([]byte, error) {
-	return os.ReadFile(filepath.Join(d.path, name))
+	return sys.ReadFile(filepath.Join(d.path, name))
 }
 
 // remove takes the directory away, and with it the container.

@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/sys"
 )
 
 // The Go heap grows upward from a base that the runtime draws at start, in
@@ -96,7 +98,7 @@ func around(base uintptr) (start, size uintptr) {
 
 // hideAll marks every private writable mapping that exists now.
 func hideAll() error {
-	maps, err := os.ReadFile("/proc/self/maps")
+	maps, err := sys.ReadFile("/proc/self/maps")
 	if errors.Is(err, os.ErrNotExist) {
 		// A monitor has no /proc in its mount namespace; it calls HideMemory before
 		// it enters that.
