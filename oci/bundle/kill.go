@@ -91,8 +91,6 @@ func (c *Container) Delete(force bool) error {
 
 // destroy undoes create, whatever of it has happened.
 func (c *Container) destroy() error {
-	ctx, cancel := context.WithTimeout(context.Background(), endTime)
-	defer cancel()
 	pidfd, err := c.rec.Init.open()
 	switch {
 	case err == nil:
@@ -103,7 +101,7 @@ func (c *Container) destroy() error {
 	case !errors.Is(err, ErrNotRunning):
 		return err
 	}
-	if err := c.removeGroup(ctx); err != nil {
+	if err := c.removeGroup(); err != nil {
 		return err
 	}
 	if pidfd != nil && !c.awaitDeath(pidfd) {
@@ -151,7 +149,7 @@ func (c *Container) awaitDeath(pidfd *sys.FD) bool {
 
 // removeGroup kills who is left in the cgroup, where the process had no pid namespace
 // of its own, and removes it.
-func (c *Container) removeGroup(ctx context.Context) error {
+func (c *Container) removeGroup() error {
 	g, err := c.group()
 	if g == nil || err != nil {
 		return err
@@ -160,6 +158,11 @@ func (c *Container) removeGroup(ctx context.Context) error {
 	if !ours(g.scope, c.rec.ID) {
 		return nil // create did not get that far, or it is gone: who is there is somebody else's
 	}
+	if g.scope.RemoveIdle() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), endTime)
+	defer cancel()
 	if err := g.scope.Kill(); err != nil {
 		return err
 	}

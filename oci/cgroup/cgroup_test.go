@@ -154,6 +154,9 @@ func TestLife(t *testing.T) {
 	if err := s.Place(ctx, cmd.Process.Pid); err != nil {
 		t.Fatal(err)
 	}
+	if s.RemoveIdle() {
+		t.Fatal("a busy cgroup is removed")
+	}
 	short, stop := context.WithTimeout(ctx, 30*time.Millisecond)
 	defer stop()
 	if err := s.Remove(short); !errors.Is(err, unix.EBUSY) || !errors.Is(err, context.DeadlineExceeded) {
@@ -172,6 +175,9 @@ func TestLife(t *testing.T) {
 	}
 	if err := leaf.Remove(ctx); err != nil {
 		t.Fatal(err)
+	}
+	if idle, err := s.Leaf("exec-3"); err != nil || !idle.RemoveIdle() || idle.RemoveIdle() {
+		t.Fatalf("an idle cgroup is not removed once: %v", err)
 	}
 	if cmd.Process.Signal(unix.Signal(0)) != nil {
 		t.Fatal("killing the leaf killed the container")
@@ -246,6 +252,9 @@ func TestRT22PathsStayInside(t *testing.T) {
 			if !errors.Is(err, ErrInvalid) {
 				t.Errorf("%.40q: %v", p, err)
 			}
+		}
+		if s.RemoveIdle() {
+			t.Errorf("%.40q is removed", p)
 		}
 		if p == "" || p == "/" {
 			continue // the root, as a parent

@@ -316,6 +316,13 @@ func (s *Scope) Remove(ctx context.Context) error {
 	return nil
 }
 
+// RemoveIdle removes a scope in which no process lives and nothing was made, in one call, and says whether it has. It is
+// for where most are so, and never for those of systemd, which has the last word on them.
+func (s *Scope) RemoveIdle() bool {
+	parts, err := splitPath(s.path)
+	return err == nil && len(parts) > 0 && s.tree.units == nil && unix.Unlinkat(s.tree.root.Int(), path.Join(parts...), unix.AT_REMOVEDIR) == nil
+}
+
 func (s *Scope) remove() error {
 	dir, err := s.OpenDir()
 	if gone(err) {
