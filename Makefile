@@ -11,6 +11,7 @@ KUBELET := v1.37.2
 CACHE   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/vitrine
 TAGS    := osusergo netgo containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_devicemapper
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+ENTRY   := github.com/vitrine-runtime/vitrine/internal/early.entry
 FLAGS   := -trimpath -buildvcs=false -tags "$(TAGS)"
 # Inlining of our own code costs the small binary 90 KB, and saves nothing that can be measured.
 SMALL   := -gcflags=github.com/vitrine-runtime/vitrine/...=-l
@@ -23,7 +24,7 @@ all: build cni-plugins ## build all that is shipped and all that is needed to tr
 
 build: ## the two static binaries, bin/vitrine and bin/vitrine-oci
 	$(STATIC) -ldflags "-s -w -X main.version=$(VERSION)" -o $(BIN)/ ./cmd/vitrine
-	$(STATIC) $(SMALL) -ldflags "-s -w -X main.version=$(VERSION) -E main.entry" -o $(BIN)/ ./cmd/vitrine-oci
+	$(STATIC) $(SMALL) -ldflags "-s -w -X main.version=$(VERSION) -E $(ENTRY)" -o $(BIN)/ ./cmd/vitrine-oci
 
 cni-plugins: ## the network plugins of containernetworking $(CNI), into bin/cni
 	cd contrib/cni && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags "-s -w -X github.com/containernetworking/plugins/pkg/utils/buildversion.BuildVersion=$(CNI)" -o ../../$(BIN)/cni/ tool

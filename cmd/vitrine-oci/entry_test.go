@@ -14,6 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// entry is the symbol where the kernel begins.
+const entry = "github.com/vitrine-runtime/vitrine/internal/early.entry"
+
 // built returns the binary as it is installed: it begins at entry.
 func built(t *testing.T) string {
 	t.Helper()
@@ -25,7 +28,7 @@ func built(t *testing.T) string {
 		return bin
 	}
 	bin := filepath.Join(t.TempDir(), "vitrine-oci")
-	cmd := exec.Command("go", "build", "-ldflags", "-s -w -E main.entry", "-o", bin, ".")
+	cmd := exec.Command("go", "build", "-ldflags", "-s -w -E "+entry, "-o", bin, ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -39,7 +42,7 @@ func TestEntryIsInstalled(t *testing.T) {
 		t.Skip("needs the source tree: reads the Makefile")
 	}
 	makefile, err := os.ReadFile("../../Makefile")
-	if err != nil || !strings.Contains(string(makefile), `-E main.entry" -o $(BIN)/ ./cmd/vitrine-oci`) {
+	if err != nil || !strings.Contains(string(makefile), `-E $(ENTRY)" -o $(BIN)/ ./cmd/vitrine-oci`) || !strings.Contains(string(makefile), ":= "+entry+"\n") {
 		t.Errorf("make build links without an entry of ours: %v", err)
 	}
 }

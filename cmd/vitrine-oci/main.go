@@ -16,6 +16,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -37,6 +38,9 @@ func main() {
 	if err := sealFor(os.Args[1:]); err != nil {
 		say(os.Stderr, "vitrine-oci: "+err.Error()+"\n")
 		os.Exit(1)
+	}
+	if slices.Contains(os.Args[1:], "run") || slices.Contains(os.Args[1:], "create") { // or the value of a flag is
+		bundle.Hurry()
 	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }

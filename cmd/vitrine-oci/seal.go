@@ -14,7 +14,7 @@ import (
 	"github.com/vitrine-runtime/vitrine/oci/bundle"
 )
 
-// seal executes this program again from a read-only copy of its mount that is
+// seal is for what package early has left undone: it executes this program again from a read-only copy of its mount that is
 // attached nowhere. A container that executes /proc/self/exe, as its own program
 // or as the interpreter of one, gets hold of our binary and waits until it may be
 // written (CVE-2019-5736, rule R4); what it holds then is on a mount that nobody can make
@@ -24,6 +24,9 @@ import (
 // It returns where that is so already, and for who may not mount: he runs the binary
 // again as somebody who may (bundle.EnterBundle).
 func seal() error {
+	if early.Mount() >= 0 {
+		return nil // in place
+	}
 	done, err := sealed()
 	if err != nil {
 		return err

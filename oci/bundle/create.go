@@ -81,6 +81,9 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (*Cont
 	placed := make(chan error, 1)
 	go func() { placed <- m.place(id) }() // ends with create
 	err := m.compile()
+	if err == nil {
+		err = harden()
+	}
 	if perr := <-placed; err == nil {
 		err = perr
 	}
@@ -123,7 +126,7 @@ func openBundle(path string) (*bundle, error) {
 		return nil, err
 	}
 	b := &bundle{path: abs, spec: new(specs.Spec)}
-	if b.text, err = os.ReadFile(filepath.Join(abs, configName)); err != nil {
+	if b.text, err = sys.ReadFile(filepath.Join(abs, configName)); err != nil {
 		return nil, err
 	}
 	if err := specjson.Unmarshal(b.text, b.spec); err != nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 
@@ -40,16 +41,31 @@ type forked struct {
 	err   error
 }
 
-// enterTiny sends a thread there. It must be told to leave.
+// begun is a thread that was sent before anybody has asked for one.
+var begun *tiny
+
+// Hurry begins what does not depend on which container is to be made, for the first Create or Run of this process. It is
+// for a process that makes one, as soon as it knows; the kernel can make it wait for a millisecond there. What goes wrong
+// is told by whoever makes the container. Who cannot is not sent.
+func Hurry() {
+	if Stand() != Outside {
+		begun = enterTiny()
+	}
+}
+
+// enterTiny sends a thread there. It must be told to leave. From here on there is work for two processors, and never for
+// more: see package early.
 func enterTiny() *tiny {
+	if t := begun; t != nil {
+		begun = nil
+		return t
+	}
+	runtime.GOMAXPROCS(min(2, runtime.NumCPU()))
 	t := &tiny{make(chan executor.Attr), make(chan forked, 1)}
 	go func() { // ends with fork or leave
 		var f forked
 		f.err = sys.OnLostThread(func() error {
-			err := harden()
-			if err == nil {
-				err = notRoot("unshare the mount namespace", unix.Unshare(unix.CLONE_NEWNS))
-			}
+			err := notRoot("unshare the mount namespace", unix.Unshare(unix.CLONE_NEWNS))
 			if err == nil {
 				err = scratch.Enter()
 			}
@@ -117,7 +133,10 @@ func inherited(first, n int) (list []*sys.FD, err error) {
 		return nil, fmt.Errorf("preserve %d descriptors: %w", n, ErrInvalid)
 	}
 	for i := first; i < first+n; i++ {
-		fd, err := unix.FcntlInt(uintptr(i), unix.F_DUPFD_CLOEXEC, first+n)
+		fd, err := -1, error(unix.EBADF)
+		if i != early.Mount() { // nobody has given us that
+			fd, err = unix.FcntlInt(uintptr(i), unix.F_DUPFD_CLOEXEC, first+n)
+		}
 		if err != nil {
 			return list, fmt.Errorf("preserve descriptor %d: %w", i-first+3, err)
 		}

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vitrine-runtime/vitrine/internal/early"
 	"github.com/vitrine-runtime/vitrine/internal/signals"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 )
@@ -110,6 +111,10 @@ func attend(pidfd *sys.FD, a attendant) (int, error) {
 	caught, err := signals.Catch()
 	if err != nil {
 		return 0, err
+	}
+	if n := early.Mount(); n >= 0 { // takes its time, which we have now
+		unix.Close(n)
+		early.Unmounted()
 	}
 	var buf [64]byte
 	p := []unix.PollFd{{Fd: int32(pidfd.Int()), Events: unix.POLLIN}, {Fd: int32(caught.Int()), Events: unix.POLLIN}, {Fd: int32(a.asked.Int()), Events: unix.POLLIN}}
