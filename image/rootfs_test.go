@@ -417,7 +417,9 @@ func TestNoDescriptorsAndMountsAreLeft(t *testing.T) {
 			e.removeRootfs("c")
 		}
 	}
-	equal(t, "descriptors", openDescriptors(t), before)
+	if n := openDescriptors(t); n > before { // what the pull had open may have been closed meanwhile
+		t.Errorf("%d descriptors, %d before", n, before)
+	}
 	after, err := os.ReadFile("/proc/self/mountinfo")
 	must(t, err)
 	equal(t, "mounts", string(after), string(mounts))

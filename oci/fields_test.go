@@ -321,7 +321,7 @@ func sameFromCache(in program.Input, want []byte, refused error) error {
 	for range 2 {
 		c, err := encodeContainer(in)
 		if !bytes.Equal(c.code, want) || fmt.Sprint(err) != fmt.Sprint(refused) {
-			return fmt.Errorf("the cache says something else (%v)", err)
+			return fmt.Errorf("the cache says something else: %w", err)
 		}
 		c.done()
 	}

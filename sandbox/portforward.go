@@ -61,18 +61,18 @@ func (m *Manager) PortForward(ctx context.Context, id string, port uint16, clien
 	go func() { // ends with forward
 		defer sb.gate.leave()
 		<-ctx.Done()
-		conn.Close()
+		_ = conn.Close()
 	}()
 	return forward(ctx, conn, client)
 }
 
 // forward copies both ways.
 func forward(ctx context.Context, conn *net.TCPConn, client io.ReadWriteCloser) error {
-	toPod := make(chan error, 1)
+	toPod := make(chan struct{})
 	go func() { // ends with the client's connection, or when conn is closed
-		_, err := io.Copy(conn, client)
+		_, _ = io.Copy(conn, client) // a server that does not want to hear more may still have to say something
 		_ = conn.CloseWrite()
-		toPod <- err
+		close(toPod)
 		// What nobody wants any more is read all the same: it would be in the way of other connections of this client.
 		_, _ = io.Copy(io.Discard, client)
 	}()
@@ -85,7 +85,7 @@ func forward(ctx context.Context, conn *net.TCPConn, client io.ReadWriteCloser) 
 	for toPod != nil || toClient != nil {
 		select {
 		case <-toPod:
-			toPod = nil // a server that does not want to hear more may still have to say something
+			toPod = nil
 		case err := <-toClient:
 			if err != nil && !errors.Is(err, net.ErrClosed) {
 				return fmt.Errorf("copy from the pod: %w", err)

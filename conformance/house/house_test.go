@@ -92,6 +92,24 @@ func TestFloorsComplain(t *testing.T) {
 	}
 }
 
+// notInlined returns the flags with which the Makefile builds the small binary.
+func notInlined(t *testing.T, root string) (flags []string) {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(root, "Makefile"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, list, _ := strings.Cut(string(b), "SMALL   := $(foreach p,")
+	list, _, ok := strings.Cut(list, ",-gcflags=$(p)=-l)")
+	if !ok {
+		t.Fatal("the Makefile does not say how the small binary is built")
+	}
+	for _, p := range strings.Fields(list) {
+		flags = append(flags, "-gcflags="+p+"=-l")
+	}
+	return flags
+}
+
 func TestSmallBinary(t *testing.T) {
 	root, b := tree(t)
 	deps, err := List(root, true, "./cmd/vitrine-oci")
@@ -103,7 +121,8 @@ func TestSmallBinary(t *testing.T) {
 		t.Errorf("vitrine-oci is made of %d packages, at most %d", len(deps), most)
 	}
 	out := filepath.Join(t.TempDir(), "vitrine-oci")
-	if _, err := goTool(root, "build", "-trimpath", "-buildvcs=false", "-tags", Tags, "-gcflags=github.com/vitrine-runtime/vitrine/...=-l", "-ldflags", "-s -w", "-o", out, "./cmd/vitrine-oci"); err != nil {
+	args := append([]string{"build", "-trimpath", "-buildvcs=false", "-tags", Tags}, notInlined(t, root)...)
+	if _, err := goTool(root, append(args, "-ldflags", "-s -w", "-o", out, "./cmd/vitrine-oci")...); err != nil {
 		t.Fatal(err)
 	}
 	fi, err := os.Stat(out)

@@ -45,6 +45,8 @@ func TestAttachShell(t *testing.T) {
 	// The first client that goes, goes for all: the second one's stdin is over too.
 	id := p.run("two", "", cfg)
 	first, second := s.attach(id, true), s.attach(id, true)
+	second.say("echo is there\n") // from here on, whatever the container says
+	second.sees("is there")
 	first.say("echo to both\n")
 	first.sees("to both")
 	second.sees("to both")

@@ -33,7 +33,7 @@ func (v *visit) streams(ctx context.Context) (string, error) {
 			if err != nil {
 				return err
 			}
-			defer x.Close()
+			defer func() { _ = x.Close() }()
 			return x.command("through and back\n", "through and back\n", "aside\n", `"ExitCode","message":"3"`, "stdin", "stdout", "stderr")
 		}},
 		{"exec in a terminal", func() error {
@@ -41,7 +41,7 @@ func (v *visit) streams(ctx context.Context) (string, error) {
 			if err != nil {
 				return err
 			}
-			defer x.Close()
+			defer func() { _ = x.Close() }()
 			return x.command("me\r", "heard me\r\n30 90\r\n", "", `"status":"Success"`, "stdin", "stdout", "resize")
 		}},
 		{"attach", func() error {
@@ -49,7 +49,7 @@ func (v *visit) streams(ctx context.Context) (string, error) {
 			if err != nil {
 				return err
 			}
-			defer x.Close()
+			defer func() { _ = x.Close() }()
 			return x.command("me\n", "heard me\n", "", `"status":"Success"`, "stdin", "stdout", "stderr")
 		}},
 		{"port-forward", func() error {
@@ -105,6 +105,9 @@ func (v *visit) open(ctx context.Context, path string, query url.Values, protoco
 	if err == nil {
 		_ = c.SetDeadline(x.deadline)
 		resp, err = http.ReadResponse(bufio.NewReader(c), nil)
+	}
+	if err == nil {
+		defer resp.Body.Close()
 	}
 	if err == nil && resp.StatusCode != http.StatusSwitchingProtocols {
 		text, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))

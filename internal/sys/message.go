@@ -65,3 +65,11 @@ func ReceiveFD(fd, flags int) (*FD, error) {
 	}
 	return NewFD(int(*(*int32)(unsafe.Pointer(&oob[unix.CmsgLen(0)])))), nil
 }
+
+// HungUp says whether the other side of a connected socket has closed its direction to us, whatever of it is still to be
+// read. It does not wait.
+func HungUp(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n > 0
+}

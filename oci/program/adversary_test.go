@@ -364,6 +364,9 @@ func portrait(t *testing.T, dir string) string {
 // first cgroup namespace sets them, other tests and the host's services among them.
 var cgroupOptions = regexp.MustCompile(`( - cgroup2 \S+) \S+`)
 
+// strangers are what tests of other packages mount meanwhile, each below a directory of its name.
+var strangers = regexp.MustCompile(`(?m)^(?:\S+ ){4}` + regexp.QuoteMeta(os.TempDir()) + `/Test(\w+?)\d+/.*\n`)
+
 // outside is what must not change by whatever an image does: the canary, the
 // host's mounts, and settings of the kernel that attackers are after.
 func outside(t *testing.T, canary string) string {
@@ -371,6 +374,13 @@ func outside(t *testing.T, canary string) string {
 	s := portrait(t, canary)
 	for _, f := range []string{"/proc/thread-self/mountinfo", "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/sysrq", "/proc/sys/kernel/modprobe"} {
 		b, _ := os.ReadFile(f)
+		own, _, _ := strings.Cut(t.Name(), "/")
+		b = strangers.ReplaceAllFunc(b, func(l []byte) []byte {
+			if bytes.Contains(l, []byte("/"+own)) {
+				return l
+			}
+			return nil
+		})
 		s += f + ":\n" + cgroupOptions.ReplaceAllString(string(b), "$1")
 	}
 	return s

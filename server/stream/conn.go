@@ -9,7 +9,7 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/vitrine-runtime/vitrine/internal/sys"
 )
 
 const (
@@ -95,12 +95,8 @@ func (c *conn) watch(cancel func()) (stop func()) {
 // hungUp asks the kernel whether the other side has closed, which a reader would only learn after everything that
 // came before.
 func (c *conn) hungUp() bool {
-	up := true
-	err := c.raw.Control(func(fd uintptr) {
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
-		n, err := unix.Poll(p, 0)
-		up = err != nil || n == 0
-	})
+	up := false
+	err := c.raw.Control(func(fd uintptr) { up = !sys.HungUp(int(fd)) })
 	return err != nil || !up
 }
 
@@ -122,7 +118,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			if err == nil {
 				l.strange.Add(-1)
 			}
-			tcp.Close()
+			_ = tcp.Close()
 			continue
 		}
 		// A client whose node has gone answers none of these.

@@ -167,7 +167,7 @@ func (s *Server) Shutdown(ctx context.Context) {
 		s.end(sandbox.ErrEnding) // before the connections: what they were cut by is then known
 		s.mu.Lock()
 		for c := range s.open {
-			c.Close()
+			_ = c.Close()
 		}
 		s.mu.Unlock()
 		select {
@@ -227,7 +227,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer c.watch(func() { cancel(errGone) })()
 	s.carryOut(ctx, w, r, request)
 	// The library closes the connection, when it has said goodbye; and if that cannot be said, we do.
-	time.AfterFunc(goodbyeTime, func() { c.Close() })
+	time.AfterFunc(goodbyeTime, func() { _ = c.Close() })
 }
 
 func (s *Server) carryOut(ctx context.Context, w http.ResponseWriter, r *http.Request, request proto.Message) {
