@@ -57,7 +57,7 @@ func (v *visit) streams(ctx context.Context) (string, error) {
 			if err != nil {
 				return err
 			}
-			defer x.Close()
+			defer func() { _ = x.Close() }()
 			return x.forward(8080, "GET /second HTTP/1.0\r\n\r\n", "guaranteed-"+nodeName)
 		}},
 		{"port-forward to a closed port", func() error {
@@ -65,7 +65,7 @@ func (v *visit) streams(ctx context.Context) (string, error) {
 			if err != nil {
 				return err
 			}
-			defer x.Close()
+			defer func() { _ = x.Close() }()
 			if err := x.forward(1, "", "x"); err == nil || !strings.Contains(err.Error(), "connection refused") {
 				return fmt.Errorf("it is not refused: %v", err) //nolint:errorlint // may be nil
 			}
