@@ -272,10 +272,12 @@ func (c *checker) orphans(layers []storage.Layer) error {
 	}
 	isID := func(name string) bool { return len(name) == idDigits && isHex(name) }
 	c.strangers("overlay", func(name string) bool { return !isID(name) || owned[name] })
-	c.strangers("overlay-images", func(name string) bool { return !isID(name) || imageIDs[name] })
+	// Whoever writes a record anew gives it this name as long as it is not whole.
+	torn := func(name string) bool { return strings.HasPrefix(name, ".tmp-") }
+	c.strangers("overlay-images", func(name string) bool { return !torn(name) && (!isID(name) || imageIDs[name]) })
 	c.strangers("overlay-layers", func(name string) bool {
 		id, _, _ := strings.Cut(name, ".")
-		return !isID(id) || owned[id]
+		return !torn(name) && (!isID(id) || owned[id])
 	})
 	return c.links()
 }

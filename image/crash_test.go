@@ -243,6 +243,8 @@ func TestCheckFindsAndRepairs(t *testing.T) {
 		"image of nobody": {func(e *env, _ string) {
 			must(t, os.MkdirAll(e.conf.Root+"/overlay-images/"+strings.Repeat("b", 64), 0o700))
 		}, false, "belongs to nothing", true},
+		"half a record of layers": {func(e *env, _ string) { e.write(e.conf.Root+"/overlay-layers/.tmp-layers.json1798547861", "[") }, false, "belongs to nothing", true},
+		"half a record of images": {func(e *env, _ string) { e.write(e.conf.Root+"/overlay-images/.tmp-images.json1798547861", "[") }, false, "belongs to nothing", true},
 		"tar-split of none": {func(e *env, _ string) {
 			e.write(e.conf.Root+"/overlay-layers/"+strings.Repeat("c", 64)+".tar-split.gz", "")
 		}, false, "belongs to nothing", true},
