@@ -75,7 +75,7 @@ func TestAttach(t *testing.T) {
 		}
 		id := c.ID
 		pr := n.runConfig(p, c)
-		before := len(fdsOf(t, p.MonitorPid()))
+		before := fdsOf(t, p.MonitorPid())
 		reader, lazy := attach(t, pr, AttachConfig{Stdin: true, Stdout: true, Stderr: true}), attach(t, pr, AttachConfig{Stdout: true})
 		if lazy.Terminal() || lazy.Stderr != nil {
 			t.Errorf("%s: attached to more than was asked for", id)
@@ -112,7 +112,7 @@ func TestAttach(t *testing.T) {
 				t.Errorf("the log has %d lines", got)
 			}
 		}
-		eventually(t, "the monitor's descriptors are what they were", func() bool { return len(fdsOf(t, p.MonitorPid())) <= before })
+		eventually(t, "the monitor's descriptors are what they were", func() bool { return len(fresh(t, p.MonitorPid(), before)) == 0 })
 		if _, err := pr.Attach(t.Context(), AttachConfig{Stdout: true}); !errors.Is(err, ErrState) {
 			t.Errorf("%s: attached to the dead: %v", id, err)
 		}
@@ -148,7 +148,7 @@ func TestStdinOutlivesTheDaemon(t *testing.T) {
 	c := n.config(p, "c", "cat")
 	c.Stdin = true
 	pr := n.runConfig(p, c)
-	before := len(fdsOf(t, p.MonitorPid()))
+	before := fdsOf(t, p.MonitorPid())
 	a := attach(t, pr, AttachConfig{Stdin: true, Stdout: true})
 	io.WriteString(a, "one\n")
 	until(t, a.Stdout, "one\n")
@@ -160,7 +160,10 @@ func TestStdinOutlivesTheDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	eventually(t, "the monitor's descriptors are what they were", func() bool { return len(fdsOf(t, pid)) == before })
+	eventually(t, "the monitor's descriptors are what they were", func() bool { // but for the new daemon's connection
+		list := fresh(t, pid, before)
+		return len(list) == 1 && strings.Contains(list[0], "socket:")
+	})
 	pr = p.Process("c")
 	a = attach(t, pr, AttachConfig{Stdin: true, Stdout: true})
 	io.WriteString(a, "two\n")
@@ -185,7 +188,7 @@ func TestStdinOutlivesTheDaemon(t *testing.T) {
 func TestTerminal(t *testing.T) {
 	n := newNode(t)
 	p := n.pod(nil)
-	before := len(fdsOf(t, p.MonitorPid()))
+	before := fdsOf(t, p.MonitorPid())
 	script := `trap 'echo size $(busybox stty size)' WINCH; test -t 0 && test -t 1 && test -t 2 && echo all three;
 		echo to stderr >&2; exec 0<&- 1<&- 2<&-; busybox usleep 200000; exec 0</dev/console 1>/dev/console 2>&1; echo back;
 		while :; do read x || continue; echo "got $x"; [ "$x" = end ] && exit 7; done`
@@ -219,13 +222,13 @@ func TestTerminal(t *testing.T) {
 	if err != nil || bytes.Contains(b, []byte(" stderr ")) || !bytes.Contains(b, []byte("all three")) || !bytes.Contains(b, []byte("to stderr")) {
 		t.Errorf("log %s, %v", b, err)
 	}
-	eventually(t, "the monitor's descriptors are what they were", func() bool { return len(fdsOf(t, p.MonitorPid())) <= before+1 }) // the container is not removed
+	eventually(t, "the monitor's descriptors are what they were", func() bool { return len(fresh(t, p.MonitorPid(), before)) <= 1 }) // the container is not removed
 	if err := pr.Remove(t.Context()); err != nil {
 		t.Error(err)
 	}
-	eventually(t, "the monitor's descriptors are what they were", func() bool { return len(fdsOf(t, p.MonitorPid())) == before })
+	eventually(t, "the monitor's descriptors are what they were", func() bool { return len(fresh(t, p.MonitorPid(), before)) == 0 })
 	if t.Failed() {
-		t.Logf("%v", fdsOf(t, p.MonitorPid()))
+		t.Logf("%v", fresh(t, p.MonitorPid(), before))
 	}
 }
 

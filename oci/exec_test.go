@@ -203,7 +203,7 @@ func TestStdio(t *testing.T) {
 	if _, err := p.Create(t.Context(), c); !errors.Is(err, ErrInvalid) {
 		t.Errorf("terminal that the spec knows nothing of: %v", err)
 	}
-	eventually(t, "the monitor's descriptors are what they were", func() bool { return len(fdsOf(t, p.MonitorPid())) == len(before) })
+	eventually(t, "the monitor's descriptors are what they were", func() bool { return len(fresh(t, p.MonitorPid(), before)) == 0 })
 	if t.Failed() {
 		t.Logf("%v", fdsOf(t, p.MonitorPid()))
 	}

@@ -110,6 +110,7 @@ func TestAttachScreen(t *testing.T) {
 	x.sees("size 34 102")
 	// Who does not know that there is a terminal gets its output, too.
 	other := s.attach(id, false)
+	s.eventually("the other one is attached", func() bool { x.say("again\r"); return strings.Contains(other.out["stdout"].String(), "got again") })
 	x.say("end\r")
 	if r := x.end(); r.code != 0 || !strings.Contains(x.out["stdout"].String(), "got end") {
 		t.Errorf("%+v, %q", r, x.out["stdout"])
