@@ -425,11 +425,13 @@ func TestRT28ManyMasks(t *testing.T) {
 		paths = append(paths, d)
 	}
 	write(t, root+"/etc/interrupts", "7\n")
-	script := `cd /etc; for d in cpu/*/thermal_throttle powercap/* firmware; do ls -A $d; stat -c %d $d; touch $d/x 2>&1 | grep -c Read-only; done | sort | uniq -c; cat interrupts; stat -c %t:%T interrupts`
+	script := `cd /etc; set -- cpu/*/thermal_throttle powercap/* firmware; { stat -c %d $@; for d; do for f in $d/*; do test -e $f && echo $f; done; true > $d/x; done; } 2>&1 |
+		sed 's/.*Read-only.*/1/' | sort | uniq -c; cat interrupts; stat -c %t:%T interrupts`
 	run := func(weaken func(p *step.Program)) string {
 		s := hostile(root, newCanary(t), "sh", "-c", script)
 		os.Symlink("busybox", root+"/bin/sort")
 		os.Symlink("busybox", root+"/bin/uniq")
+		os.Symlink("busybox", root+"/bin/sed")
 		s.gate = func(*step.Step) bool { return false }
 		s.in.Spec.Linux.MaskedPaths = append(paths, "/etc/interrupts", "/proc/interrupts", "/sys/devices/virtual/powercap", "/sys/devices/system/cpu/cpu0/thermal_throttle")
 		s.weaken = weaken
