@@ -241,10 +241,14 @@ func (p *pod) logFile(name string) string { return filepath.Join(p.cfg.LogDirect
 // is not in the CRI format.
 func (p *pod) logText(name, stream string) []string {
 	p.Helper()
-	raw, err := os.ReadFile(p.logFile(name))
-	if err != nil {
-		p.Fatal(err)
-	}
+	var raw []byte
+	p.eventually(name+".log ends with a whole record", func() bool { // the kernel shows a write that goes over a page in two steps
+		var err error
+		if raw, err = os.ReadFile(p.logFile(name)); err != nil {
+			p.Fatal(err)
+		}
+		return len(raw) == 0 || raw[len(raw)-1] == '\n'
+	})
 	if len(raw) == 0 {
 		return nil
 	}
