@@ -39,12 +39,15 @@ type host struct {
 // errNobody means that no guest is up.
 var errNobody = errors.New("no guest is up")
 
-// socketName is another one for a guest with more packages: it is not what the others mean.
+// socketName is another one for a guest with more packages, or with a name: it is not what the others mean.
 func (o *options) socketName() string {
-	if o.more != "" {
-		return "guest-" + o.debian + "-" + strings.ReplaceAll(o.more, ",", "-") + ".sock"
+	name := "guest-" + o.debian
+	for _, part := range []string{strings.ReplaceAll(o.more, ",", "-"), o.name} {
+		if part != "" {
+			name += "-" + part
+		}
 	}
-	return "guest-" + o.debian + ".sock"
+	return name + ".sock"
 }
 
 func (o *options) packages() []string {
@@ -108,7 +111,7 @@ func (o *options) host(ctx context.Context) (*host, error) {
 	}
 	began := time.Now()
 	m, err := machine.New(ctx, machine.Config{Debian: o.debian, Packages: o.packages(), Agent: agent, Cache: o.cache, Accel: o.accel, Memory: o.memory,
-		CPUs: o.cpus, Nice: o.nice, Kernel: o.kernel, Progress: os.Stderr})
+		CPUs: o.cpus, Nice: o.nice, Kernel: o.kernel, Name: o.name, Progress: os.Stderr})
 	if err != nil {
 		return nil, err
 	}

@@ -49,6 +49,7 @@ type options struct {
 	kernel  string
 	cache   string
 	more    string
+	name    string
 }
 
 // exitCode is an error that only carries the exit code of a command in the guest.
@@ -105,6 +106,7 @@ func parse(args []string) (*options, []string, error) {
 	f.StringVar(&o.kernel, "kernel", "", "more kernel arguments for the guest")
 	f.StringVar(&o.cache, "cache", "", "directory for roots and guests (default: the user's cache directory)")
 	f.StringVar(&o.more, "with", "", "more packages of Debian's in the guest, separated by commas; it is a guest of its own")
+	f.StringVar(&o.name, "name", "", "another guest of the same release, beside the one without a name")
 	f.Usage = func() {
 		fmt.Fprintln(f.Output(), "usage: vm [flags] build|up|down|shell|run|put|test|exec|reboot|powercut|jump|pause|resume|log [arguments]")
 		f.PrintDefaults()

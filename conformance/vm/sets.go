@@ -23,6 +23,7 @@ type pass struct {
 	short    bool // with -short
 	run      string
 	skip     string
+	beside   bool // in the second lane
 }
 
 // Packages by what a guest has to say of them. Those that only compute are not here: the build machine's word is as good.
@@ -39,19 +40,19 @@ const parts = "^Test(MonitorScope|RereadLimits|UpdateBelowUsage)$"
 var sets = map[string][]pass{
 	"short": {
 		{name: "packages", packages: kernelPackages, short: true},
-		{name: "parts of the daemon", packages: partPackages, run: parts, short: true},
+		{name: "parts of the daemon", packages: partPackages, run: parts, short: true, beside: true},
 		// Without those whose subject is neither the kernel nor systemd: they run natively in the same run of the build machine.
-		{name: "daemon, driver systemd", packages: wholeDaemon[1:], env: []string{"VITRINE_DRIVER=systemd"}, short: true,
+		{name: "daemon, driver systemd", packages: wholeDaemon[1:], env: []string{"VITRINE_DRIVER=systemd"}, short: true, beside: true,
 			skip: "Churn|FullLogDisk|Reopen|LogIsNotFollowed|LongLines|Images|BadProgram|UnknownIDs|Twice|SameAttempt|AbandonedRequest|SecondDaemon|TwoPods" +
 				"|ExecDrain|ExecMissing|ExecSlowReader|AttachMany|AttachOverRestart|AccountFiles"},
-		{name: "daemon, driver cgroupfs", packages: wholeDaemon[1:], env: []string{"VITRINE_DRIVER=cgroupfs"}, short: true,
+		{name: "daemon, driver cgroupfs", packages: wholeDaemon[1:], env: []string{"VITRINE_DRIVER=cgroupfs"}, short: true, beside: true,
 			run: "^Test(LifeOfAContainer|ExecTimeoutKillsTheTree|DaemonKilled|CPULimit|ForkBomb|WritableCgroup|StatusSaysWhatIsMissing)$"},
 	},
 	"whole": {
 		{name: "packages", packages: append(append([]string{}, kernelPackages...), morePackages...), skip: "TablesAreGenerated"}, // wants a Go
 		{name: "parts of the daemon", packages: partPackages, run: parts},
-		{name: "daemon, driver systemd", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=systemd"}},
-		{name: "daemon, driver cgroupfs", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=cgroupfs"}},
+		{name: "daemon, driver systemd", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=systemd"}, beside: true},
+		{name: "daemon, driver cgroupfs", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=cgroupfs"}, beside: true},
 	},
 }
 
@@ -66,6 +67,8 @@ func (c *count) add(o count) {
 
 // test lets tally run `go test -exec` with this program as the way into the guest: building, selection, caching of builds and the count
 // stay what they are for every other test of the tree. A guest that is lost on the way is a failure with the end of its serial log.
+//
+// A set has two lanes, each with a guest of its own, since QEMU may have only one thread for all CPUs of a guest.
 func (o *options) test(ctx context.Context, packages []string) error {
 	ctx, cancel := context.WithTimeout(ctx, testTime)
 	defer cancel()
@@ -76,23 +79,64 @@ func (o *options) test(ctx context.Context, packages []string) error {
 	if len(packages) > 0 {
 		passes = []pass{{packages: packages, short: o.short}}
 	}
-	return o.with(ctx, func(g *guest) error {
-		var sum count
+	first, second := lanes(passes)
+	if len(second) == 0 {
+		_, err := o.runLane(ctx, first, os.Stdout)
+		return err
+	}
+	if err := o.build(ctx); err != nil { // or both would
+		return err
+	}
+	beside := *o
+	beside.name = orElse(o.name, "lane") + "2"
+	var more count
+	var out bytes.Buffer
+	done := make(chan error, 1)
+	go func() { // ends with ctx at the latest
+		var err error
+		more, err = beside.runLane(ctx, second, &out)
+		done <- err
+	}()
+	sum, err := o.runLane(ctx, first, os.Stdout)
+	err = errors.Join(err, <-done)
+	os.Stdout.Write(out.Bytes())
+	sum.add(more)
+	fmt.Printf(countFormat+"\n", sum.passed, sum.failed, sum.skipped)
+	return err
+}
+
+// lanes divides passes.
+func lanes(all []pass) (first, second []pass) {
+	for _, p := range all {
+		if p.beside {
+			second = append(second, p)
+		} else {
+			first = append(first, p)
+		}
+	}
+	return first, second
+}
+
+// runLane runs passes one after another in a guest.
+func (o *options) runLane(ctx context.Context, passes []pass, out io.Writer) (sum count, err error) {
+	ran := false
+	err = o.with(ctx, func(g *guest) error {
+		ran = true
 		var failed error
 		for _, p := range passes {
 			began := time.Now()
 			if p.name != "" {
-				fmt.Printf("--- Debian %s, %s\n", o.debian, p.name)
+				fmt.Fprintf(out, "--- Debian %s, %s\n", o.debian, p.name)
 			}
-			c, err := o.runPass(ctx, p, g.own)
+			c, err := o.runPass(ctx, p, g.own, out)
 			sum.add(c)
 			var code exitCode
 			if err != nil && !errors.As(err, &code) {
-				fmt.Fprintf(os.Stderr, "vm: %s: %v\n", p.name, err)
+				fmt.Fprintf(out, "vm: %s: %v\n", p.name, err)
 			}
 			failed = errors.Join(failed, err)
 			if p.name != "" {
-				fmt.Printf("--- Debian %s, %s: %.0f s\n", o.debian, p.name, time.Since(began).Seconds())
+				fmt.Fprintf(out, "--- Debian %s, %s: %.0f s\n", o.debian, p.name, time.Since(began).Seconds())
 			}
 			if ctx.Err() != nil {
 				break
@@ -100,26 +144,28 @@ func (o *options) test(ctx context.Context, packages []string) error {
 		}
 		if failed != nil {
 			if err := o.lost(g); err != nil {
-				fmt.Fprintln(os.Stderr, "vm:", err)
+				fmt.Fprintln(out, "vm:", err)
 			}
-		}
-		if len(passes) > 1 {
-			fmt.Printf(countFormat+"\n", sum.passed, sum.failed, sum.skipped)
 		}
 		return failed
 	})
+	if !ran {
+		fmt.Fprintln(out, "vm:", err)
+		sum.failed++
+	}
+	return sum, err
 }
 
 // runPass runs tally, or with -v go test itself, which counts nothing. Its exit code is an exitCode; a deadline is an error and one
 // failure.
-func (o *options) runPass(ctx context.Context, p pass, own bool) (count, error) {
+func (o *options) runPass(ctx context.Context, p pass, own bool, out io.Writer) (count, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return count{}, err
 	}
 	// One package at a time: the guest is slow and its tests look at clocks.
 	args := []string{"-p", "1", "-count", strconv.Itoa(o.count), "-timeout", "20m", "-ldflags", "-s -w", "-tags", tags,
-		"-exec", fmt.Sprintf("%s -debian %s -cache %s -with %q exec", self, o.debian, o.cache, o.more)}
+		"-exec", fmt.Sprintf("%s -debian %s -cache %s -with %q -name %q exec", self, o.debian, o.cache, o.more, o.name)}
 	if run := orElse(o.run, p.run); run != "" {
 		args = append(args, "-run", run)
 	}
@@ -139,7 +185,8 @@ func (o *options) runPass(ctx context.Context, p pass, own bool) (count, error) 
 		cmd.Env = append(cmd.Env, "VITRINE_OWN_GUEST=1") // tests may restart PID 1 and the bus: nobody else is there
 	}
 	var last lastCount
-	cmd.Stdout, cmd.Stderr = io.MultiWriter(os.Stdout, &last), os.Stderr
+	all := io.MultiWriter(out, &last) // one for both: it is not written to by two at once then
+	cmd.Stdout, cmd.Stderr = all, all
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 30 * time.Second
 	err = cmd.Run()

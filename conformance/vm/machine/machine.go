@@ -28,6 +28,7 @@ type Config struct {
 	CPUs     int       // 2
 	Nice     int       // of QEMU; 15
 	Kernel   string    // more kernel arguments
+	Name     string    // of one of several guests of a release; its last log has it
 	Progress io.Writer // lines for people; discarded by default
 }
 
@@ -146,7 +147,11 @@ func (m *Machine) SerialLog() string { return m.path("serial.log") }
 
 // LastLog is where Close keeps the serial log.
 func (m *Machine) LastLog() string {
-	return filepath.Join(m.config.Cache, "serial-"+m.config.Debian+".log")
+	name := "serial-" + m.config.Debian
+	if m.config.Name != "" {
+		name += "-" + m.config.Name
+	}
+	return filepath.Join(m.config.Cache, name+".log")
 }
 
 // Boot switches the machine on and returns when the agent answers. The end of the serial log is in its error. KVM that was chosen
