@@ -38,6 +38,8 @@ type Container struct {
 	limits   atomic.Pointer[limits]
 	changing chan struct{} // holds a token while somebody changes the limits
 
+	told stage // guarded by Manager.feed.mu
+
 	mu       sync.Mutex
 	spec     *specs.Spec   // guarded by mu; read from config.json when an exec wants it after a restart
 	deadline time.Time     // guarded by mu; when a stop turns to force; zero while nobody stops it
@@ -98,6 +100,7 @@ func (c *Container) update(e event) error {
 		c.stats.end(c.pod.m.stats.fds)
 		close(c.done)
 	}
+	c.tell()
 	return err
 }
 
@@ -172,6 +175,7 @@ func (c *Container) remove(ctx context.Context) error {
 			delete(i.names, name)
 		}
 	})
+	c.tellDeleted()
 	return nil
 }
 

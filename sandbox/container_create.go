@@ -95,6 +95,7 @@ func (sb *Sandbox) createContainer(ctx context.Context, op *operation, name stri
 		i.containers[c.id] = c
 		i.names[name] = c.id
 	})
+	c.tell()
 	klog.V(2).InfoS("Container created", "pod", sb.id, "container", c.id, "name", cfg.GetMetadata().GetName())
 	return c.id, nil
 }

@@ -16,8 +16,26 @@ func (m *Manager) ContainerStatus(id string, verbose bool) (*runtimeapi.Containe
 	if err != nil {
 		return nil, nil, err
 	}
+	st := c.message()
+	if !verbose {
+		return st, nil, nil
+	}
 	f := c.facts.Load()
-	st := &runtimeapi.ContainerStatus{
+	b, err := json.Marshal(struct {
+		Sandbox  string   `json:"sandboxID"`
+		Pid      int      `json:"pid,omitempty"`
+		Dir      string   `json:"directory"`
+		Cgroup   string   `json:"cgroup"`
+		Notes    []string `json:"notes,omitempty"`
+		OOMKills int      `json:"oomKills"`
+	}{c.pod.id, f.Pid, c.dir, c.record.Cgroup, c.notes(), c.oomKills(f)})
+	return st, map[string]string{"info": string(b)}, err
+}
+
+// message is the container as the CRI describes it. It reads memory only.
+func (c *Container) message() *runtimeapi.ContainerStatus {
+	f := c.facts.Load()
+	return &runtimeapi.ContainerStatus{
 		Id: c.id, Metadata: c.config.GetMetadata(), State: f.state(),
 		CreatedAt: f.Created, StartedAt: f.Started, FinishedAt: f.Finished, ExitCode: f.ExitCode,
 		Image: c.imageSpec(), ImageRef: c.record.Image.Ref, ImageId: c.record.Image.ID,
@@ -28,18 +46,6 @@ func (m *Manager) ContainerStatus(id string, verbose bool) (*runtimeapi.Containe
 		User: &runtimeapi.ContainerUser{Linux: &runtimeapi.LinuxContainerUser{
 			Uid: c.record.User.UID, Gid: c.record.User.GID, SupplementalGroups: c.record.User.Groups}},
 	}
-	if !verbose {
-		return st, nil, nil
-	}
-	b, err := json.Marshal(struct {
-		Sandbox  string   `json:"sandboxID"`
-		Pid      int      `json:"pid,omitempty"`
-		Dir      string   `json:"directory"`
-		Cgroup   string   `json:"cgroup"`
-		Notes    []string `json:"notes,omitempty"`
-		OOMKills int      `json:"oomKills"`
-	}{c.pod.id, f.Pid, c.dir, c.record.Cgroup, c.notes(), c.oomKills(f)})
-	return st, map[string]string{"info": string(b)}, err
 }
 
 // notes are what could not be done as asked.

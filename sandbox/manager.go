@@ -29,6 +29,7 @@ type Manager struct {
 	flights flights
 	stop    context.CancelFunc
 	index   atomic.Pointer[index]
+	feed    eventFeed
 	stats   stats
 
 	mu        sync.Mutex

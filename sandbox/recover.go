@@ -119,6 +119,10 @@ func (m *Manager) publish(sb *Sandbox) {
 			}
 		}
 	})
+	sb.tell()
+	for _, c := range sb.containers() {
+		c.tell()
+	}
 }
 
 // errNewer says that a record was written by a later version of this program.

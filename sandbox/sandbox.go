@@ -35,6 +35,8 @@ type Sandbox struct {
 	limits   atomic.Pointer[podLimits]
 	changing chan struct{} // holds a token while somebody changes the limits
 
+	told stage // guarded by Manager.feed.mu
+
 	mu     sync.Mutex
 	erased bool // guarded by mu: the directory is on its way out, no record is written any more
 
@@ -87,7 +89,9 @@ func (sb *Sandbox) update(f func(podFacts) podFacts) error {
 	defer sb.mu.Unlock()
 	n := f(*sb.facts.Load())
 	sb.facts.Store(&n)
-	return sb.writeLocked()
+	err := sb.writeLocked()
+	sb.tell()
+	return err
 }
 
 // writeLocked writes the record. Preconditions: sb.mu is held.

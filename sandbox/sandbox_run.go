@@ -81,6 +81,7 @@ func (m *Manager) runPod(ctx context.Context, op *operation, name string, cfg *r
 		i.pods[sb.id] = sb
 		i.names[name] = sb.id
 	})
+	sb.tell()
 	klog.V(2).InfoS("Pod sandbox runs", "pod", sb.id, "name", name, "ips", sb.facts.Load().IPs)
 	return sb.id, nil
 }

@@ -15,6 +15,11 @@ func (m *Manager) PodSandboxStatus(id string) (*runtimeapi.PodSandboxStatus, map
 	if err != nil {
 		return nil, nil, err
 	}
+	return sb.message(), sb.info(sb.facts.Load()), nil
+}
+
+// message is the pod as the CRI describes it. It reads memory only.
+func (sb *Sandbox) message() *runtimeapi.PodSandboxStatus {
 	f := sb.facts.Load()
 	st := &runtimeapi.PodSandboxStatus{
 		Id: sb.id, Metadata: sb.config.GetMetadata(), State: f.state(), CreatedAt: f.Created,
@@ -30,7 +35,7 @@ func (m *Manager) PodSandboxStatus(id string) (*runtimeapi.PodSandboxStatus, map
 		}
 		st.Network.AdditionalIps = append(st.Network.AdditionalIps, &runtimeapi.PodIP{Ip: ip})
 	}
-	return st, sb.info(f), nil
+	return st
 }
 
 // namespaces tells the modes that are in force, also where the request left them unset.

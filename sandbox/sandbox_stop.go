@@ -67,6 +67,7 @@ func (m *Manager) RemovePodSandbox(ctx context.Context, id string) error {
 				delete(i.names, name)
 			}
 		})
+		sb.tellDeleted()
 		klog.V(2).InfoS("Pod sandbox removed", "pod", sb.id)
 		return "", nil
 	})

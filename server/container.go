@@ -2,8 +2,10 @@ package server
 
 import (
 	"context"
+	"slices"
 	"time"
 
+	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -73,6 +75,16 @@ func (s *Server) ContainerStatus(_ context.Context, r *runtimeapi.ContainerStatu
 // wrong; one that nothing fits gives an empty list.
 func (s *Server) ListContainers(_ context.Context, r *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
 	return &runtimeapi.ListContainersResponse{Containers: s.cfg.Manager.ListContainers(r.GetFilter())}, nil
+}
+
+// StreamContainers is ListContainers in as many messages as it takes.
+func (s *Server) StreamContainers(r *runtimeapi.StreamContainersRequest, out grpc.ServerStreamingServer[runtimeapi.StreamContainersResponse]) error {
+	for part := range slices.Chunk(s.cfg.Manager.ListContainers(r.GetFilter()), perMessage) {
+		if err := out.Send(&runtimeapi.StreamContainersResponse{Containers: part}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ExecSync runs a command in a container and waits for it, timeout seconds at the

@@ -30,7 +30,8 @@ type fake struct {
 	info    map[string]string
 	image   *image.Image
 	out     []byte // of ExecSync
-	entries int    // of the lists of statistics; 0 is one
+	entries int    // of lists, numbered; 0 is one, with an id
+	queue   chan *runtimeapi.ContainerEventResponse
 }
 
 func (f *fake) call(ctx context.Context, name string, args ...any) error {
@@ -62,6 +63,9 @@ const (
 func (f *fake) RunPodSandbox(ctx context.Context, _ *runtimeapi.PodSandboxConfig, handler string) (string, error) {
 	return podID, f.call(ctx, "RunPodSandbox", handler)
 }
+func (f *fake) Subscribe() (<-chan *runtimeapi.ContainerEventResponse, func(), error) {
+	return f.queue, func() { _ = f.call(context.Background(), "Unsubscribe") }, f.call(context.Background(), "Subscribe")
+}
 func (f *fake) StopPodSandbox(ctx context.Context, id string) error {
 	return f.call(ctx, "StopPodSandbox", id)
 }
@@ -79,7 +83,7 @@ func (f *fake) UpdatePodSandboxResources(ctx context.Context, id string, overhea
 }
 func (f *fake) ListPodSandbox(*runtimeapi.PodSandboxFilter) []*runtimeapi.PodSandbox {
 	_ = f.call(context.Background(), "ListPodSandbox")
-	return []*runtimeapi.PodSandbox{{Id: podID}}
+	return many(f, podID, func(id string) *runtimeapi.PodSandbox { return &runtimeapi.PodSandbox{Id: id} })
 }
 func (f *fake) CreateContainer(ctx context.Context, pod string, _ *runtimeapi.ContainerConfig, _ *runtimeapi.PodSandboxConfig) (string, error) {
 	return containerID, f.call(ctx, "CreateContainer", pod)
@@ -98,7 +102,7 @@ func (f *fake) ContainerStatus(id string, _ bool) (*runtimeapi.ContainerStatus, 
 }
 func (f *fake) ListContainers(*runtimeapi.ContainerFilter) []*runtimeapi.Container {
 	_ = f.call(context.Background(), "ListContainers")
-	return []*runtimeapi.Container{{Id: containerID}}
+	return many(f, containerID, func(id string) *runtimeapi.Container { return &runtimeapi.Container{Id: id} })
 }
 func (f *fake) ExecSync(ctx context.Context, id string, cmd []string, limit time.Duration) (*runtimeapi.ExecSyncResponse, error) {
 	return &runtimeapi.ExecSyncResponse{Stdout: f.out, Stderr: f.out, ExitCode: 3}, f.call(ctx, "ExecSync", id, limit, len(cmd))
@@ -117,6 +121,17 @@ func (f *fake) Add(q proto.Message) (string, error) {
 	return "http://127.0.0.1:1/x/token", f.call(context.Background(), "Add", prototext.MarshalOptions{}.Format(q))
 }
 
+// many makes as many entries as a list of f is to have.
+func many[T any](f *fake, only string, entry func(id string) T) (out []T) {
+	if f.entries == 0 {
+		return []T{entry(only)}
+	}
+	for i := range f.entries {
+		out = append(out, entry(fmt.Sprint(i)))
+	}
+	return out
+}
+
 // fakeImages is apart because its verbs have the same names.
 type fakeImages struct{ *fake }
 
@@ -124,7 +139,12 @@ func (f fakeImages) Pull(ctx context.Context, ref string, _ *image.Auth) (string
 	return imageID, f.call(ctx, "Pull", ref)
 }
 func (f fakeImages) List(ctx context.Context, ref string) ([]image.Image, error) {
-	return []image.Image{*f.image}, f.call(ctx, "List", ref)
+	return many(f.fake, imageID, func(id string) image.Image {
+		if f.entries == 0 {
+			return *f.image
+		}
+		return image.Image{ID: id}
+	}), f.call(ctx, "List", ref)
 }
 func (f fakeImages) Status(ctx context.Context, ref string) (*image.Image, error) {
 	return f.image, f.call(ctx, "Status", ref)
@@ -153,6 +173,7 @@ func serve(t *testing.T, edit func(*Config)) (*client, *fake) {
 		info:  map[string]string{"info": "{}"},
 		image: &image.Image{ID: imageID, RepoTags: []string{"registry.test/a:1"}, Size: 7, Username: "web"},
 		out:   []byte("out"),
+		queue: make(chan *runtimeapi.ContainerEventResponse, 8),
 	}
 	cfg := Config{
 		Manager: f, Images: fakeImages{f}, Network: fakeNetwork{f}, Streams: f,

@@ -2,8 +2,10 @@ package server
 
 import (
 	"context"
+	"slices"
 	"time"
 
+	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/vitrine-runtime/vitrine/image"
@@ -25,19 +27,41 @@ func (s *Server) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) 
 // ListImages lists all images, or the one that the filter names. A name that
 // nothing has, or that nothing can have, gives an empty list.
 func (s *Server) ListImages(ctx context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
-	ref := r.GetFilter().GetImage().GetImage()
+	list, err := s.images(ctx, r.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ListImagesResponse{Images: list}, nil
+}
+
+// StreamImages is ListImages in as many messages as it takes.
+func (s *Server) StreamImages(r *runtimeapi.StreamImagesRequest, out grpc.ServerStreamingServer[runtimeapi.StreamImagesResponse]) error {
+	list, err := s.images(out.Context(), r.GetFilter())
+	if err != nil {
+		return err
+	}
+	for part := range slices.Chunk(list, perMessage) {
+		if err := out.Send(&runtimeapi.StreamImagesResponse{Images: part}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Server) images(ctx context.Context, filter *runtimeapi.ImageFilter) ([]*runtimeapi.Image, error) {
+	ref := filter.GetImage().GetImage()
 	if ref != "" && reference(ref) != "" {
-		return &runtimeapi.ListImagesResponse{}, nil
+		return nil, nil
 	}
 	list, err := s.cfg.Images.List(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
-	resp := &runtimeapi.ListImagesResponse{Images: make([]*runtimeapi.Image, len(list))}
+	out := make([]*runtimeapi.Image, len(list))
 	for i := range list {
-		resp.Images[i] = imageOf(&list[i])
+		out[i] = imageOf(&list[i])
 	}
-	return resp, nil
+	return out, nil
 }
 
 // ImageStatus describes one image. For an unknown one the answer has no image, and

@@ -17,13 +17,6 @@ var later = map[string]string{
 	"ListPodSandboxMetrics":   "metrics are not served yet",
 	"StreamPodSandboxMetrics": "metrics are not served yet",
 
-	"StreamPodSandboxes": "use ListPodSandbox",
-	"StreamContainers":   "use ListContainers",
-	"StreamImages":       "use ListImages",
-	"GetContainerEvents": "events are not served yet; list instead",
-
-	"UpdateRuntimeConfig": "pod CIDRs belong into the CNI configuration",
-
 	"CheckpointContainer": "checkpoints are not served yet",
 	"CheckpointPod":       "checkpoints are not served yet",
 	"RestorePod":          "checkpoints are not served yet",

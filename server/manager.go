@@ -30,6 +30,8 @@ type Manager interface {
 	CheckStream(id string) (whole string, err error)
 	CheckForward(id string) (whole string, err error)
 
+	Subscribe() (queue <-chan *runtimeapi.ContainerEventResponse, cancel func(), err error)
+
 	UpdateContainerResources(ctx context.Context, id string, change *runtimeapi.LinuxContainerResources) error
 	UpdatePodSandboxResources(ctx context.Context, id string, overhead, resources *runtimeapi.LinuxContainerResources) error
 

@@ -2,7 +2,9 @@ package server
 
 import (
 	"context"
+	"slices"
 
+	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -63,6 +65,16 @@ func (s *Server) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxSta
 // one that nothing fits gives an empty list.
 func (s *Server) ListPodSandbox(_ context.Context, r *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
 	return &runtimeapi.ListPodSandboxResponse{Items: s.cfg.Manager.ListPodSandbox(r.GetFilter())}, nil
+}
+
+// StreamPodSandboxes is ListPodSandbox in as many messages as it takes.
+func (s *Server) StreamPodSandboxes(r *runtimeapi.StreamPodSandboxesRequest, out grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxesResponse]) error {
+	for part := range slices.Chunk(s.cfg.Manager.ListPodSandbox(r.GetFilter()), perMessage) {
+		if err := out.Send(&runtimeapi.StreamPodSandboxesResponse{PodSandboxes: part}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // verbose drops what only a verbose request may get.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -65,11 +66,13 @@ type Server struct {
 	cfg     Config
 	grpc    *grpc.Server
 	network *networkProbe
+	podCIDR atomic.Pointer[string] // what a kubelet has told, for Status
+	ending  chan struct{}          // closed by Shutdown: streams without an end of their own end then
 }
 
 // New makes a Server. Nothing is listened on before Serve.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg, network: newNetworkProbe(cfg.Network)}
+	s := &Server{cfg: cfg, network: newNetworkProbe(cfg.Network), ending: make(chan struct{})}
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxRecv),
 		grpc.MaxSendMsgSize(maxSend),
@@ -98,6 +101,7 @@ func (s *Server) Serve(l net.Listener) error {
 // without waiting for them. Containers do not notice any of it.
 func (s *Server) Shutdown(ctx context.Context) {
 	defer s.network.cancel()
+	close(s.ending)
 	drained := make(chan struct{})
 	// Ends when the last handler does. One that hangs in the kernel outlives
 	// Shutdown, and ends with the process.

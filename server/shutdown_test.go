@@ -15,8 +15,8 @@ import (
 type gate struct{ entered, leave chan struct{} }
 
 // serveOne starts a Server whose StartContainer stays inside until the gate opens,
-// deaf to its context, and returns a call of it.
-func serveOne(t *testing.T) (*Server, func() error, gate) {
+// deaf to its context, and returns a client.
+func serveOne(t *testing.T) (*Server, runtimeapi.RuntimeServiceClient, gate) {
 	t.Helper()
 	g := gate{make(chan struct{}), make(chan struct{})}
 	f := &fake{do: func(context.Context, string) error {
@@ -42,9 +42,5 @@ func serveOne(t *testing.T) (*Server, func() error, gate) {
 			t.Errorf("Serve: %v", err)
 		}
 	})
-	call := func() error {
-		_, err := runtimeapi.NewRuntimeServiceClient(conn).StartContainer(context.Background(), &runtimeapi.StartContainerRequest{ContainerId: "a"})
-		return err
-	}
-	return s, call, g
+	return s, runtimeapi.NewRuntimeServiceClient(conn), g
 }

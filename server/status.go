@@ -60,8 +60,12 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 	if !r.GetVerbose() || s.cfg.Info == nil {
 		return resp, nil
 	}
+	info := s.cfg.Info()
+	if cidr := s.podCIDR.Load(); cidr != nil {
+		info["podCIDR"] = *cidr
+	}
 	var err error
-	resp.Info, err = documents(s.cfg.Info())
+	resp.Info, err = documents(info)
 	return resp, err
 }
 
