@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/utils"
@@ -30,7 +31,7 @@ type confs struct {
 
 // stamp identifies a state of one file. The inode and its change time tell what
 // the modification time does not: a file put in place of another with an old
-// date, and two writes within one tick of the clock.
+// date.
 type stamp struct {
 	name         string // below the directory
 	ino          uint64
@@ -52,8 +53,20 @@ func (c *confs) current() (*libcni.NetworkConfigList, error) {
 	if c.seen == nil || !slices.Equal(now, c.seen) {
 		c.seen = now
 		c.list, c.err = c.load(now)
+		if young(now) {
+			c.seen = nil
+		}
 	}
 	return c.list, c.err
+}
+
+// tick is more than the steps in which kernels before 6.13 date changes: 10 ms at the most.
+const tick = 50 * time.Millisecond
+
+// young says whether a file was changed so shortly ago that another change might get the same date and go unnoticed.
+func young(files []stamp) bool {
+	limit := time.Now().Add(-tick)
+	return slices.ContainsFunc(files, func(s stamp) bool { return time.Unix(s.changed.Unix()).After(limit) })
 }
 
 // stamps lists the files of the directory in the order of names, and those of

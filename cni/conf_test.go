@@ -115,6 +115,27 @@ func TestRefusedConfiguration(t *testing.T) {
 	}
 }
 
+// Two changes within one step of the kernel's clock, which the dates do not tell apart, and a look between them: the second one counts.
+func TestConfChangedTwiceAtOnce(t *testing.T) {
+	n := newNetwork(t)
+	n.script("fake", "")
+	for i := range 200 {
+		version := []string{"1.0.0", "1.1.0"}[i%2]
+		n.list(version, "fake")
+		list, err := n.confs.current()
+		must(t, err)
+		if list.CNIVersion != version {
+			t.Fatalf("after change %d the version is %s", i, list.CNIVersion)
+		}
+	}
+	time.Sleep(2 * tick)
+	_, err := n.confs.current()
+	must(t, err)
+	if n.confs.seen == nil {
+		t.Error("a file that does not change is read each time")
+	}
+}
+
 // Version 1.1 has a question for it; older versions do not.
 func TestStatusOfPlugin(t *testing.T) {
 	n := newNetwork(t)

@@ -431,3 +431,26 @@ func BenchmarkCreateRemove(b *testing.B) {
 		}
 	}
 }
+
+// TestFrozenOfTheGone: a scope that is removed between its opening and the look at it is one that is not there.
+func TestFrozenOfTheGone(t *testing.T) {
+	tr, _ := tree(t)
+	s, err := tr.Create("p", "g", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := s.OpenDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if on, err := frozenIn(dir); on || err != nil {
+		t.Errorf("one that is there: %v, %v", on, err)
+	}
+	if err := s.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if on, err := frozenIn(dir); on || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("one that has gone: %v, %v", on, err)
+	}
+}

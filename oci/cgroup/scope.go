@@ -123,14 +123,21 @@ func (s *Scope) Thaw() error {
 }
 
 // Frozen says whether Freeze was called without Thaw: an exec into such a scope
-// would stop, too.
+// would stop, too. fs.ErrNotExist: there is no such scope, or it has gone meanwhile.
 func (s *Scope) Frozen() (bool, error) {
 	dir, err := s.OpenDir()
 	if err != nil {
 		return false, err
 	}
 	defer dir.Close()
+	return frozenIn(dir)
+}
+
+func frozenIn(dir *sys.FD) (bool, error) {
 	v, err := fields(dir.Int(), "cgroup.freeze")
+	if gone(err) {
+		err = fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
 	return len(v) == 1 && v[0] == "1", err
 }
 
