@@ -111,6 +111,10 @@ func (e *streamedExec) start(ctx context.Context, spec *specs.Spec, pr process) 
 	if err != nil {
 		return nil, leafError(err)
 	}
+	// Not for as long as the client is there only: it may have seen the first words of a command, and gone, before we hear that
+	// the command has begun. That is a hang-up like any other, and no reason to kill.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.c.pod.m.cfg.OperationTimeout)
+	defer cancel()
 	return pr.exec(ctx, oci.ExecConfig{Process: &p, Seccomp: spec.Linux.Seccomp, Cgroup: dir, Bundle: e.c.dir, Annotations: spec.Annotations,
 		Stdin: e.child[0], Stdout: e.child[1], Stderr: e.child[2]})
 }
