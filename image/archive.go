@@ -48,11 +48,11 @@ func (s *Store) Load(ctx context.Context, path string) ([]Loaded, error) {
 	if err != nil {
 		return nil, err
 	}
-	policy, err := s.config.policy()
+	rules, err := s.policies.rules(&s.config, "")
 	if err != nil {
 		return nil, err
 	}
-	pc, err := signature.NewPolicyContext(policy)
+	pc, err := signature.NewPolicyContext(rules.policy)
 	if err != nil {
 		return nil, err
 	}

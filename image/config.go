@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
 )
 
@@ -15,6 +14,7 @@ import (
 const (
 	DefaultRegistriesConf = "/etc/containers/registries.conf"
 	DefaultPolicyPath     = "/etc/containers/policy.json"
+	DefaultRegistriesDir  = "/etc/containers/registries.d"
 )
 
 // Config says where a Store keeps its things and where its rules are. All paths
@@ -39,6 +39,15 @@ type Config struct {
 	// and where that is missing, every image is accepted. Any other path must
 	// exist.
 	PolicyPath string
+	// PolicyDir holds policies for the pods of single namespaces, NAMESPACE.json, in
+	// place of PolicyPath's. It may be missing, and empty means none.
+	PolicyDir string
+	// RegistriesDir is a containers-registries.d(5): where signatures are. Empty means
+	// DefaultRegistriesDir. It may be missing.
+	RegistriesDir string
+	// CertsDir is a containers-certs.d(5): HOST:PORT/*.crt and the like. Empty means
+	// where the library looks: /etc/containers/certs.d, then /etc/docker/certs.d.
+	CertsDir string
 	// AuthFile is a containers-auth.json(5) for pulls whose request brings no
 	// credentials, and for mirrors. Empty means none.
 	AuthFile string
@@ -63,7 +72,7 @@ func (c *Config) check() error {
 	if _, err := c.systemContext(); err != nil {
 		return err
 	}
-	_, err := c.policy()
+	_, err := (&policies{}).rules(c, "")
 	return err
 }
 
@@ -88,10 +97,15 @@ func (c *Config) systemContext() (*types.SystemContext, error) {
 	if auth == "" {
 		auth = filepath.Join(c.RunRoot, "no-auth.json") // does not exist: the library reads none
 	}
+	signatures := c.RegistriesDir
+	if signatures == "" {
+		signatures = DefaultRegistriesDir
+	}
 	return &types.SystemContext{
+		DockerPerHostCertDirPath:    c.CertsDir,
 		SystemRegistriesConfPath:    conf,
 		SystemRegistriesConfDirPath: dir,
-		RegistriesDirPath:           "/etc/containers/registries.d",
+		RegistriesDirPath:           signatures,
 		UserShortNameAliasConfPath:  filepath.Join(c.RunRoot, "short-name-aliases.conf"),
 		AuthFilePath:                auth,
 		BlobInfoCacheDir:            filepath.Join(c.Root, "cache"),
@@ -102,22 +116,6 @@ func (c *Config) systemContext() (*types.SystemContext, error) {
 
 // tmp is where blobs wait to be unpacked. It is emptied when the store opens.
 func (c *Config) tmp() string { return filepath.Join(c.Root, "tmp") }
-
-// policy reads the signature policy.
-func (c *Config) policy() (*signature.Policy, error) {
-	path, err := configFile(c.PolicyPath, DefaultPolicyPath)
-	if err != nil {
-		return nil, err
-	}
-	if path == "" {
-		return &signature.Policy{Default: signature.PolicyRequirements{signature.NewPRInsecureAcceptAnything()}}, nil
-	}
-	p, err := signature.NewPolicyFromFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("read signature policy %s: %w", path, err)
-	}
-	return p, nil
-}
 
 // configFile returns path, or def if path is empty, or "" if def is meant and
 // does not exist.

@@ -4,37 +4,34 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"strings"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
-
 	"go.podman.io/image/v5/docker"
 	"go.podman.io/image/v5/docker/reference"
 	unparsed "go.podman.io/image/v5/image"
+	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/signature"
 	istorage "go.podman.io/image/v5/storage"
 	"go.podman.io/image/v5/types"
+	"go.podman.io/storage"
 )
 
-// permits remembers what policy.json said about the images that are here, for as
-// long as it is the same file: a container's start does not wait for signatures to
-// be verified again.
+// permits remembers which images the rules allow, so that a container's start does
+// not wait for signatures to be verified again.
 type permits struct {
 	mu      sync.Mutex
-	version [4]int64        // of the policy file: device, inode, size, time
-	verdict map[string]bool // by image and name; only those that are allowed
+	verdict map[string]bool // by version of the rules, image and name; only what is allowed
 }
 
-// Permit says whether policy.json lets a container be made from an image that is
-// here, whoever pulled it and under whatever policy. asked is what the pod calls
-// it: where that is one of the image's names, that name has to be accepted; where it
-// is an id or nothing, one of its names has to be. Errors match ErrSignature or
-// ErrNotFound.
-func (s *Store) Permit(ctx context.Context, imageID, asked string) error {
+// Permit says whether the signature policy lets a container of that namespace's pod
+// be made from an image that is here, whoever pulled it and under whatever policy.
+// asked is what the pod calls it. Where that is a name, the image has to be accepted
+// under that name; where it is an id or nothing, under one of those that it has. Errors match
+// ErrSignature or ErrNotFound.
+func (s *Store) Permit(ctx context.Context, namespace, imageID, asked string) error {
 	img, err := s.Resolve(ctx, imageID)
 	if err != nil {
 		return err
@@ -43,16 +40,17 @@ func (s *Store) Permit(ctx context.Context, imageID, asked string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.permits.refresh(s.config); err != nil {
-		return fmt.Errorf("read signature policy: %w", err)
+	rules, err := s.policies.rules(&s.config, namespace)
+	if err != nil {
+		return err
 	}
 	err = fmt.Errorf("%w: it has no name that the policy could be about", ErrSignature)
 	for _, n := range names {
-		key := img.ID + " " + n.String()
+		key := rules.version + " " + img.ID + " " + n.String()
 		if s.permits.has(key) {
 			return nil
 		}
-		if err = s.judge(ctx, img, n); err == nil {
+		if err = s.judge(ctx, rules, img, n); err == nil {
 			s.permits.keep(key)
 			return nil
 		}
@@ -60,19 +58,22 @@ func (s *Store) Permit(ctx context.Context, imageID, asked string) error {
 	return fmt.Errorf("use image %s: %w", img.ID, err)
 }
 
-// namesToJudge returns the names of img that asked stands for.
+// namesToJudge returns the names of img that asked stands for, or, where it stands
+// for none of them, what else it means: a tag that has moved on is judged as what it is called.
 func (s *Store) namesToJudge(img *Image, asked string) ([]reference.Named, error) {
 	have := append(slices.Clone(img.RepoTags), img.RepoDigests...)
 	sysctx, err := s.config.systemContext()
 	if err != nil {
 		return nil, err
 	}
-	if id, _ := strings.CutPrefix(asked, idPrefix); !isHex(id) {
-		for _, n := range localCandidates(sysctx, asked) {
-			if slices.Contains(have, n.String()) {
-				return []reference.Named{n}, nil
-			}
+	meant := localCandidates(sysctx, asked)
+	for _, n := range meant {
+		if slices.Contains(have, n.String()) {
+			return []reference.Named{n}, nil
 		}
+	}
+	if id, _ := strings.CutPrefix(asked, idPrefix); !isHex(id) {
+		return meant, nil
 	}
 	var names []reference.Named
 	for _, text := range have {
@@ -83,14 +84,12 @@ func (s *Store) namesToJudge(img *Image, asked string) ([]reference.Named, error
 	return names, nil
 }
 
-// judge asks the policy about an image as if it came from a registry under that
-// name now, with the manifest and the signatures that it came with.
-func (s *Store) judge(ctx context.Context, img *Image, named reference.Named) error {
-	policy, err := s.config.policy()
-	if err != nil {
-		return err
-	}
-	pc, err := signature.NewPolicyContext(policy)
+// judge asks the rules about an image as if it came from a registry under that name
+// now, with a manifest and the signatures that it came with. It may have come with
+// several manifests, as its layers can be compressed in several ways; one that is accepted will
+// do, since each of them names the same config and so the same content.
+func (s *Store) judge(ctx context.Context, rules *rules, img *Image, named reference.Named) error {
+	pc, err := signature.NewPolicyContext(rules.policy)
 	if err != nil {
 		return err
 	}
@@ -116,34 +115,48 @@ func (s *Store) judge(ctx context.Context, img *Image, named reference.Named) er
 	if err != nil {
 		return err
 	}
-	instance := digest.FromBytes(raw)
-	as := unparsed.UnparsedInstanceWithReference(unparsed.UnparsedInstance(src, &instance), there)
-	if allowed, err := pc.IsRunningImageAllowed(ctx, as); !allowed {
+	last := digest.FromBytes(raw)
+	err = allow(ctx, pc, unparsed.UnparsedInstanceWithReference(unparsed.UnparsedInstance(src, &last), there))
+	for _, d := range manifestsOf(record) {
+		if err == nil {
+			return nil
+		}
+		if raw, kind, rerr := src.GetManifest(ctx, &d); d == last || rerr != nil || !isInstance(raw, kind, record.ID) {
+			continue
+		}
+		if allow(ctx, pc, unparsed.UnparsedInstanceWithReference(unparsed.UnparsedInstance(src, &d), there)) == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// allow asks the policy about an image.
+func allow(ctx context.Context, pc *signature.PolicyContext, img types.UnparsedImage) error {
+	if allowed, err := pc.IsRunningImageAllowed(ctx, img); !allowed {
 		return errors.Join(ErrSignature, err)
 	}
 	return nil
 }
 
-// refresh forgets what another version of the policy file said.
-func (p *permits) refresh(config Config) error {
-	file, err := configFile(config.PolicyPath, DefaultPolicyPath)
-	if err != nil {
-		return err
-	}
-	var st unix.Stat_t
-	var version [4]int64
-	if file != "" {
-		if err := unix.Stat(file, &st); err != nil {
-			return &fs.PathError{Op: "stat", Path: file, Err: err}
+// manifestsOf lists the manifests and indexes that came with an image, by digest.
+func manifestsOf(record *storage.Image) (all []digest.Digest) {
+	for _, name := range record.BigDataNames {
+		text, ok := strings.CutPrefix(name, storage.ImageDigestManifestBigDataNamePrefix+"-")
+		if d, err := digest.Parse(text); ok && err == nil {
+			all = append(all, d)
 		}
-		version = [4]int64{int64(st.Dev), int64(st.Ino), st.Size, st.Mtim.Nano()}
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.version != version || p.verdict == nil {
-		p.version, p.verdict = version, map[string]bool{}
+	return all
+}
+
+// isInstance reports whether a manifest is one of the image with that config.
+func isInstance(raw []byte, kind, config string) bool {
+	if manifest.MIMETypeIsMultiImage(manifest.GuessMIMEType(raw)) {
+		return false
 	}
-	return nil
+	m, err := manifest.FromBlob(raw, manifest.NormalizedMIMEType(kind))
+	return err == nil && m.ConfigInfo().Digest.Encoded() == config
 }
 
 func (p *permits) has(key string) bool {

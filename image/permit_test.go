@@ -16,7 +16,7 @@ func TestIM18PolicyAtCreate(t *testing.T) {
 	e.pull("registry.example/bad/x")
 	const good, bad = "registry.example/good/x", "registry.example/bad/x"
 	for _, asked := range []string{good, bad, id, ""} {
-		must(t, e.Permit(soon(t), id, asked))
+		must(t, e.Permit(soon(t), "", id, asked))
 	}
 	policies := []struct {
 		policy  string
@@ -33,20 +33,20 @@ func TestIM18PolicyAtCreate(t *testing.T) {
 		e.write(e.conf.PolicyPath, p.policy)
 		for range 2 { // asked, and remembered
 			for _, asked := range p.allowed {
-				if err := e.Permit(soon(t), id, asked); err != nil {
+				if err := e.Permit(soon(t), "", id, asked); err != nil {
 					t.Errorf("%s: %q: %v", p.policy, asked, err)
 				}
 			}
 			for _, asked := range p.denied {
-				wantErr(t, asked, e.Permit(soon(t), id, asked), ErrSignature)
+				wantErr(t, asked, e.Permit(soon(t), "", id, asked), ErrSignature)
 			}
 		}
 	}
 	e.write(e.conf.PolicyPath, `{"default":`)
-	if err := e.Permit(soon(t), id, good); err == nil {
+	if err := e.Permit(soon(t), "", id, good); err == nil {
 		t.Error("a broken policy accepts")
 	}
-	wantErr(t, "unknown", e.Permit(soon(t), "sha256:"+strings.Repeat("0", 64), ""), ErrNotFound)
+	wantErr(t, "unknown", e.Permit(soon(t), "", "sha256:"+strings.Repeat("0", 64), ""), ErrNotFound)
 }
 
 func TestPinned(t *testing.T) {

@@ -36,6 +36,13 @@ var errTakenAway = errors.New("image was removed during its pull")
 // ErrUnavailable, ErrSignature, ErrUnsupported or the context's; they never
 // contain credentials.
 func (s *Store) Pull(ctx context.Context, ref string, auth *Auth) (string, error) {
+	return s.PullFor(ctx, "", ref, auth)
+}
+
+// PullFor is Pull for a pod of that namespace, which may have a signature policy of
+// its own. Pulls under different policies share blobs and layers, and never a
+// verdict.
+func (s *Store) PullFor(ctx context.Context, namespace, ref string, auth *Auth) (string, error) {
 	if err := ctx.Err(); err != nil {
 		return "", fmt.Errorf("pull %q: %w", ref, err)
 	}
@@ -55,12 +62,16 @@ func (s *Store) Pull(ctx context.Context, ref string, auth *Auth) (string, error
 	if err != nil {
 		return "", fmt.Errorf("pull %q: %w", ref, err)
 	}
-	key := creds.digest()
+	rules, err := s.policies.rules(&s.config, namespace)
+	if err != nil {
+		return "", fmt.Errorf("pull %q: %w", ref, err)
+	}
+	key := creds.digest() + rules.version
 	for _, n := range names {
 		key += " " + n.String()
 	}
 	id, err := s.flights.do(ctx, key, func(ctx context.Context) (string, error) {
-		return s.pullAny(ctx, sysctx, names, creds)
+		return s.pullAny(ctx, sysctx, rules, names, creds)
 	})
 	if err != nil {
 		return "", pullError(ref, err, creds.hidden())
@@ -70,11 +81,11 @@ func (s *Store) Pull(ctx context.Context, ref string, auth *Auth) (string, error
 
 // pullAny tries the candidates in order and returns the first success, or what
 // the last one failed with.
-func (s *Store) pullAny(ctx context.Context, sysctx *types.SystemContext, names []reference.Named, creds *credentials) (id string, err error) {
+func (s *Store) pullAny(ctx context.Context, sysctx *types.SystemContext, rules *rules, names []reference.Named, creds *credentials) (id string, err error) {
 	for _, named := range names {
 		own := *sysctx
 		creds.apply(&own, named)
-		if id, err = s.pull(ctx, &own, named); err == nil {
+		if id, err = s.pull(ctx, &own, rules, named); err == nil {
 			return id, nil
 		}
 		if ctx.Err() != nil {
@@ -88,10 +99,10 @@ func (s *Store) pullAny(ctx context.Context, sysctx *types.SystemContext, names 
 // library finds the layers that it has at the beginning and is lost if they are
 // gone at the end. It says so in many words, so any failure during which
 // something was deleted counts.
-func (s *Store) pull(ctx context.Context, sysctx *types.SystemContext, named reference.Named) (string, error) {
+func (s *Store) pull(ctx context.Context, sysctx *types.SystemContext, rules *rules, named reference.Named) (string, error) {
 	for try := 1; ; try++ {
 		before := s.deletions.Load()
-		id, err := s.pullOnce(ctx, sysctx, named)
+		id, err := s.pullOnce(ctx, sysctx, rules, named)
 		switch {
 		case err == nil || ctx.Err() != nil || (s.deleting.Load() == 0 && s.deletions.Load() == before):
 			return id, err
@@ -106,12 +117,8 @@ func (s *Store) pull(ctx context.Context, sysctx *types.SystemContext, named ref
 	}
 }
 
-func (s *Store) pullOnce(ctx context.Context, sysctx *types.SystemContext, named reference.Named) (string, error) {
-	policy, err := s.config.policy()
-	if err != nil {
-		return "", err
-	}
-	pc, err := signature.NewPolicyContext(policy)
+func (s *Store) pullOnce(ctx context.Context, sysctx *types.SystemContext, rules *rules, named reference.Named) (string, error) {
+	pc, err := signature.NewPolicyContext(rules.policy)
 	if err != nil {
 		return "", err
 	}
@@ -186,8 +193,13 @@ func (s *Store) readRecipe(ctx context.Context, sysctx *types.SystemContext, pc 
 		}
 	}
 	r.instance = digest.FromBytes(r.raw)
-	if allowed, err := pc.IsRunningImageAllowed(ctx, img); !allowed {
-		return nil, nil, errors.Join(err, ErrSignature)
+	// Signatures that cannot be had are no verdict on them.
+	signatures, err := readSignatures(ctx, img)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := allow(ctx, pc, img); err != nil {
+		return nil, nil, err
 	}
 	info, layers, err := r.readManifest(kind, s.limits.image)
 	if err != nil {
@@ -200,8 +212,7 @@ func (s *Store) readRecipe(ctx context.Context, sysctx *types.SystemContext, pc 
 	if err := r.readConfig(config, layers); err != nil {
 		return nil, nil, err
 	}
-	signatures, err := readSignatures(ctx, img)
-	return r, signatures, err
+	return r, signatures, nil
 }
 
 // fetchConfig returns a config from the image that is here already, or fetches it.

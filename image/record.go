@@ -1,10 +1,12 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	unparsed "go.podman.io/image/v5/image"
@@ -34,7 +36,11 @@ type recordMetadata struct {
 func readSignatures(ctx context.Context, img *unparsed.UnparsedImage) ([]storedSignature, error) {
 	found, err := img.UntrustedSignatures(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("read signatures: %w", err)
+		err = fmt.Errorf("read signatures: %w", err)
+		if ctx.Err() == nil && classify(err) == nil { // they came, and are none
+			err = fmt.Errorf("%w: %w", ErrSignature, err)
+		}
+		return nil, err
 	}
 	var all []storedSignature
 	for _, s := range found {
@@ -74,7 +80,7 @@ func (r *recipe) parts(signatures []storedSignature) []storage.ImageBigDataOptio
 		for _, s := range signatures {
 			all = append(all, s...)
 		}
-		parts = append(parts, storage.ImageBigDataOption{Key: "signature-" + r.instance.Encoded(), Data: all, Digest: digest.FromBytes(all)})
+		parts = append(parts, storage.ImageBigDataOption{Key: signatureKey(r.instance), Data: all, Digest: digest.FromBytes(all)})
 	}
 	return parts
 }
@@ -82,6 +88,39 @@ func (r *recipe) parts(signatures []storedSignature) []storage.ImageBigDataOptio
 func manifestKey(d digest.Digest) string {
 	return storage.ImageDigestManifestBigDataNamePrefix + "-" + d.String()
 }
+
+// A manifest keeps at most that many signatures, and bytes of them: whoever serves it
+// under some name may add some.
+const (
+	maxSignatures     = 128
+	maxSignatureBytes = 4 << 20
+)
+
+// withEarlier adds to signatures those that earlier pulls brought of the same
+// manifest: another name of it, signed there, must not stop being so because of where it was
+// pulled from last. The newest come first and are kept.
+func (s *Store) withEarlier(r *recipe, meta *recordMetadata, signatures []storedSignature) []storedSignature {
+	all := signatures
+	// Without them, or where a kill left half of them, there is nothing to add.
+	data, _ := s.store.ImageBigData(r.id, signatureKey(r.instance))
+	for _, n := range meta.SignaturesSizes[r.instance] {
+		if n < 0 || n > len(data) {
+			break
+		}
+		all, data = append(all, data[:n]), data[n:]
+	}
+	var kept []storedSignature
+	total := 0
+	for _, one := range all {
+		if len(kept) == maxSignatures || total+len(one) > maxSignatureBytes || slices.ContainsFunc(kept, func(k storedSignature) bool { return bytes.Equal(k, one) }) {
+			continue
+		}
+		kept, total = append(kept, one), total+len(one)
+	}
+	return kept
+}
+
+func signatureKey(d digest.Digest) string { return "signature-" + d.Encoded() }
 
 // record writes the image's record. What an earlier pull of the same image brought
 // stays. Preconditions: the image's lock is held.
@@ -96,6 +135,7 @@ func (s *Store) record(r *recipe, signatures []storedSignature) (*storage.Image,
 	if meta.SignaturesSizes == nil {
 		meta.SignaturesSizes = map[digest.Digest][]int{}
 	}
+	signatures = s.withEarlier(r, &meta, signatures)
 	meta.SignatureSizes = nil // of no manifest in particular
 	delete(meta.SignaturesSizes, r.instance)
 	for _, sig := range signatures {

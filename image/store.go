@@ -55,11 +55,12 @@ type Store struct {
 	unpacking flights // layers, by id
 	blobs     blobs
 
-	images  keyLocks // by image id: pin and record of one image change together
-	locks   keyLocks // by container id
-	refresh sync.Mutex
-	usage   usageCache
-	permits permits
+	images   keyLocks // by image id: pin and record of one image change together
+	locks    keyLocks // by container id
+	refresh  sync.Mutex
+	usage    usageCache
+	permits  permits
+	policies policies
 
 	repaired []Problem // when the store was opened
 

@@ -50,7 +50,7 @@ type Config struct {
 // ImageStore is what sandboxes need of package image.
 type ImageStore interface {
 	Resolve(ctx context.Context, ref string) (*image.Image, error)
-	Permit(ctx context.Context, imageID, asked string) error
+	Permit(ctx context.Context, namespace, imageID, asked string) error
 	NewRootfs(ctx context.Context, containerID, imageID string) error
 	Mount(ctx context.Context, containerID string, readonly bool) (*sys.FD, error)
 	RemoveRootfs(ctx context.Context, containerID string) error

@@ -184,7 +184,7 @@ func (c *Container) checkRequest(ctx context.Context) (*image.Image, error) {
 	if asked == "" {
 		asked = ref
 	}
-	if err := c.pod.m.cfg.Images.Permit(ctx, img.ID, asked); err != nil {
+	if err := c.pod.m.cfg.Images.Permit(ctx, c.pod.config.GetMetadata().GetNamespace(), img.ID, asked); err != nil {
 		return nil, imageError(err)
 	}
 	c.record.Image = imageRecord{ID: img.ID, Ref: img.ID, Name: ref}

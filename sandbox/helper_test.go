@@ -197,7 +197,7 @@ type testImages struct {
 	roots map[string]string
 }
 
-func (s *testImages) Permit(_ context.Context, _, asked string) error {
+func (s *testImages) Permit(_ context.Context, _, _, asked string) error {
 	if asked == "forbidden" {
 		return fmt.Errorf("use image: %w", image.ErrSignature)
 	}

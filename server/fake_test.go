@@ -135,8 +135,8 @@ func many[T any](f *fake, only string, entry func(id string) T) (out []T) {
 // fakeImages is apart because its verbs have the same names.
 type fakeImages struct{ *fake }
 
-func (f fakeImages) Pull(ctx context.Context, ref string, _ *image.Auth) (string, error) {
-	return imageID, f.call(ctx, "Pull", ref)
+func (f fakeImages) PullFor(ctx context.Context, namespace, ref string, _ *image.Auth) (string, error) {
+	return imageID, f.call(ctx, "Pull", namespace, ref)
 }
 func (f fakeImages) List(ctx context.Context, ref string) ([]image.Image, error) {
 	return many(f.fake, imageID, func(id string) image.Image {

@@ -17,7 +17,7 @@ func (s *Server) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) 
 	if err := s.checkPullImage(r); err != nil {
 		return nil, err
 	}
-	id, err := s.cfg.Images.Pull(ctx, r.GetImage().GetImage(), auth(r.GetAuth()))
+	id, err := s.cfg.Images.PullFor(ctx, r.GetSandboxConfig().GetMetadata().GetNamespace(), r.GetImage().GetImage(), auth(r.GetAuth()))
 	if err != nil {
 		return nil, err
 	}

@@ -43,7 +43,7 @@ type Manager interface {
 
 // Images is what the Server needs of image.Store.
 type Images interface {
-	Pull(ctx context.Context, ref string, auth *image.Auth) (id string, err error)
+	PullFor(ctx context.Context, namespace, ref string, auth *image.Auth) (id string, err error)
 	List(ctx context.Context, ref string) ([]image.Image, error)
 	Status(ctx context.Context, ref string) (*image.Image, error)
 	Remove(ctx context.Context, ref string) error

@@ -46,6 +46,9 @@ type ImageConfig struct {
 	RegistriesConf    string `toml:"registries_conf" flag:"registries-conf" help:"a containers-registries.conf(5) (default: /etc/containers/registries.conf if it is there)"`
 	RegistriesConfDir string `toml:"registries_conf_dir" flag:"registries-conf-dir" help:"its drop-ins (default: its name with .d)"`
 	Policy            string `toml:"policy" flag:"policy" help:"a containers-policy.json(5) (default: /etc/containers/policy.json if it is there)"`
+	PolicyDir         string `toml:"policy_dir" flag:"policy-dir" default:"/etc/vitrine/policies" help:"policies for the pods of single namespaces, NAMESPACE.json, in place of the node's"`
+	RegistriesDir     string `toml:"registries_dir" flag:"registries-dir" default:"/etc/containers/registries.d" help:"a containers-registries.d(5): where signatures are"`
+	CertsDir          string `toml:"certs_dir" flag:"certs-dir" help:"a containers-certs.d(5): certificates for registries (default: /etc/containers/certs.d, then /etc/docker/certs.d)"`
 	AuthFile          string `toml:"auth_file" flag:"auth-file" help:"a containers-auth.json(5) for pulls without credentials (default: none)"`
 
 	TokenHosts []string `toml:"token_hosts" flag:"token-hosts" help:"hosts that registries of other sites may have credentials turned into tokens at"`
