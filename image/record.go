@@ -46,7 +46,9 @@ func readSignatures(ctx context.Context, img *unparsed.UnparsedImage) ([]storedS
 	for _, s := range found {
 		switch s := any(s).(type) {
 		case interface{ UntrustedSignature() []byte }:
-			all = append(all, s.UntrustedSignature())
+			// With its kind before it: a registry may call anything a signature, and
+			// what the library would have to guess it may refuse, with all others.
+			all = append(all, append([]byte("\x00simple-signing\n"), s.UntrustedSignature()...))
 		case interface {
 			UntrustedMIMEType() string
 			UntrustedPayload() []byte
