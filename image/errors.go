@@ -41,6 +41,9 @@ var (
 	ErrInvalidAuth = errors.New("invalid credentials")
 )
 
+// kinds are all of them, and those of the limits. What says more about the cause comes first.
+var kinds = []error{ErrInvalidReference, ErrNotFound, ErrDenied, ErrSignature, ErrUnavailable, ErrLimit, ErrCorrupt, ErrUnsupported, ErrInvalidAuth}
+
 // classify returns the sentinel that stands for an error of the image library,
 // or nil. Types decide as far as the library has them; the last few cases exist
 // only as text.
@@ -48,7 +51,7 @@ func classify(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return nil
 	}
-	for _, s := range []error{ErrNotFound, ErrInvalidReference, ErrUnavailable, ErrDenied, ErrSignature, ErrUnsupported, ErrInvalidAuth, ErrLimit, ErrCorrupt} {
+	for _, s := range kinds {
 		if errors.Is(err, s) {
 			return nil // already said
 		}
@@ -137,20 +140,32 @@ func classifyText(text string) error {
 // and errors of a pull end up in the events of a pod, which more people read
 // than the secret.
 func pullError(ref string, err error, secrets []string) error {
-	kind := classify(err)
-	text := err.Error()
-	clean := redact(text, secrets)
-	if clean != text {
-		// The original stays out of the chain: whoever unwraps could print it.
-		if kind == nil {
-			return fmt.Errorf("pull %s: %s", ref, clean)
+	err = withoutSecrets(err, secrets)
+	if kind := classify(err); kind != nil {
+		return fmt.Errorf("pull %s: %w: %w", ref, kind, err)
+	}
+	return fmt.Errorf("pull %s: %w", ref, err)
+}
+
+// withoutSecrets takes secrets out of the text of err. Where there are some, only its
+// kind stays of the original: whoever unwraps it could print it.
+func withoutSecrets(err error, secrets []string) error {
+	if err == nil {
+		return nil
+	}
+	clean := redact(err.Error(), secrets)
+	if clean == err.Error() {
+		return err
+	}
+	for _, s := range kinds {
+		if errors.Is(err, s) {
+			return fmt.Errorf("%w: %s", s, clean)
 		}
-		return fmt.Errorf("pull %s: %w: %s", ref, kind, clean)
 	}
-	if kind == nil {
-		return fmt.Errorf("pull %s: %w", ref, err)
+	if s := classify(err); s != nil {
+		return fmt.Errorf("%w: %s", s, clean)
 	}
-	return fmt.Errorf("pull %s: %w: %w", ref, kind, err)
+	return errors.New(clean)
 }
 
 // redact replaces each secret in text. Very short ones stay: replacing every "a"

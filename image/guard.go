@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/net/publicsuffix"
 
+	"go.podman.io/image/v5/docker"
 	"go.podman.io/image/v5/docker/reference"
-	"go.podman.io/image/v5/pkg/docker/config"
 	"go.podman.io/image/v5/pkg/sysregistriesv2"
 	"go.podman.io/image/v5/types"
 )
@@ -35,10 +35,14 @@ type guard struct {
 	endpoints map[string]endpoint // by host:port
 	secret    bool                // there are credentials to keep
 	allowed   []string            // hosts that may have them, besides the registries' sites
+	// signatures are where registries.d says that signatures lie. The node says so and
+	// no registry, and what lies there proves itself: any address will do, without TLS as well.
+	signatures []*url.URL
 
 	mu sync.Mutex
-	// naming holds the registries that were asked /v2/ and nothing else since:
-	// what comes next may be a realm.
+	// naming holds the registry that was asked /v2/ and nothing else since: what comes
+	// next may be a realm. The places are tried one after the other, so that the next
+	// one's /v2/ ends the hope for an answer of the last one's.
 	naming map[string]bool
 	realms map[string]bool // hosts that were accepted as one
 }
@@ -46,32 +50,37 @@ type guard struct {
 // endpoint is a place that registries.conf lets an image come from.
 type endpoint struct{ insecure bool }
 
-// newGuard allows the places that a pull of named may go to. sys has the
-// credentials of the pull.
-func newGuard(sys *types.SystemContext, named reference.Named, allowed []string) (*guard, error) {
-	g := &guard{endpoints: map[string]endpoint{}, allowed: allowed, naming: map[string]bool{}, realms: map[string]bool{}}
-	g.secret = sys.DockerBearerRegistryToken != "" || sys.DockerAuthConfig != nil
-	if !g.secret {
-		found, err := config.GetCredentialsForRef(sys, named)
-		if err != nil {
-			return nil, fmt.Errorf("read credentials: %w", err)
-		}
-		g.secret = found != types.DockerAuthConfig{}
-	}
+// pullSources returns the places that registries.conf lets an image come from, in order.
+func pullSources(sys *types.SystemContext, named reference.Named) ([]sysregistriesv2.PullSource, error) {
 	reg, err := sysregistriesv2.FindRegistry(sys, named.Name())
 	if err != nil {
 		return nil, fmt.Errorf("read registries.conf: %w", err)
 	}
 	if reg == nil {
-		g.add(reference.Domain(named), false)
-		return g, nil
+		return []sysregistriesv2.PullSource{{Reference: named}}, nil
 	}
 	sources, err := reg.PullSourcesFromReference(named)
 	if err != nil {
 		return nil, fmt.Errorf("read registries.conf: %w", err)
 	}
+	return sources, nil
+}
+
+// newGuard allows requests to these places. secret says whether there are credentials
+// for any of them.
+func newGuard(sys *types.SystemContext, sources []sysregistriesv2.PullSource, secret bool, allowed []string) (*guard, error) {
+	g := &guard{endpoints: map[string]endpoint{}, secret: secret, allowed: allowed, naming: map[string]bool{}, realms: map[string]bool{}}
 	for _, s := range sources {
 		g.add(reference.Domain(s.Reference), s.Endpoint.Insecure)
+		ref, err := docker.NewReference(s.Reference)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrInvalidReference, err)
+		}
+		aside, err := docker.SignatureStorageBaseURL(sys, ref, false)
+		if err != nil {
+			return nil, fmt.Errorf("read registries.d: %w", err)
+		}
+		g.signatures = append(g.signatures, aside)
 	}
 	return g, nil
 }
@@ -96,17 +105,40 @@ func (g *guard) check(u *url.URL) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	e, own := g.endpoints[host]
+	if !own && !g.anyNaming() && g.signature(u) {
+		return nil
+	}
 	if u.Scheme != "https" && (u.Scheme != "http" || !g.plain(e, own)) {
 		return fmt.Errorf("not over %.10q: the registry is not configured as insecure", u.Scheme)
 	}
 	if own {
-		g.naming[host] = strings.TrimSuffix(u.Path, "/") == "/v2"
+		asks := strings.TrimSuffix(u.Path, "/") == "/v2"
+		if asks {
+			clear(g.naming)
+		}
+		g.naming[host] = asks
 		return nil
 	}
 	if err := g.outward(u); err != nil {
 		return err
 	}
 	return g.realm(u, host)
+}
+
+// signature reports whether something lies where signatures do.
+func (g *guard) signature(u *url.URL) bool {
+	return slices.ContainsFunc(g.signatures, func(s *url.URL) bool {
+		return u.Scheme == s.Scheme && u.Host == s.Host && strings.HasPrefix(u.Path, s.Path+"@")
+	})
+}
+
+func (g *guard) anyNaming() bool {
+	for _, on := range g.naming {
+		if on {
+			return true
+		}
+	}
+	return false
 }
 
 // plain says whether a request without TLS is acceptable: to an insecure registry,

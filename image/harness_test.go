@@ -296,3 +296,8 @@ func digestOf(tb testing.TB, x interface{ Digest() (v1.Hash, error) }) string {
 	must(tb, err)
 	return h.String()
 }
+
+func contextFor(tb testing.TB, d time.Duration) (context.Context, context.CancelFunc) {
+	tb.Helper()
+	return context.WithTimeout(context.Background(), d)
+}

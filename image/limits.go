@@ -46,6 +46,8 @@ type limits struct {
 	// answer is how long a registry may take for anything but a blob, all of its
 	// redirects, tokens and repetitions included.
 	answer time.Duration
+	// program is how long a credential program may take.
+	program time.Duration
 	// stall is how long a blob's data may take for minProgress bytes.
 	stall time.Duration
 	// minProgress over stall is the slowest rate of a download.
@@ -62,6 +64,7 @@ var defaultLimits = limits{
 	image:       128 << 30,
 	reserve:     256 << 20,
 	answer:      3 * time.Minute,
+	program:     30 * time.Second,
 	stall:       time.Minute,
 	minProgress: 1 << 20,
 	unpack:      30 * time.Minute,

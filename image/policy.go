@@ -128,15 +128,15 @@ func stampOf(path string) (string, error) {
 	return fmt.Sprint([]int64{int64(st.Dev), int64(st.Ino), st.Size, st.Mtim.Nano(), st.Ctim.Nano()}), nil
 }
 
-// namespaceName is what a file in PolicyDir can be called for: less than a path, and
-// at least all that Kubernetes calls a namespace.
-var namespaceName = regexp.MustCompile(`^[A-Za-z0-9][-A-Za-z0-9._]{0,249}$`)
+// plainName is what a file in PolicyDir can be called for, and a program: less than a
+// path, and at least all that Kubernetes calls a namespace.
+var plainName = regexp.MustCompile(`^[A-Za-z0-9][-A-Za-z0-9._]{0,249}$`)
 
 // policyFile returns the path of the policy that holds for a namespace, or "" if
 // there is none at all. A namespace whose name cannot be a file's has no policy of
 // its own; a policy that is there and cannot be reached is an error.
 func (c *Config) policyFile(namespace string) (string, error) {
-	if c.PolicyDir != "" && namespaceName.MatchString(namespace) {
+	if c.PolicyDir != "" && plainName.MatchString(namespace) {
 		path := filepath.Join(c.PolicyDir, namespace+".json")
 		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 			return path, err

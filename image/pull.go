@@ -127,13 +127,23 @@ func (s *Store) pullOnce(ctx context.Context, sysctx *types.SystemContext, rules
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", ErrInvalidReference, err)
 	}
-	watch, err := newGuard(sysctx, named, s.config.TokenHosts)
+	sources, err := pullSources(sysctx, named)
 	if err != nil {
 		return "", err
 	}
 	own := *sysctx
+	w, err := s.openWallet(ctx, &own, named, sources)
+	if err != nil {
+		return "", err
+	}
+	defer w.close()
+	watch, err := newGuard(sysctx, sources, sysctx.DockerAuthConfig != nil || len(w.found) > 0, s.config.TokenHosts)
+	if err != nil {
+		return "", err
+	}
 	own.DockerProxy = watch.proxy
-	return s.pullFrom(ctx, &own, pc, ref, named)
+	id, err := s.pullFrom(ctx, &own, pc, ref, named)
+	return id, w.explain(err)
 }
 
 // pullFrom takes an image out of a registry or an archive: first all that is said
