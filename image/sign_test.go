@@ -85,7 +85,6 @@ const (
 	sigstoreType      = "application/vnd.dev.cosign.simplesigning.v1+json"
 	sigstoreSignature = "dev.cosignproject.cosign/signature"
 	sigstoreCert      = "dev.sigstore.cosign/certificate"
-	sigstoreChain     = "dev.sigstore.cosign/chain"
 )
 
 // signSigstore signs as cosign does.

@@ -1,9 +1,14 @@
 package image
 
 import (
+	"crypto/ecdsa"
+	"crypto/x509"
+	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"strings"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -167,4 +172,82 @@ func TestKeyIsReplaced(t *testing.T) {
 	wantErr(t, "pull", second(w.Pull(soon(t), signedName, nil)), ErrSignature)
 	must(t, os.Remove(key.public))
 	wantErr(t, "create without a key", w.Permit(soon(t), "", id, signedName), ErrSignature)
+}
+
+// Through a mirror it is the image's own name that is signed, and not the mirror's.
+func TestSignaturesThroughMirrors(t *testing.T) {
+	for _, w := range signedWays(t) {
+		t.Run(w.name, func(t *testing.T) {
+			origin := newRegistry(t)
+			origin.push(t, "good/x:1", simple(t, "unsigned"))
+			w.write(w.conf.RegistriesConf, fmt.Sprintf("[[registry]]\nprefix = \"registry.example\"\nlocation = %q\ninsecure = true\n[[registry.mirror]]\nlocation = %q\ninsecure = true\n", origin.host, w.reg.host))
+			key := w.key(t)
+			w.write(w.conf.PolicyPath, w.require(key, ""))
+			for as, want := range map[string]bool{signedName: true, w.reg.host + "/good/x:1": false} {
+				img := simple(t, w.name+as)
+				m := manifestBytes(t, img)
+				w.reg.push(t, "good/x:1", img)
+				w.attach("good/x", m, key.sign(m, as))
+				w.wantPull(t, signedName, img, want)
+				equal(t, "requests to the registry behind", origin.requests("GET /v2/good"), 0)
+			}
+		})
+	}
+}
+
+// A server of signatures that is down is no verdict.
+func TestSignaturesUnavailable(t *testing.T) {
+	w := signedWays(t)[2]
+	key := w.key(t)
+	w.reg.push(t, "good/x:1", simple(t, "x"))
+	w.write(w.conf.PolicyPath, w.require(key, ""))
+	w.reg.setHook(func(rw http.ResponseWriter, r *http.Request) bool {
+		rw.Header().Set("X-Registry-Supports-Signatures", "1")
+		if strings.HasPrefix(r.URL.Path, "/extensions/") {
+			rw.WriteHeader(http.StatusServiceUnavailable)
+			return true
+		}
+		return false
+	})
+	_, err := w.Pull(soon(t), signedName, nil)
+	wantErr(t, "no signatures to be had", err, ErrUnavailable)
+	if errors.Is(err, ErrSignature) {
+		t.Errorf("%v", err)
+	}
+	(&hostile{env: w.env}).clean("unavailable")
+}
+
+// Certificates of one's own authority instead of a key, and who they are for.
+func TestSigstoreCertificates(t *testing.T) {
+	w := signedWays(t)[3]
+	ca, caKey := certificate(t, nil, nil, func(c *x509.Certificate) { c.IsCA = true })
+	roots := tempFile(t, pemOf(ca))
+	sign := func(m []byte, ca *x509.Certificate, caKey *ecdsa.PrivateKey, email string) seal {
+		leaf, key := certificate(t, ca, caKey, func(c *x509.Certificate) {
+			c.EmailAddresses, c.ExtKeyUsage = []string{email}, []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}
+		})
+		s := signSigstore(t, key, m, signedName)
+		s.annotations[sigstoreCert] = string(pemOf(leaf))
+		return s
+	}
+	w.write(w.conf.PolicyPath, fmt.Sprintf(`{"default":[{"type":"reject"}],"transports":{"docker":{"registry.example":[
+		{"type":"sigstoreSigned","pki":{"caRootsPath":%q,"subjectEmail":"builder@example.com"}}]}}}`, roots))
+	otherCA, otherKey := certificate(t, nil, nil, func(c *x509.Certificate) { c.IsCA = true })
+	for name, c := range map[string]struct {
+		ca    *x509.Certificate
+		key   *ecdsa.PrivateKey
+		email string
+		want  bool
+	}{
+		"right":             {ca, caKey, "builder@example.com", true},
+		"another person":    {ca, caKey, "intern@example.com", false},
+		"another authority": {otherCA, otherKey, "builder@example.com", false},
+	} {
+		img := simple(t, name)
+		m := manifestBytes(t, img)
+		w.reg.push(t, "good/x:1", img)
+		w.attach("good/x", m, sign(m, c.ca, c.key, c.email))
+		t.Log(name)
+		w.wantPull(t, signedName, img, c.want)
+	}
 }
