@@ -221,9 +221,9 @@ func TestRealRegistryToken(t *testing.T) {
 	cert, key := certificate(t, nil, nil, func(c *x509.Certificate) { c.IsCA = true })
 	bundle := tempFile(t, pemOf(cert))
 	srv := tokens(t, key, cert)
-	r := newRealRegistry(t, "", "auth:\n  token: {realm: \""+srv.URL+"/token\", service: test, issuer: test, rootcertbundle: "+bundle+"}\n").usedBy(e)
-	r.opts = []remote.Option{remote.WithAuth(&authn.Basic{Username: testUser, Password: testPassword})}
-	r.push(t, "x", simple(t, "x"))
+	storage := newRealRegistry(t, "", "") // who pushes refuses tokens from loopback
+	storage.push(t, "x", simple(t, "x"))
+	r := newRealRegistry(t, "", "proxy: {remoteurl: \"http://"+storage.host+"\"}\nauth:\n  token: {realm: \""+srv.URL+"/token\", service: test, issuer: test, rootcertbundle: "+bundle+"}\n").usedBy(e)
 	q, err := http.NewRequest(http.MethodGet, srv.URL+"/token?service=test&scope=repository:x:pull", nil)
 	must(t, err)
 	q.SetBasicAuth(testUser, testPassword)
