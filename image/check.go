@@ -258,7 +258,7 @@ func (c *checker) orphans(layers []storage.Layer) error {
 		owned[layers[i].ID] = true
 	}
 	for _, rec := range c.s.rootfses { // also of a layer that the library has forgotten
-		for _, id := range rec.Layers {
+		for _, id := range rec.layers() {
 			owned[id] = true
 		}
 	}

@@ -117,10 +117,21 @@ func (s *Store) mountOverlay(containerID string, ids []string, readonly bool) (*
 	if err := s.clearVolatile(containerID); err != nil {
 		return nil, err
 	}
-	if s.overlay == layersByMount {
-		return s.mountInScratch(containerID, ids, readonly)
+	attr := 0
+	if readonly {
+		attr = unix.MOUNT_ATTR_RDONLY
 	}
-	l, err := openLayers(s.roots, s.layers, containerID, ids)
+	return s.overlayOf(func(roots, layers *sys.FD) (*layerSet, error) { return openLayers(roots, layers, containerID, ids) }, attr)
+}
+
+// overlayOf makes a detached mount with the attributes attr of the directories that
+// open opens. open gets s.roots and s.layers, or the same directories seen from another
+// mount namespace.
+func (s *Store) overlayOf(open func(roots, layers *sys.FD) (*layerSet, error), attr int) (*sys.FD, error) {
+	if s.overlay == layersByMount {
+		return s.mountInScratch(open, attr)
+	}
+	l, err := open(s.roots, s.layers)
 	if err != nil {
 		return nil, err
 	}
@@ -132,10 +143,6 @@ func (s *Store) mountOverlay(containerID string, ids []string, readonly bool) (*
 	defer ctx.Close()
 	if err := configureOverlay(ctx, l, s.overlay); err != nil {
 		return nil, withKernelLog(ctx, err)
-	}
-	attr := 0
-	if readonly {
-		attr = unix.MOUNT_ATTR_RDONLY
 	}
 	return sys.FSMount(ctx, attr)
 }
@@ -158,7 +165,7 @@ func configureOverlay(ctx *sys.FD, l *layerSet, mode overlayMode) error {
 			return err
 		}
 	}
-	if l.upper != nil { // not in a probe
+	if l.upper != nil { // not in a volume, nor in a probe
 		if err := errors.Join(set("upperdir", l.upper), set("workdir", l.work), sys.FSConfigFlag(ctx, overlayVolatile)); err != nil {
 			return err
 		}
@@ -191,23 +198,31 @@ func procPath(fd *sys.FD) string { return "/proc/self/fd/" + strconv.Itoa(fd.Int
 // mountInScratch is the way of kernels before 6.5: mount(2) on a directory of a
 // mount namespace that lives as long as one thread, from where open_tree takes a
 // detached copy. The thread ends with its namespace, so nothing is left to clean.
-func (s *Store) mountInScratch(containerID string, ids []string, readonly bool) (*sys.FD, error) {
+func (s *Store) mountInScratch(open func(roots, layers *sys.FD) (*layerSet, error), attr int) (*sys.FD, error) {
 	var fd *sys.FD
 	err := sys.OnLostThread(func() (err error) {
-		fd, err = s.scratchMount(containerID, ids, readonly)
+		fd, err = s.scratchMount(open, attr)
 		return err
 	})
 	return fd, err
 }
 
-// scratchMount does mountInScratch's work. Preconditions: the thread is locked
-// and will not be used again.
-func (s *Store) scratchMount(containerID string, ids []string, readonly bool) (*sys.FD, error) {
+// leaveMounts gives the calling thread a mount namespace of its own, from which nothing
+// gets back. Preconditions: the thread is locked and will not be used again.
+func leaveMounts() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return nil, fmt.Errorf("unshare mount namespace: %w", err)
+		return fmt.Errorf("unshare mount namespace: %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return nil, fmt.Errorf("make mounts private: %w", err)
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	return nil
+}
+
+// scratchMount does mountInScratch's work. Preconditions: as leaveMounts.
+func (s *Store) scratchMount(open func(roots, layers *sys.FD) (*layerSet, error), attr int) (*sys.FD, error) {
+	if err := leaveMounts(); err != nil {
+		return nil, err
 	}
 	// overlayfs takes no directory from another mount namespace, so the store's
 	// own descriptors do not do.
@@ -221,7 +236,7 @@ func (s *Store) scratchMount(containerID string, ids []string, readonly bool) (*
 		return nil, err
 	}
 	defer roots.Close()
-	l, err := openLayers(roots, layers, containerID, ids)
+	l, err := open(roots, layers)
 	if err != nil {
 		return nil, err
 	}
@@ -234,14 +249,13 @@ func (s *Store) scratchMount(containerID string, ids []string, readonly bool) (*
 	// needs that.
 	target := s.config.tmp()
 	if err := unix.Mount("overlay", target, "overlay", 0, opts); err != nil {
-		return nil, &fs.PathError{Op: "mount overlay", Path: containerID, Err: err}
+		return nil, &fs.PathError{Op: "mount", Path: "overlay", Err: err}
 	}
 	fd, err := sys.OpenTree(unix.AT_FDCWD, target, unix.OPEN_TREE_CLONE)
-	if err != nil || !readonly {
+	if err != nil || attr == 0 {
 		return fd, err
 	}
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
-	if err := sys.MountSetattr(fd.Int(), "", unix.AT_EMPTY_PATH, &attr); err != nil {
+	if err := sys.MountSetattr(fd.Int(), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: uint64(attr)}); err != nil {
 		return nil, errors.Join(err, fd.Close())
 	}
 	return fd, nil
@@ -253,8 +267,9 @@ func mountOptions(l *layerSet) (string, error) {
 	for i, fd := range l.lower {
 		lower[i] = procPath(fd)
 	}
-	opts := []string{
-		"lowerdir=" + strings.Join(lower, ":"), "upperdir=" + procPath(l.upper), "workdir=" + procPath(l.work), overlayVolatile,
+	opts := []string{"lowerdir=" + strings.Join(lower, ":")}
+	if l.upper != nil {
+		opts = append(opts, "upperdir="+procPath(l.upper), "workdir="+procPath(l.work), overlayVolatile)
 	}
 	for _, o := range overlayOptions {
 		opts = append(opts, o[0]+"="+o[1])

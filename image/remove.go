@@ -193,7 +193,7 @@ func (s *Store) layersInUse() (map[string]bool, error) {
 		return nil, nil
 	}
 	for _, rec := range s.rootfses {
-		for _, id := range rec.Layers {
+		for _, id := range rec.layers() {
 			used[id] = true
 		}
 	}

@@ -27,8 +27,13 @@ const (
 
 const (
 	recordVersion = 1
-	// maxRecord is above a record with the 500 layers that overlayfs can stack.
-	maxRecord = 1 << 20
+	// volumesVersion is that of records with volumes. A daemon that knows nothing of
+	// these cannot read them, and keeps every layer.
+	volumesVersion = 2
+	// maxRecord is above a record with maxVolumes images of the 500 layers that overlayfs can stack.
+	maxRecord = 8 << 20
+	// maxVolumes bounds the images that one container has as volumes.
+	maxVolumes = 200
 )
 
 // rootfs is the record of a container's root filesystem. It names the layers
@@ -37,6 +42,7 @@ type rootfs struct {
 	Version int      `json:"version"`
 	Image   string   `json:"image"`  // without "sha256:"
 	Layers  []string `json:"layers"` // top first
+	Volumes []used   `json:"volumes,omitempty"`
 	// Boot is the kernel's boot id when the directory was made. The upper
 	// directory is mounted volatile: after a crash of the machine it holds
 	// whatever happened to be written back, and no container may go on from it.
@@ -47,13 +53,14 @@ type rootfs struct {
 var errForeignBoot = errors.New("root filesystem is from before the last boot")
 
 // NewRootfs gives a container a root filesystem of the image with the given id
-// (as in Image.ID). The image's layers stay until RemoveRootfs, whatever happens
-// to the image. Calling it again for the same container and image does nothing.
+// (as in Image.ID), and lets it mount further images as volumes. The layers of all of them stay until
+// RemoveRootfs, whatever happens to the images. Calling it again for the same container
+// and images does nothing.
 //
 // containerID becomes a directory name: letters, digits, ".", "_" and "-", at
 // most 128, not beginning with a dot. Errors match ErrNotFound for an unknown
-// image. After an error, and after a crash at any point, RemoveRootfs cleans up.
-func (s *Store) NewRootfs(ctx context.Context, containerID, imageID string) error {
+// image, ErrLimit for too many volumes. After an error, and after a crash at any point, RemoveRootfs cleans up.
+func (s *Store) NewRootfs(ctx context.Context, containerID, imageID string, volumes ...string) error {
 	if err := checkContainerID(containerID); err != nil {
 		return err
 	}
@@ -62,7 +69,7 @@ func (s *Store) NewRootfs(ctx context.Context, containerID, imageID string) erro
 	}
 	unlock := s.locks.lock(containerID)
 	defer unlock()
-	rec, err := s.claim(containerID, imageID)
+	rec, err := s.claim(containerID, imageID, volumes)
 	if err != nil {
 		return fmt.Errorf("make root filesystem of container %s: %w", containerID, err)
 	}
@@ -72,29 +79,50 @@ func (s *Store) NewRootfs(ctx context.Context, containerID, imageID string) erro
 	return nil
 }
 
-// claim counts the container among the image's users, from one lock to the next:
+// claim counts the container among the users of its images, from one lock to the next:
 // a removal sees the user, or the user no image.
-func (s *Store) claim(containerID, imageID string) (*rootfs, error) {
-	key, _ := strings.CutPrefix(imageID, idPrefix)
+func (s *Store) claim(containerID, imageID string, volumes []string) (*rootfs, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, broken := s.broken[containerID]; broken {
 		return nil, errors.New("its record cannot be read")
 	}
 	if rec := s.rootfses[containerID]; rec != nil {
-		if rec.Image != key {
-			return nil, fmt.Errorf("it has one of image %s%s", idPrefix, rec.Image)
+		if !rec.isOf(imageID, volumes) {
+			return nil, fmt.Errorf("it has one of image %s%s, or other volumes", idPrefix, rec.Image)
 		}
 		return rec, nil
 	}
+	root, err := s.usable(imageID)
+	if err != nil {
+		return nil, err
+	}
+	rec := &rootfs{Version: recordVersion, Image: root.Image, Layers: root.Layers, Boot: s.boot}
+	for _, id := range volumes {
+		v, err := s.usable(id)
+		if err != nil {
+			return nil, fmt.Errorf("image volume: %w", err)
+		}
+		rec.addVolume(v)
+	}
+	if len(rec.Volumes) > maxVolumes {
+		return nil, limitError("images as volumes of a container", maxVolumes, "")
+	}
+	s.rootfses[containerID] = rec
+	for _, u := range rec.images() {
+		s.users[u.Image]++
+	}
+	return rec, nil
+}
+
+// usable returns an image that is listed. Preconditions: mu is held.
+func (s *Store) usable(id string) (used, error) {
+	key, _ := strings.CutPrefix(id, idPrefix)
 	e := s.view.byID[key]
 	if e == nil || s.removing[key] {
-		return nil, fmt.Errorf("%w: %s", ErrNotFound, imageID)
+		return used{}, fmt.Errorf("%w: %s", ErrNotFound, id)
 	}
-	rec := &rootfs{Version: recordVersion, Image: key, Layers: e.layers, Boot: s.boot}
-	s.rootfses[containerID] = rec
-	s.users[key]++
-	return rec, nil
+	return used{key, e.layers}, nil
 }
 
 // makeRootfs makes the directories, the record before anything that it is the
@@ -196,13 +224,13 @@ func (s *Store) RemoveRootfs(ctx context.Context, containerID string) error {
 	if err := s.removeContainerDir(ctx, containerID); err != nil {
 		return fmt.Errorf("remove root filesystem of container %s: %w", containerID, err)
 	}
-	key, last := s.release(containerID)
-	if !last {
-		return nil
+	var errs []error
+	for _, key := range s.release(containerID) {
+		unlockImage := s.images.lock(key)
+		errs = append(errs, s.unpinLocked(key))
+		unlockImage()
 	}
-	unlockImage := s.images.lock(key)
-	defer unlockImage()
-	return s.unpinLocked(key)
+	return errors.Join(errs...)
 }
 
 // removeContainerDir deletes the record only after everything else: as long as
@@ -240,22 +268,23 @@ func (s *Store) removeContainerDir(ctx context.Context, containerID string) erro
 	return nil
 }
 
-// release forgets a container. It returns the image that it used, and whether
-// that image has no other user now.
-func (s *Store) release(containerID string) (key string, last bool) {
+// release forgets a container. It returns the images that have no other user now.
+func (s *Store) release(containerID string) (unused []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.broken, containerID)
 	rec := s.rootfses[containerID]
 	if rec == nil {
-		return "", false
+		return nil
 	}
 	delete(s.rootfses, containerID)
-	if s.users[rec.Image]--; s.users[rec.Image] > 0 {
-		return rec.Image, false
+	for _, u := range rec.images() {
+		if s.users[u.Image]--; s.users[u.Image] <= 0 {
+			delete(s.users, u.Image)
+			unused = append(unused, u.Image)
+		}
 	}
-	delete(s.users, rec.Image)
-	return rec.Image, true
+	return unused
 }
 
 // Rootfses returns the ids of all containers that have anything here, half-made
@@ -288,7 +317,9 @@ func (s *Store) loadRootfses() error {
 			s.broken[id] = struct{}{}
 		default:
 			s.rootfses[id] = rec
-			s.users[rec.Image]++
+			for _, u := range rec.images() {
+				s.users[u.Image]++
+			}
 		}
 	}
 	return nil
@@ -303,10 +334,15 @@ func (s *Store) readRecord(id string) (*rootfs, error) {
 	if err := json.Unmarshal(data, rec); err != nil {
 		return nil, err
 	}
-	if rec.Version != recordVersion || !isHex(rec.Image) || len(rec.Image) != idDigits {
+	if rec.Version != recordVersion && rec.Version != volumesVersion {
 		return nil, fmt.Errorf("record of version %d", rec.Version)
 	}
-	for _, l := range rec.Layers {
+	for _, u := range rec.images() {
+		if !isHex(u.Image) || len(u.Image) != idDigits {
+			return nil, fmt.Errorf("image %.100q", u.Image)
+		}
+	}
+	for _, l := range rec.layers() {
 		if l == "" || !isHex(l) {
 			return nil, fmt.Errorf("layer %q", l)
 		}

@@ -122,7 +122,7 @@ func (s *Store) finished() map[string]bool {
 		}
 	}
 	for _, rec := range s.rootfses { // of images that were removed
-		for _, l := range rec.Layers {
+		for _, l := range rec.layers() {
 			done[l] = true
 		}
 	}
