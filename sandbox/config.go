@@ -51,7 +51,8 @@ type Config struct {
 type ImageStore interface {
 	Resolve(ctx context.Context, ref string) (*image.Image, error)
 	Permit(ctx context.Context, namespace, imageID, asked string) error
-	NewRootfs(ctx context.Context, containerID, imageID string) error
+	NewRootfs(ctx context.Context, containerID, imageID string, volumes ...string) error
+	MountVolume(ctx context.Context, containerID, imageID, subPath string) (*sys.FD, error)
 	Mount(ctx context.Context, containerID string, readonly bool) (*sys.FD, error)
 	RemoveRootfs(ctx context.Context, containerID string) error
 	Rootfses() ([]string, error)

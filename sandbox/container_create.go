@@ -134,7 +134,7 @@ func (c *Container) bringUp(ctx context.Context, op *operation) (err error) {
 	defer func() { p.close() }()
 
 	op.at("mount root file system")
-	if err := m.cfg.Images.NewRootfs(ctx, c.id, img.ID); err != nil {
+	if err := m.cfg.Images.NewRootfs(ctx, c.id, img.ID, c.volumeImages()...); err != nil {
 		return fmt.Errorf("make root file system: %w", imageError(err))
 	}
 	// The program makes the root read-only itself, after the mount points were made in it.
@@ -163,7 +163,7 @@ func (c *Container) gather(ctx context.Context, op *operation, s *specs.Spec, p 
 		made <- err
 	}()
 	op.at("open volumes")
-	mounts, err := c.pod.m.volumes.openAll(ctx, op, c.pod.dir, s.Mounts)
+	mounts, err := c.pod.m.volumes.openAll(ctx, op, c.openers(), s.Mounts)
 	p.mounts = mounts
 	op.at("make cgroup")
 	return errors.Join(err, <-made)
@@ -193,6 +193,9 @@ func (c *Container) checkRequest(ctx context.Context) (*image.Image, error) {
 	}
 	if len(img.RepoTags) != 0 {
 		c.record.Image.Name = img.RepoTags[0]
+	}
+	if err := c.resolveVolumes(ctx); err != nil {
+		return nil, err
 	}
 	if c.record.LogPath, err = spec.LogPath(c.pod.plan, c.config); err != nil {
 		return nil, err
@@ -234,6 +237,7 @@ func (c *Container) buildSpec(root *sys.FD, img *image.Image) (*specs.Spec, erro
 	in := spec.Input{
 		ID: c.id, Container: c.config, Pod: c.pod.plan, Image: img.Config, User: user,
 		Files: c.pod.files(), Host: c.pod.m.host, CgroupsPath: c.record.Cgroup,
+		Volumes: c.volumesByMount(),
 	}
 	if in.Devices, err = lookUpDevices(c.config.GetDevices()); err != nil {
 		return nil, err

@@ -40,7 +40,7 @@ func (c *Container) message() *runtimeapi.ContainerStatus {
 		CreatedAt: f.Created, StartedAt: f.Started, FinishedAt: f.Finished, ExitCode: f.ExitCode,
 		Image: c.imageSpec(), ImageRef: c.record.Image.Ref, ImageId: c.record.Image.ID,
 		Reason: f.Reason, Message: f.Message, Labels: c.config.GetLabels(), Annotations: c.config.GetAnnotations(),
-		Mounts: c.config.GetMounts(), LogPath: c.record.LogPath,
+		Mounts: c.mountsShown(), LogPath: c.record.LogPath,
 		Resources:  &runtimeapi.ContainerResources{Linux: c.limits.Load().took},
 		StopSignal: runtimeapi.Signal(c.record.CRISig),
 		User: &runtimeapi.ContainerUser{Linux: &runtimeapi.LinuxContainerUser{

@@ -23,4 +23,6 @@ var (
 	ErrUnavailable = errors.New("unavailable")
 	// ErrUnimplemented: legal, but not served by this version.
 	ErrUnimplemented = spec.ErrUnimplemented
+	// ErrImageVolume: beside one of the others, it was about an image that was to be mounted.
+	ErrImageVolume = spec.ErrImageVolume
 )

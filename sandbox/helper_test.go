@@ -212,7 +212,7 @@ func (s *testImages) Resolve(_ context.Context, ref string) (*image.Image, error
 		RepoDigests: []string{"localhost/test@sha256:" + strings.Repeat("b", 64)}, Config: s.config}, nil
 }
 
-func (s *testImages) NewRootfs(ctx context.Context, id, _ string) error {
+func (s *testImages) NewRootfs(ctx context.Context, id, _ string, _ ...string) error {
 	if s.block != nil {
 		select {
 		case <-s.block:
@@ -269,6 +269,13 @@ func (s *testImages) Mount(_ context.Context, id string, _ bool) (*sys.FD, error
 	root := s.roots[id]
 	s.mu.Unlock()
 	return sys.OpenTree(unix.AT_FDCWD, root, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+}
+
+func (s *testImages) MountVolume(_ context.Context, _, id, sub string) (*sys.FD, error) {
+	if sub == "missing" {
+		return nil, fmt.Errorf("mount image %s: %w", id, image.ErrSubPath)
+	}
+	return sys.OpenTree(unix.AT_FDCWD, s.dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 }
 
 func (s *testImages) RemoveRootfs(_ context.Context, id string) error {

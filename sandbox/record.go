@@ -39,6 +39,7 @@ type containerRecord struct {
 	Pod     string          `json:"pod"`
 	Config  json.RawMessage `json:"config"` // ContainerConfig
 	Image   imageRecord     `json:"image"`
+	Volumes []volumeRecord  `json:"imageVolumes,omitempty"`
 	User    userRecord      `json:"user"`
 	Signal  int             `json:"stopSignal"`
 	CRISig  int32           `json:"stopSignalCRI"`
@@ -54,6 +55,12 @@ type imageRecord struct {
 	ID   string `json:"id"`
 	Ref  string `json:"ref"`  // repo@digest, or the id
 	Name string `json:"name"` // repo:tag, or what the request said
+}
+
+// volumeRecord is an image that is mounted.
+type volumeRecord struct {
+	Mount int    `json:"mount"` // index in the request
+	ID    string `json:"id"`
 }
 
 // userRecord is who the first process runs as.

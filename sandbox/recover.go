@@ -193,6 +193,11 @@ func (c *Container) load() error {
 	if err := decodeMessage(r.Config, c.config); err != nil {
 		return err
 	}
+	for _, v := range r.Volumes {
+		if v.Mount < 0 || v.Mount >= len(c.config.GetMounts()) || c.config.GetMounts()[v.Mount].GetImage() == nil {
+			return fmt.Errorf("record in %s has an image for mount %d, which is of none", c.dir, v.Mount)
+		}
+	}
 	c.record = *r
 	f := r.Facts
 	c.facts.Store(&f)

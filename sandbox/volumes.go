@@ -32,10 +32,15 @@ func newVolumeOpener(limit time.Duration) *volumeOpener {
 	return &volumeOpener{limit: limit, stuck: map[string]chan struct{}{}}
 }
 
+// openers open the sources of a container that are not strangers' paths.
+type openers struct {
+	own   string                                                    // the pod's directory: what is below it is ours and on no server
+	image func(ctx context.Context, m specs.Mount) (*sys.FD, error) // of image volumes
+}
+
 // openAll opens the sources of all bind mounts, by their index. The caller closes them. On an error
-// nothing stays open. What lies below own, the pod's directory, is ours and on no server: it is opened without
-// the precautions.
-func (v *volumeOpener) openAll(ctx context.Context, op *operation, own string, mounts []specs.Mount) (map[int]*sys.FD, error) {
+// nothing stays open. What is of the openers is opened without the precautions.
+func (v *volumeOpener) openAll(ctx context.Context, op *operation, o openers, mounts []specs.Mount) (map[int]*sys.FD, error) {
 	out := map[int]*sys.FD{}
 	for i, m := range mounts {
 		if m.Type != "bind" {
@@ -43,7 +48,10 @@ func (v *volumeOpener) openAll(ctx context.Context, op *operation, own string, m
 		}
 		op.at("open volume " + m.Source)
 		open := v.open
-		if strings.HasPrefix(m.Source, own+"/") {
+		switch {
+		case !spec.OnHost(m):
+			open = o.image
+		case strings.HasPrefix(m.Source, o.own+"/"):
 			open = func(_ context.Context, m specs.Mount) (*sys.FD, error) { return openVolume(m) }
 		}
 		fd, err := open(ctx, m)

@@ -49,15 +49,21 @@ func (s *Server) checkMountSource(m *runtimeapi.Mount) error {
 		}
 		return text("host_path", m.GetHostPath(), required, absolute, noParent, pathMax)
 	}
+	var err error
 	if m.GetHostPath() != "" {
-		return bad("host_path", m.GetHostPath(), "must be empty with an image")
+		err = bad("host_path", m.GetHostPath(), "must be empty with an image")
 	}
-	err := first(
+	err = first(
+		err,
 		at("image", s.checkImage(m.GetImage())),
+		optional("image.image_ref", m.GetImage().GetImageRef(), reference),
 		optional("image_sub_path", m.GetImageSubPath(), relative, noParent, pathMax),
 	)
 	if err == nil && !m.GetReadonly() {
 		err = wrong("readonly", "must be true for an image")
+	}
+	if err == nil && m.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL {
+		err = bad("propagation", m.GetPropagation().String(), "must not be bidirectional for an image")
 	}
 	if err == nil && !s.cfg.Features.ImageVolumes {
 		err = unsupported("image", "image volumes are")

@@ -56,6 +56,7 @@ var kinds = []struct {
 var prefixes = []struct{ err, word error }{
 	{image.ErrUnavailable, crierrors.ErrRegistryUnavailable},
 	{image.ErrSignature, crierrors.ErrSignatureValidationFailed},
+	{sandbox.ErrImageVolume, crierrors.ErrImageVolumeMountFailed}, // last, and so the first word
 }
 
 // toStatus gives an error its gRPC code and text. It is the only place that does.

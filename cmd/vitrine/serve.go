@@ -233,6 +233,7 @@ func (d *daemon) serverConfig(cfg *Config, streams server.Streams) server.Config
 			RecursiveReadOnly:        recursiveReadOnly(),
 			SupplementalGroupsPolicy: true,
 			MountOptions:             true,
+			ImageVolumes:             true,
 		},
 		Info: func() map[string]any {
 			// stateDir is where tools that know other runtimes look.

@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -249,6 +251,13 @@ func TestBuildRefusesSecurity(t *testing.T) {
 }
 
 func TestBuildRefusesVolumes(t *testing.T) {
+	volume := func(edit func(*runtimeapi.Mount)) func(*Input) {
+		return func(in *Input) {
+			m := &runtimeapi.Mount{ContainerPath: "/i", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "x"}}
+			edit(m)
+			in.Container.Mounts = []*runtimeapi.Mount{m}
+		}
+	}
 	mount := func(m *runtimeapi.Mount) func(*Input) {
 		return func(in *Input) {
 			if m.HostPath == "" {
@@ -277,9 +286,13 @@ func TestBuildRefusesVolumes(t *testing.T) {
 			Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER}), ErrInvalid},
 		{"mounts[0].mount_options[0]", mount(&runtimeapi.Mount{MountOptions: []string{"bind"}}), ErrInvalid},
 		{"mounts[0].uidMappings", mount(&runtimeapi.Mount{UidMappings: []*runtimeapi.IDMapping{{}}}), ErrUnimplemented},
-		{"mounts[0].image", func(in *Input) {
-			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/i", Image: &runtimeapi.ImageSpec{Image: "x"}}}
-		}, ErrUnimplemented},
+		{"mounts[0].readonly", volume(func(m *runtimeapi.Mount) { m.Readonly = false }), ErrImageVolume},
+		{"mounts[0].host_path", volume(func(m *runtimeapi.Mount) { m.HostPath = "/etc" }), ErrInvalid},
+		{"mounts[0].propagation", volume(func(m *runtimeapi.Mount) { m.Propagation = runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL }), ErrInvalid},
+		{"mounts[0].image_sub_path", volume(func(m *runtimeapi.Mount) { m.Image, m.ImageSubPath = nil, "x" }), ErrInvalid},
+		{"mounts[0].mount_options[0]", volume(func(m *runtimeapi.Mount) { m.MountOptions = []string{"exec"} }), ErrInvalid},
+		{"mounts[0].uidMappings", volume(func(m *runtimeapi.Mount) { m.GidMappings = []*runtimeapi.IDMapping{{}} }), ErrUnimplemented},
+		{"mounts[0].container_path", volume(func(m *runtimeapi.Mount) { m.ContainerPath = "/proc/x" }), ErrInvalid},
 		{"mounts[1].container_path", func(in *Input) {
 			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/i", HostPath: "/a"}, {ContainerPath: "/i/", HostPath: "/b"}}
 		}, ErrInvalid},
@@ -288,4 +301,30 @@ func TestBuildRefusesVolumes(t *testing.T) {
 		{"devices[0].permissions", device("/dev/x", ""), ErrInvalid},
 		{"CDI_devices", func(in *Input) { in.Container.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v/c=d"}} }, ErrUnimplemented},
 	})
+}
+
+// An image is mounted read-only, without devices and set-uid programs, and its programs may run unless noexec is asked for.
+func TestImageVolume(t *testing.T) {
+	in := plain()
+	in.Container.Mounts = []*runtimeapi.Mount{
+		{ContainerPath: "/a/", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "x"}, SelinuxRelabel: true, RecursiveReadOnly: true},
+		{ContainerPath: "/b", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "x"}, ImageSubPath: "s/t",
+			MountOptions: []string{"noexec", "nosuid"}, Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER},
+	}
+	in.Volumes = map[int]string{0: "sha256:aa", 1: "sha256:bb"}
+	s, err := Build(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dst, want := range map[string]string{
+		"/a": "bind image:sha256:aa [rbind rprivate ro nosuid nodev]", "/b": "bind image:sha256:bb/s/t [rbind rprivate ro nosuid nodev noexec]",
+	} {
+		i := slices.IndexFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == dst })
+		if i < 0 {
+			t.Fatalf("%s: no mount", dst)
+		}
+		if m := s.Mounts[i]; fmt.Sprintf("%s %s %v", m.Type, m.Source, m.Options) != want || OnHost(m) {
+			t.Errorf("%s: %v", dst, m)
+		}
+	}
 }

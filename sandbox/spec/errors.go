@@ -13,6 +13,9 @@ var ErrInvalid = errors.New("invalid request")
 // ErrUnimplemented is the kind of every error about a legal CRI request that this version does not serve.
 var ErrUnimplemented = errors.New("not implemented")
 
+// ErrImageVolume is beside the kind of every error about a mount of an image.
+var ErrImageVolume = errors.New("image volume")
+
 // maxQuoted is how much of a bad value an error repeats. The value comes from a tenant and the message
 // ends in events and logs.
 const maxQuoted = 256

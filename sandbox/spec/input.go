@@ -16,6 +16,7 @@ type Input struct {
 	Files     Files                       // the pod's own files on the host
 	Host      Host                        // facts about the node
 	Devices   []HostDevice                // one for each entry of Container.Devices, in its order
+	Volumes   map[int]string              // ids of the images of Container.Mounts, by their index
 	Seccomp   *specs.LinuxSeccomp         // the profile that SeccompOf chose; nil means unconfined
 
 	// CgroupsPath is the container's cgroup relative to the root of the hierarchy. It is only told to

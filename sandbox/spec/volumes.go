@@ -31,7 +31,10 @@ func applyVolumes(in *Input, s *specs.Spec) error {
 	seen := map[string]bool{}
 	for i, m := range mounts {
 		field := fmt.Sprintf("mounts[%d]", i)
-		v, err := volume(field, m)
+		v, err := volume(field, m, in.Volumes[i])
+		if err != nil && IsImageVolume(m) {
+			return fmt.Errorf("%w: %w", ErrImageVolume, err)
+		}
 		if err != nil {
 			return err
 		}
@@ -48,14 +51,49 @@ func applyVolumes(in *Input, s *specs.Spec) error {
 	return nil
 }
 
-// volume judges one mount. Whether the host path exists and may propagate is for the caller to see.
-func volume(field string, m *runtimeapi.Mount) (specs.Mount, error) {
+// IsImageVolume says whether a mount of a request is of an image and not of the host.
+func IsImageVolume(m *runtimeapi.Mount) bool {
+	return m.GetImage().GetImage() != "" || m.GetImageSubPath() != ""
+}
+
+// checkImageVolume judges a mount of an image. Whether the image is there, and the sub path in
+// it, is for the caller to see.
+//
+// Read-only is the only way, so recursively so is the same. Nothing of the host is below an
+// image, so there is nothing that could propagate into a container; what would propagate out is refused. With
+// selinux_relabel the kubelet asks for a label that containers may read; labels are those of the container's root,
+// which has its layers from the same place.
+func checkImageVolume(field string, m *runtimeapi.Mount) error {
+	switch {
+	case m.GetHostPath() != "":
+		return Invalid(field+".host_path", m.GetHostPath(), "both host_path and image are set")
+	case m.GetImage().GetImage() == "":
+		return Invalid(field+".image_sub_path", m.GetImageSubPath(), "set without image")
+	case !m.GetReadonly():
+		return Invalid(field+".readonly", "", "an image is mounted read-only or not at all")
+	case m.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:
+		return Invalid(field+".propagation", m.GetPropagation().String(), "nothing propagates from an image")
+	}
+	return nil
+}
+
+// imageVolumeSource begins the source of a mount that is no path of the host: the image, and the sub path.
+const imageVolumeSource = "image:"
+
+// ImageVolumeSource is what stands as the source of an image volume in a spec.
+func ImageVolumeSource(id, sub string) string {
+	return imageVolumeSource + strings.TrimSuffix(id+"/"+sub, "/")
+}
+
+// OnHost says whether the source of a bind mount is a path of the host.
+func OnHost(m specs.Mount) bool { return !strings.HasPrefix(m.Source, imageVolumeSource) }
+
+// volume judges one mount. Whether the host path exists and may propagate is for the caller to see. id is
+// that of the image, if it is a mount of one.
+func volume(field string, m *runtimeapi.Mount, id string) (specs.Mount, error) {
 	none := specs.Mount{}
-	if m.GetImage().GetImage() != "" || m.GetImageSubPath() != "" {
-		if m.GetHostPath() != "" {
-			return none, Invalid(field, m.GetHostPath(), "both host_path and image are set")
-		}
-		return none, Unimplemented(field+".image", m.GetImage().GetImage(), "ImageVolumeMountFailed: image volumes come later")
+	if IsImageVolume(m) {
+		return imageVolume(field, m, id)
 	}
 	if len(m.GetUidMappings()) != 0 || len(m.GetGidMappings()) != 0 {
 		return none, Unimplemented(field+".uidMappings", "", "id-mapped mounts come with user namespaces")
@@ -72,6 +110,32 @@ func volume(field string, m *runtimeapi.Mount) (specs.Mount, error) {
 		return none, err
 	}
 	return specs.Mount{Destination: dst, Type: "bind", Source: path.Clean(m.GetHostPath()), Options: opts}, nil
+}
+
+// imageVolume is volume for an image: no devices and no set-uid programs; programs may run, unless the request says noexec.
+func imageVolume(field string, m *runtimeapi.Mount, id string) (specs.Mount, error) {
+	none := specs.Mount{}
+	if err := checkImageVolume(field, m); err != nil {
+		return none, err
+	}
+	if len(m.GetUidMappings()) != 0 || len(m.GetGidMappings()) != 0 {
+		return none, Unimplemented(field+".uidMappings", "", "id-mapped mounts come with user namespaces")
+	}
+	dst, err := containerPath(field+".container_path", m.GetContainerPath())
+	if err != nil {
+		return none, err
+	}
+	opts := []string{"rbind", "rprivate", "ro", "nosuid", "nodev"}
+	for j, o := range m.GetMountOptions() {
+		switch o {
+		case "noexec":
+			opts = append(opts, o)
+		case "nosuid", "nodev": // anyway
+		default:
+			return none, Invalid(fmt.Sprintf("%s.mount_options[%d]", field, j), o, "not an option that an image volume may have")
+		}
+	}
+	return specs.Mount{Destination: dst, Type: "bind", Source: ImageVolumeSource(id, m.GetImageSubPath()), Options: opts}, nil
 }
 
 func volumeOptions(field string, m *runtimeapi.Mount) ([]string, error) {
