@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -195,7 +196,8 @@ func TestIM20NothingToRun(t *testing.T) {
 	}
 }
 
-// TestCritestImages runs critest's specs on images, where VITRINE_CRITEST names the program.
+// TestCritestImages runs critest's specs on images and image volumes, where VITRINE_CRITEST names the program: none
+// fails, none is skipped.
 func TestCritestImages(t *testing.T) {
 	program := os.Getenv("VITRINE_CRITEST")
 	if program == "" {
@@ -270,8 +272,10 @@ func TestCritestImages(t *testing.T) {
 	defer os.Remove(crictl)
 	ctx, cancel := context.WithTimeout(s.ctx, s.Scale(100*time.Second))
 	defer cancel()
+	report := filepath.Join(s.Scratch, "critest.json")
+	defer os.Remove(report)
 	cmd := exec.CommandContext(ctx, copied, "--runtime-endpoint=unix://"+s.Socket, "--config="+crictl,
-		"--ginkgo.focus=Image Manager|Image Consistency|Image Identifier Consistency", "--ginkgo.no-color")
+		"--ginkgo.focus=Image Manager|Image Consistency|Image Identifier Consistency|Image Volume", "--ginkgo.no-color", "--ginkgo.json-report="+report)
 	cmd.Dir = s.Scratch
 	out, err := cmd.CombinedOutput()
 	lines := strings.Split(string(out), "\n")
@@ -283,4 +287,39 @@ func TestCritestImages(t *testing.T) {
 	if err != nil {
 		t.Errorf("critest: %v\n%s", err, strings.Join(lines[max(0, len(lines)-80):], "\n"))
 	}
+	passed, others := specsOf(t, report)
+	if len(others) > 0 || passed < 20 {
+		t.Errorf("%d specs passed, want 20; others: %q", passed, others)
+	}
+}
+
+// specsOf counts the specs of a report that passed, and names those that did not. What a spec skips by itself is what
+// we do not do: it has a message then, unlike what was not asked for.
+func specsOf(t *testing.T, report string) (passed int, others []string) {
+	t.Helper()
+	text, err := os.ReadFile(report)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var suites []struct {
+		SpecReports []struct {
+			LeafNodeText, State string
+			Failure             struct{ Message string }
+		}
+	}
+	if err := json.Unmarshal(text, &suites); err != nil {
+		t.Fatal(err)
+	}
+	for _, suite := range suites {
+		for _, r := range suite.SpecReports {
+			switch {
+			case r.LeafNodeText == "": // set-up of the suite
+			case r.State == "passed":
+				passed++
+			case r.State != "skipped" || r.Failure.Message != "":
+				others = append(others, fmt.Sprintf("%s: %s: %s", r.State, r.LeafNodeText, r.Failure.Message))
+			}
+		}
+	}
+	return passed, others
 }
