@@ -161,6 +161,7 @@ func (s *Store) sweep() error {
 			if err := s.store.DeleteLayer(id); err != nil {
 				return fmt.Errorf("delete layer %s: %w", id, err)
 			}
+			s.deletions.Add(1)
 			children[id] = -1 // done
 			id = parent[id]
 			children[id]--

@@ -120,8 +120,10 @@ func (u *diskUsage) add(o diskUsage) {
 // measure returns what the directory name below dir occupies, itself included.
 // Files with several links count once per call. What vanishes meanwhile is not
 // counted.
-func measure(ctx context.Context, dir int, name string) (diskUsage, error) {
-	m := measurer{ctx: ctx}
+//
+// pace: see RootfsUsage.
+func measure(ctx context.Context, dir int, name string, pace func() error) (diskUsage, error) {
+	m := measurer{ctx: ctx, pace: pace}
 	err := m.all(dir, name)
 	return m.sum, err
 }

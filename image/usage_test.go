@@ -1,13 +1,18 @@
 package image
 
 import (
+	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -96,4 +101,133 @@ func TestRootfsUsageIsDeep(t *testing.T) {
 		t.Fatalf("%d bytes: the file is not counted", got.UsedBytes)
 	}
 	e.removeRootfs("c")
+}
+
+// usedBelow walks a directory by other means than the store.
+func usedBelow(t *testing.T, dir string) (u FsUsage) {
+	t.Helper()
+	u.Mountpoint = dir
+	seen := map[uint64]bool{}
+	must(t, filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if !ok || seen[st.Ino] {
+			return nil
+		}
+		seen[st.Ino] = true
+		u.UsedBytes += uint64(st.Blocks) * 512
+		u.Inodes++
+		return nil
+	}))
+	return u
+}
+
+// wantExact compares with what is really there.
+func (e *env) wantExact(t *testing.T, when string) (images, containers Measured) {
+	t.Helper()
+	images, containers, err := e.FsInfo(soon(t))
+	must(t, err)
+	equal(t, "images "+when, images.FsUsage, usedBelow(t, e.conf.Root))
+	equal(t, "containers "+when, containers.FsUsage, usedBelow(t, e.conf.Containers))
+	return images, containers
+}
+
+func TestFsInfoIsExact(t *testing.T) {
+	e := newEnv(t)
+	e.Store.usage.age = 1
+	e.wantExact(t, "at the beginning")
+	shared := layer(t, file("shared", strings.Repeat("x", 100<<10)), tar.Header{Typeflag: tar.TypeLink, Name: "again", Linkname: "shared"})
+	e.reg.push(t, "a", image(t, "a", nil, shared, layer(t, file("a", "a"), dir("d"))))
+	e.reg.push(t, "b", image(t, "b", nil, shared, layer(t, file("b", "b"))))
+	a, b := e.pull("registry.example/a"), e.pull("registry.example/b")
+	e.wantExact(t, "after two pulls")
+	e.withVolumes("c", a, b)
+	root := e.rootfs("c", a, b)
+	writeAt(t, root, "mine", strings.Repeat("y", 50<<10))
+	must(t, unix.Unlinkat(root.Int(), "a", 0))
+	e.wantExact(t, "with a container")
+	must(t, root.Close())
+	e.remove(a)
+	e.wantExact(t, "after the removal of an image in use")
+	e.removeRootfs("c")
+	e.wantExact(t, "after the removal of the container")
+	e.restart()
+	e.wantExact(t, "after a restart")
+	e.remove(b)
+	e.wantExact(t, "at the end")
+}
+
+// What has not changed is not walked again, and what containers write only after a while.
+func TestFsInfoIsPaced(t *testing.T) {
+	e := newEnv(t)
+	e.Store.usage.age = time.Hour
+	e.reg.push(t, "x", simple(t, "x"))
+	e.reg.push(t, "y", simple(t, "y"))
+	id := e.pull("registry.example/x")
+	root := e.rootfs("c", id)
+	img0, ctr0 := e.wantExact(t, "at first")
+	// Behind the store's back: whoever walks sees it.
+	must(t, os.WriteFile(filepath.Join(e.conf.Root, "overlay", e.layerDirs()[0], "diff", "secret"), []byte("x"), 0o600))
+	writeAt(t, root, "mine", "x")
+	img1, ctr1, err := e.FsInfo(soon(t))
+	must(t, err)
+	equal(t, "images", img1.FsUsage, img0.FsUsage)
+	equal(t, "containers", ctr1, ctr0)
+	if !img1.At.After(img0.At) {
+		t.Errorf("images that did not change: as of %v, then of %v", img0.At, img1.At)
+	}
+	// A change is seen at once, and costs the new layer only.
+	e.pull("registry.example/y")
+	img2, _, err := e.FsInfo(soon(t))
+	must(t, err)
+	now := usedBelow(t, e.conf.Root)
+	equal(t, "inodes with another image", img2.Inodes, now.Inodes-1)
+	// Whoever measures the container for its own sake spares us the walk.
+	_, err = e.RootfsUsage(soon(t), "c", nil)
+	must(t, err)
+	_, ctr3, err := e.FsInfo(soon(t))
+	must(t, err)
+	equal(t, "containers, measured by somebody else", ctr3.FsUsage, usedBelow(t, e.conf.Containers))
+	must(t, root.Close())
+	e.removeRootfs("c")
+	_, ctr4, err := e.FsInfo(soon(t))
+	must(t, err)
+	equal(t, "containers that are gone", ctr4.Inodes, 1)
+}
+
+// A disk that does not answer holds nobody up.
+func TestFsInfoOfADeadDisk(t *testing.T) {
+	e := newEnv(t)
+	stuck := func() {
+		e.Store.usage.mu.Lock()
+		e.Store.usage.busy, e.Store.usage.stop = make(chan struct{}), func() {}
+		e.Store.usage.mu.Unlock()
+	}
+	free := func() {
+		e.Store.usage.mu.Lock()
+		close(e.Store.usage.busy)
+		e.Store.usage.busy = nil
+		e.Store.usage.mu.Unlock()
+	}
+	stuck()
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	_, _, err := e.FsInfo(ctx)
+	wantErr(t, "before the first figures", err, context.DeadlineExceeded)
+	_, _, err = e.FsInfo(soon(t))
+	wantErr(t, "without figures", err, ErrUnavailable)
+	free()
+	img0, ctr0 := e.wantExact(t, "when it answers again")
+	stuck()
+	img1, ctr1, err := e.FsInfo(soon(t))
+	must(t, err)
+	equal(t, "images", img1, img0)
+	equal(t, "containers", ctr1, ctr0)
+	free()
 }
