@@ -44,6 +44,7 @@ func (s *Store) fetchLayers(ctx context.Context, src types.ImageSource, r *recip
 			var size int64
 			size, err = s.layerSize(l)
 			left -= size
+			progressOf(ctx).finished(i)
 		}
 		if err != nil {
 			return fmt.Errorf("layer %d of %d: %w", i+1, len(r.layers), err)

@@ -71,6 +71,8 @@ func (s *Store) PullFor(ctx context.Context, namespace, ref string, auth *Auth) 
 		key += " " + n.String()
 	}
 	id, err := s.flights.do(ctx, key, func(ctx context.Context) (string, error) {
+		ctx, end := s.progress.begin(ctx, ref)
+		defer end()
 		return s.pullAny(ctx, sysctx, rules, names, creds)
 	})
 	if err != nil {
@@ -161,6 +163,7 @@ func (s *Store) pullFrom(ctx context.Context, sysctx *types.SystemContext, pc *s
 	if err != nil {
 		return "", answerError(ctx, ask, err)
 	}
+	progressOf(ctx).plan(r.layers)
 	if err := s.fetchLayers(ctx, src, r); err != nil {
 		return "", err
 	}

@@ -59,6 +59,7 @@ type Store struct {
 	locks    keyLocks // by container id
 	refresh  sync.Mutex
 	usage    usageCache
+	progress progress
 	permits  permits
 	policies policies
 
@@ -173,6 +174,7 @@ func (s *Store) Close() error {
 	s.flights.close()
 	s.unpacking.close()
 	s.blobs.close()
+	s.usage.close()
 	s.store.Free()
 	return errors.Join(s.layers.Close(), s.roots.Close())
 }

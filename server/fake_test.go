@@ -32,6 +32,7 @@ type fake struct {
 	out     []byte // of ExecSync
 	entries int    // of lists, numbered; 0 is one, with an id
 	queue   chan *runtimeapi.ContainerEventResponse
+	pulls   []image.PullProgress
 }
 
 func (f *fake) call(ctx context.Context, name string, args ...any) error {
@@ -150,8 +151,14 @@ func (f fakeImages) Status(ctx context.Context, ref string) (*image.Image, error
 	return f.image, f.call(ctx, "Status", ref)
 }
 func (f fakeImages) Remove(ctx context.Context, ref string) error { return f.call(ctx, "Remove", ref) }
-func (f fakeImages) FsInfo(ctx context.Context) (image.FsUsage, image.FsUsage, error) {
-	return image.FsUsage{Mountpoint: "/i", UsedBytes: 1, Inodes: 2}, image.FsUsage{Mountpoint: "/c"}, f.call(ctx, "FsInfo")
+func (f fakeImages) Pulls() []image.PullProgress {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.pulls
+}
+func (f fakeImages) FsInfo(ctx context.Context) (image.Measured, image.Measured, error) {
+	return image.Measured{FsUsage: image.FsUsage{Mountpoint: "/i", UsedBytes: 1, Inodes: 2}, At: time.Unix(7, 0)},
+		image.Measured{FsUsage: image.FsUsage{Mountpoint: "/c"}, At: time.Unix(8, 0)}, f.call(ctx, "FsInfo")
 }
 
 type fakeNetwork struct{ *fake }

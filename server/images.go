@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"slices"
-	"time"
 
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -17,6 +16,7 @@ func (s *Server) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) 
 	if err := s.checkPullImage(r); err != nil {
 		return nil, err
 	}
+	defer s.pulls.begin()()
 	id, err := s.cfg.Images.PullFor(ctx, r.GetSandboxConfig().GetMetadata().GetNamespace(), r.GetImage().GetImage(), auth(r.GetAuth()))
 	if err != nil {
 		return nil, err
@@ -96,22 +96,21 @@ func (s *Server) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImageReque
 	return &runtimeapi.RemoveImageResponse{}, nil
 }
 
-// ImageFsInfo says what images and the writable layers of containers use.
+// ImageFsInfo says what images and the writable layers of containers use, as two filesystems, which they may be.
 func (s *Server) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
 	images, containers, err := s.cfg.Images.FsInfo(ctx)
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now().UnixNano()
 	return &runtimeapi.ImageFsInfoResponse{
-		ImageFilesystems:     []*runtimeapi.FilesystemUsage{usage(images, now)},
-		ContainerFilesystems: []*runtimeapi.FilesystemUsage{usage(containers, now)},
+		ImageFilesystems:     []*runtimeapi.FilesystemUsage{usage(images)},
+		ContainerFilesystems: []*runtimeapi.FilesystemUsage{usage(containers)},
 	}, nil
 }
 
-func usage(u image.FsUsage, now int64) *runtimeapi.FilesystemUsage {
+func usage(u image.Measured) *runtimeapi.FilesystemUsage {
 	return &runtimeapi.FilesystemUsage{
-		Timestamp:  now,
+		Timestamp:  u.At.UnixNano(),
 		FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: u.Mountpoint},
 		UsedBytes:  &runtimeapi.UInt64Value{Value: u.UsedBytes},
 		InodesUsed: &runtimeapi.UInt64Value{Value: u.Inodes},

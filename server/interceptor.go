@@ -113,7 +113,7 @@ func logDone(rpc string, start time.Time, err error, req, resp any) {
 
 // changes tells the verbs that change something from the reads.
 func changes(rpc string) bool {
-	for _, read := range []string{"List", "Stream", "Get", "Version", "Status", "RuntimeConfig", "ImageFsInfo", "ExecSync"} {
+	for _, read := range []string{"List", "Stream", "Get", "Version", "Status", "RuntimeConfig", "ImageFsInfo", "ExecSync", "Watch"} {
 		if strings.HasPrefix(rpc, read) {
 			return false
 		}

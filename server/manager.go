@@ -47,7 +47,8 @@ type Images interface {
 	List(ctx context.Context, ref string) ([]image.Image, error)
 	Status(ctx context.Context, ref string) (*image.Image, error)
 	Remove(ctx context.Context, ref string) error
-	FsInfo(ctx context.Context) (images, containers image.FsUsage, err error)
+	Pulls() []image.PullProgress
+	FsInfo(ctx context.Context) (images, containers image.Measured, err error)
 }
 
 // Network is what the Server needs of cni.Network.

@@ -54,7 +54,7 @@ type Features struct {
 	ImageVolumes bool
 }
 
-// Server serves both CRI services. It keeps nothing but its gRPC server and the
+// Server serves both CRI services, and to the operator what CRI has no words for (WatchPulls). It keeps nothing but its gRPC server and the
 // network's last word: every answer comes from the Manager, the images or the network.
 //
 // New, then Serve, then Shutdown, each once. A Server does not own the Manager
@@ -68,11 +68,12 @@ type Server struct {
 	network *networkProbe
 	podCIDR atomic.Pointer[string] // what a kubelet has told, for Status
 	ending  chan struct{}          // closed by Shutdown: streams without an end of their own end then
+	pulls   *pullLog
 }
 
 // New makes a Server. Nothing is listened on before Serve.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg, network: newNetworkProbe(cfg.Network), ending: make(chan struct{})}
+	s := &Server{cfg: cfg, network: newNetworkProbe(cfg.Network), pulls: newPullLog(cfg.Images), ending: make(chan struct{})}
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxRecv),
 		grpc.MaxSendMsgSize(maxSend),
@@ -85,6 +86,7 @@ func New(cfg Config) *Server {
 	)
 	runtimeapi.RegisterRuntimeServiceServer(s.grpc, s)
 	runtimeapi.RegisterImageServiceServer(s.grpc, s)
+	s.grpc.RegisterService(&operatorService, s)
 	return s
 }
 

@@ -2,7 +2,7 @@
 // Kubernetes CRI on a unix socket and runs pods.
 //
 //	main -> image.Init      a layer is unpacked by a copy of this program
-//	     -> cobra           serve | config | images fsck, load, save | version
+//	     -> cobra           serve | config | images --watch, fsck, load, save | version
 //
 //	serve:  configuration -> locks -> image, cni, oci/cgroup, oci -> sandbox (recovery)
 //	        -> socket -> server -> READY=1 ... SIGTERM -> drain -> exit

@@ -14,9 +14,20 @@ import (
 
 // imagesCommand is about the image store of a node.
 func imagesCommand() *cobra.Command {
+	var watch bool
 	cmd := &cobra.Command{
 		Use:   "images",
-		Short: "Look after the image store",
+		Short: "Show the pulls under way, or look after the image store",
+		Args:  cobra.NoArgs,
+	}
+	load := configFlags(cmd.Flags())
+	cmd.Flags().BoolVar(&watch, "watch", false, "go on showing them as they change")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := load()
+		if err != nil {
+			return err
+		}
+		return showPulls(cmd.Context(), cfg.Listen, cmd.OutOrStdout(), watch)
 	}
 	cmd.AddCommand(fsckCommand(), loadCommand(), saveCommand())
 	return cmd
