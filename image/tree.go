@@ -149,10 +149,13 @@ type measurer struct {
 	mount *sys.FD // something on their filesystem; nil as long as there are none
 }
 
-// all measures name below dir, and then what was too deep on the way.
+// all measures name below dir, and then what was too deep on the way. Called again, it adds to
+// the sum what it has not seen yet.
 func (m *measurer) all(dir int, name string) error {
-	m.seen = map[[2]uint64]bool{}
-	defer func() { m.mount.Close() }()
+	if m.seen == nil {
+		m.seen = map[[2]uint64]bool{}
+	}
+	defer func() { m.mount.Close(); m.mount = nil }()
 	if err := m.measure(dir, name, 0); err != nil {
 		return err
 	}

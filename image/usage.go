@@ -222,17 +222,18 @@ func measureError(dir string, err error) error {
 func (s *Store) measureContainer(ctx context.Context, id string, pace func() error) (upperUse, error) {
 	u := upperUse{at: time.Now()}
 	dir := path.Join(s.config.Containers, id)
-	var err error
-	if u.upper, err = measure(ctx, unix.AT_FDCWD, path.Join(dir, upperDir), pace); err != nil {
+	// overlayfs keeps a link to a whiteout of the upper directory in the other one.
+	m := measurer{ctx: ctx, pace: pace}
+	if err := m.all(unix.AT_FDCWD, path.Join(dir, upperDir)); err != nil {
 		return u, err
 	}
+	u.upper = m.sum
 	for _, name := range []string{recordFile, workDir} {
-		rest, err := measure(ctx, unix.AT_FDCWD, path.Join(dir, name), pace)
-		if err != nil {
+		if err := m.all(unix.AT_FDCWD, path.Join(dir, name)); err != nil {
 			return u, err
 		}
-		u.rest.add(rest)
 	}
+	u.rest = diskUsage{m.sum.bytes - u.upper.bytes, m.sum.inodes - u.upper.inodes}
 	u.took = time.Since(u.at)
 	s.usage.mu.Lock()
 	defer s.usage.mu.Unlock()
@@ -245,7 +246,8 @@ func (s *Store) measureContainer(ctx context.Context, id string, pace func() err
 
 // measureContainers adds up all containers, each as it was when it was looked at last.
 func (s *Store) measureContainers(ctx context.Context, p *pacer) (*Measured, error) {
-	m := &Measured{FsUsage{Mountpoint: s.config.Containers}, time.Now()}
+	now := time.Now()
+	m := &Measured{FsUsage: FsUsage{Mountpoint: s.config.Containers}}
 	sum, names, err := measureDir(s.config.Containers)
 	if err != nil {
 		return nil, err
@@ -268,9 +270,12 @@ func (s *Store) measureContainers(ctx context.Context, p *pacer) (*Measured, err
 		sum.add(own)
 		sum.add(u.upper)
 		sum.add(u.rest)
-		if u.at.Before(m.At) {
-			m.At = u.at
+		if m.At.IsZero() || u.at.Before(m.At) {
+			m.At = u.at // as old as the oldest part
 		}
+	}
+	if m.At.IsZero() {
+		m.At = now
 	}
 	s.usage.mu.Lock()
 	defer s.usage.mu.Unlock()
