@@ -47,7 +47,7 @@ func (c *Container) resolveVolume(ctx context.Context, field string, s *runtimea
 	if asked == "" {
 		asked = s.GetImage()
 	}
-	return img.ID, images.Permit(ctx, img.ID, asked)
+	return img.ID, images.Permit(ctx, c.pod.config.GetMetadata().GetNamespace(), img.ID, asked)
 }
 
 // volumeImages returns the ids of all images that the container mounts.
