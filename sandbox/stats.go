@@ -25,6 +25,10 @@ type containerStats struct {
 	use   gauge[cgroupUse]
 	procs gauge[uint64] // read for pods only
 	layer atomic.Pointer[layerUse]
+
+	// What follows is read for metrics only.
+	detail gauge[cgroup.Detail]
+	crowd  gauge[crowd]
 }
 
 // podStats are the gauges of one pod.
@@ -59,6 +63,8 @@ func (m *Manager) startStats(ctx context.Context) {
 func (s *containerStats) end(b *fdBudget) {
 	s.use.end(b)
 	s.procs.end(b)
+	s.detail.end(b)
+	s.crowd.end(b)
 }
 
 func (s *podStats) end(b *fdBudget) {
@@ -198,6 +204,11 @@ func (c *Container) readStats(withProcesses bool) {
 func (sb *Sandbox) readStats(containers []*Container) {
 	s := &sb.m.stats
 	sb.stats.use.refresh(s.fds, s.limit, func() (source[cgroupUse], error) { return s.openMeter(sb.statsCgroup(containers)) })
+	sb.readNetwork()
+}
+
+func (sb *Sandbox) readNetwork() {
+	s := &sb.m.stats
 	if mon := sb.monitor(); mon != nil && !sb.plan.HostNetwork {
 		sb.stats.network.refresh(s.fds, s.limit, func() (source[[]netInterface], error) {
 			return openNetwork(mon.pid(), sb.netns())

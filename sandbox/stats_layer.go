@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/vitrine-runtime/vitrine/image"
@@ -26,6 +27,24 @@ type layerUse struct {
 	at   int64         // when the walk began, ns since 1970
 	took time.Duration // the walk, pauses included
 	use  image.FsUsage
+	room fsRoom
+}
+
+// fsRoom is what the file system of a writable layer has.
+type fsRoom struct {
+	known                   bool
+	bytes, inodes, freeNode uint64
+	device                  string
+}
+
+// roomAt asks the file system. It may hang with its disk, as the walk before it.
+func roomAt(dir string) (r fsRoom) {
+	var fs unix.Statfs_t
+	var st unix.Stat_t
+	if unix.Statfs(dir, &fs) != nil || unix.Stat(dir, &st) != nil {
+		return fsRoom{}
+	}
+	return fsRoom{true, fs.Blocks * uint64(fs.Bsize), fs.Files, fs.Ffree, deviceName(uint64(unix.Major(st.Dev)), uint64(unix.Minor(st.Dev)))}
 }
 
 // layers measures writable layers, one after the other, in the background and on demand: where nobody asks, nothing
@@ -38,10 +57,11 @@ type layers struct {
 	queue   []*Container        // guarded by mu: to be measured, in this order
 	queued  map[*Container]bool // guarded by mu: those in queue, and the one being measured
 	running bool                // guarded by mu
+	step    chan struct{}       // guarded by mu: closed and replaced when one was measured
 }
 
 func newLayers(ctx context.Context, images ImageStore) *layers {
-	return &layers{images: images, ctx: ctx, queued: map[*Container]bool{}}
+	return &layers{images: images, ctx: ctx, queued: map[*Container]bool{}, step: make(chan struct{})}
 }
 
 // want has the layers measured whose last measuring is too old. It does not wait for that.
@@ -89,7 +109,31 @@ func (l *layers) walk() {
 		l.measure(c)
 		l.mu.Lock()
 		delete(l.queued, c)
+		close(l.step)
+		l.step = make(chan struct{})
 		l.mu.Unlock()
+	}
+}
+
+// first waits until those that were never measured have been, or could not be, and not longer than patience.
+func (l *layers) first(ctx context.Context, list []*Container, patience time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		l.mu.Lock()
+		step, left := l.step, false
+		for _, c := range list {
+			left = left || l.queued[c] && c.stats.layer.Load() == nil
+		}
+		l.mu.Unlock()
+		if !left {
+			return
+		}
+		select {
+		case <-step:
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
@@ -99,7 +143,7 @@ func (l *layers) measure(c *Container) {
 	use, err := l.images.RootfsUsage(l.ctx, c.id, p.pause)
 	switch {
 	case err == nil:
-		c.stats.layer.Store(&layerUse{at: begin, took: time.Duration(now() - begin), use: use})
+		c.stats.layer.Store(&layerUse{at: begin, took: time.Duration(now() - begin), use: use, room: roomAt(use.Mountpoint)})
 	case !errors.Is(err, fs.ErrNotExist) && l.ctx.Err() == nil:
 		klog.ErrorS(err, "Measuring of a writable layer", "container", c.id)
 	}

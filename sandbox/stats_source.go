@@ -9,9 +9,11 @@ import (
 	"math"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -66,10 +68,26 @@ func (censusSource) files() int { return cgroup.CensusFiles }
 
 func (c censusSource) Read(n *uint64, _, _ int64) error { return c.Census.Read(n) }
 
+// ledgerSource reads what a cgroup counts beside its use.
+type ledgerSource struct{ *cgroup.Ledger }
+
+func (l ledgerSource) files() int { return l.Files() }
+
+func (l ledgerSource) Read(d *cgroup.Detail, _, _ int64) error {
+	if l.Stale() {
+		return errStale
+	}
+	return l.Ledger.Read(d)
+}
+
+// errStale has a gauge open its source again.
+var errStale = errors.New("files may be there that were not")
+
 // netInterface is the traffic of one interface since it was made.
 type netInterface struct {
-	name                                 string
-	rxBytes, rxErrors, txBytes, txErrors uint64
+	name                                    string
+	rxBytes, rxPackets, rxErrors, rxDropped uint64
+	txBytes, txPackets, txErrors, txDropped uint64
 }
 
 // netSource reads the interfaces of one network namespace from /proc/<pid>/net/dev of a process in it. The open file
@@ -145,7 +163,7 @@ func (p *preader) Read(b []byte) (int, error) {
 }
 
 // parseInterfaces reads /proc/net/dev: two lines of heading, and for each interface its name, a colon and sixteen
-// numbers, of which the first, third, ninth and eleventh are ours. The loopback interface is left out: what a pod says
+// numbers, of which the first four and the ninth to the twelfth are ours. The loopback interface is left out: what a pod says
 // to itself is not its traffic, and whoever adds the interfaces up would count it. Names are taken from before where
 // they are the same.
 func parseInterfaces(b []byte, before []netInterface) ([]netInterface, error) {
@@ -168,14 +186,24 @@ func parseInterfaces(b []byte, before []netInterface) ([]netInterface, error) {
 		if string(name) == "lo" {
 			continue
 		}
-		if at := len(out); at < len(before) && before[at].name == string(name) {
+		if at := len(out); at < len(before) && before[at].name == string(name) { // none that is escaped
 			i.name = before[at].name
 		} else {
-			i.name = string(name)
+			i.name = interfaceName(name)
 		}
 		out = append(out, i)
 	}
 	return out, nil
+}
+
+// interfaceName is a name as text. The kernel takes nearly any bytes for one, from a container that may make interfaces,
+// and one that is not UTF-8 would keep the whole answer from being sent: what is not is escaped, and so is the backslash,
+// so that no two are the same.
+func interfaceName(name []byte) string {
+	if utf8.Valid(name) && !bytes.ContainsRune(name, '\\') {
+		return string(name)
+	}
+	return strings.Trim(strconv.QuoteToASCII(string(name)), `"`)
 }
 
 // parse reads the sixteen numbers.
@@ -198,12 +226,20 @@ func (i *netInterface) parse(text []byte) bool {
 		switch field {
 		case 0:
 			i.rxBytes = v
+		case 1:
+			i.rxPackets = v
 		case 2:
 			i.rxErrors = v
+		case 3:
+			i.rxDropped = v
 		case 8:
 			i.txBytes = v
+		case 9:
+			i.txPackets = v
 		case 10:
 			i.txErrors = v
+		case 11:
+			i.txDropped = v
 		}
 		field++
 		text = text[end:]

@@ -525,7 +525,7 @@ net1:18446744073709551615 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
 
 func TestParseInterfaces(t *testing.T) {
 	got, err := parseInterfaces([]byte(netDev), nil)
-	want := []netInterface{{"eth0", 1024, 4, 10, 12}, {"net1", 18446744073709551615, 2, 8, 10}}
+	want := []netInterface{{"eth0", 1024, 3, 4, 5, 10, 11, 12, 13}, {"net1", 18446744073709551615, 1, 2, 3, 8, 9, 10, 11}}
 	if err != nil || !slices.Equal(got, want) {
 		t.Fatalf("%v, %+v", err, got)
 	}

@@ -13,10 +13,6 @@ import (
 // should know. Unimplemented is a promise: clients fall back for good when they see
 // it, so an RPC leaves this table only when it works.
 var later = map[string]string{
-	"ListMetricDescriptors":   "metrics are not served yet",
-	"ListPodSandboxMetrics":   "metrics are not served yet",
-	"StreamPodSandboxMetrics": "metrics are not served yet",
-
 	"CheckpointContainer": "checkpoints are not served yet",
 	"CheckpointPod":       "checkpoints are not served yet",
 	"RestorePod":          "checkpoints are not served yet",

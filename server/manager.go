@@ -39,6 +39,9 @@ type Manager interface {
 	ListContainerStats(ctx context.Context, filter *runtimeapi.ContainerStatsFilter) []*runtimeapi.ContainerStats
 	PodSandboxStats(ctx context.Context, id string) (*runtimeapi.PodSandboxStats, error)
 	ListPodSandboxStats(ctx context.Context, filter *runtimeapi.PodSandboxStatsFilter) []*runtimeapi.PodSandboxStats
+
+	ListMetricDescriptors() []*runtimeapi.MetricDescriptor
+	ListPodSandboxMetrics(ctx context.Context) []*runtimeapi.PodSandboxMetrics
 }
 
 // Images is what the Server needs of image.Store.

@@ -56,7 +56,10 @@ func (s *Scope) Disks() ([]DiskStats, error) {
 	if err != nil {
 		return nil, err
 	}
-	var list []DiskStats
+	return parseDisks(text), nil
+}
+
+func parseDisks(text string) (list []DiskStats) {
 	for line := range strings.Lines(text) {
 		f := strings.Fields(line)
 		if len(f) < 2 {
@@ -81,7 +84,7 @@ func (s *Scope) Disks() ([]DiskStats, error) {
 		}
 		list = append(list, d)
 	}
-	return list, nil
+	return list
 }
 
 // Amounts returns what is used of something, and its limit, from the two files of one

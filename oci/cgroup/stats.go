@@ -27,12 +27,21 @@ type Stats struct {
 	// CPUUsage is the CPU time of all cores in nanoseconds. The kernel counts it
 	// without any controller.
 	CPUUsage Number
+	// CPUUser and CPUSystem are the parts of it, in nanoseconds as well.
+	CPUUser, CPUSystem Number
+	// Periods of the CPU quota in which something ran, those of them in which it
+	// was held back, and for how many nanoseconds. They need the controller, and
+	// are 0 without a quota.
+	Periods, Throttled, ThrottledTime Number
 
 	// What follows is in bytes, and of this moment.
 	MemoryUsage  Number // all that is charged, page cache and kernel memory included
 	MemoryLimit  Number // not Known without a limit
 	InactiveFile Number // page cache that the kernel would take back first
 	Anonymous    Number // anonymous memory, huge pages included
+	Cached       Number // page cache, tmpfs included
+	Mapped       Number // page cache that processes have mapped
+	Kernel       Number // stacks, page tables, slabs and more; since Linux 5.18
 	SwapUsage    Number
 	SwapLimit    Number // not Known without a limit; of swap alone, as cgroup2 has it
 
@@ -245,23 +254,28 @@ func (s *Scope) Census() (*Census, error) {
 func (c *Census) Read(n *uint64) error {
 	buf := scratch.Get().(*[16 << 10]byte)
 	defer scratch.Put(buf)
-	if err := c.read(n, buf[:]); err != nil {
+	*n = 0
+	err := c.each(buf[:], func(f *sys.FD, buf []byte) error {
+		lines, err := countLines(f, buf)
+		*n += lines
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("count processes of cgroup %s: %w", c.path, vanished(err))
 	}
 	return nil
 }
 
-func (c *Census) read(n *uint64, buf []byte) error {
+// each calls take for the cgroup.procs of the cgroup and of those below it.
+func (c *Census) each(buf []byte, take func(procs *sys.FD, buf []byte) error) error {
 	got, err := pread(c.stat, buf)
 	if err != nil {
 		return err
 	}
 	below := parseKey(buf[:got], "nr_descendants")
 	if !below.Known || below.Value == 0 {
-		*n, err = countLines(c.procs, buf)
-		return err
+		return take(c.procs, buf)
 	}
-	*n = 0
 	left := maxCensus
 	return walk(c.dir, func(dir int) error {
 		if left--; left < 0 {
@@ -269,9 +283,7 @@ func (c *Census) read(n *uint64, buf []byte) error {
 		}
 		f, err := sys.OpenAt2(dir, "cgroup.procs", unix.O_RDONLY, beneath)
 		if err == nil {
-			var lines uint64
-			lines, err = countLines(f, buf)
-			*n += lines
+			err = take(f, buf)
 			f.Close()
 		}
 		// A threaded cgroup below, or one that has just gone, has no processes of

@@ -79,32 +79,55 @@ func parseKey(b []byte, key string) Number {
 }
 
 func parseCPUStat(s *Stats, b []byte) {
-	s.CPUUsage = parseKey(b, "usage_usec").times(1000)
-}
-
-func parseMemoryStat(s *Stats, b []byte) {
-	for found := 0; found < 4; {
+	for {
 		line, rest, ok := cutLine(b)
 		if !ok {
 			return
 		}
 		b = rest
-		var to *Number
+		key, n := keyValue(line)
+		switch string(key) {
+		case "usage_usec":
+			s.CPUUsage = n.times(1000)
+		case "user_usec":
+			s.CPUUser = n.times(1000)
+		case "system_usec":
+			s.CPUSystem = n.times(1000)
+		case "nr_periods":
+			s.Periods = n
+		case "nr_throttled":
+			s.Throttled = n
+		case "throttled_usec":
+			s.ThrottledTime = n.times(1000)
+		}
+	}
+}
+
+func parseMemoryStat(s *Stats, b []byte) {
+	for {
+		line, rest, ok := cutLine(b)
+		if !ok {
+			return
+		}
+		b = rest
 		key, n := keyValue(line)
 		switch string(key) {
 		case "anon":
-			to = &s.Anonymous
+			s.Anonymous = n
+		case "file":
+			s.Cached = n
+		case "kernel":
+			s.Kernel = n
+		case "file_mapped":
+			s.Mapped = n
 		case "inactive_file":
-			to = &s.InactiveFile
+			s.InactiveFile = n
 		case "pgfault":
-			to = &s.PageFaults
+			s.PageFaults = n
 		case "pgmajfault":
-			to = &s.MajorPageFaults
-		default:
-			continue
+			s.MajorPageFaults = n
+			return // nothing of ours follows, and some sixty lines do
 		}
-		*to = n
-		found++
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 
 const (
 	cpuStat    = "usage_usec 656762387\nuser_usec 110871293\nsystem_usec 545891093\nnr_periods 3\nnr_throttled 2\nthrottled_usec 1\n"
-	memoryStat = "anon 12210176\nfile 24514560\nswapcached 0\ninactive_anon 0\ninactive_file 12173312\nactive_file 12111872\npgfault 2344220\npgmajfault 79\npgrefill 0\n"
+	memoryStat = "anon 12210176\nfile 24514560\nkernel 4096\nfile_mapped 8192\nswapcached 0\ninactive_anon 0\ninactive_file 12173312\nactive_file 12111872\npgfault 2344220\npgmajfault 79\npgrefill 0\n"
 	pressure   = "some avg10=0.18 avg60=10.07 avg300=100.00 total=235553416\nfull avg10=0.00 avg60=0.01 avg300=0.23 total=19572445\n"
 )
 
@@ -27,7 +27,8 @@ func TestParseStats(t *testing.T) {
 	var s Stats
 	parseCPUStat(&s, []byte(cpuStat))
 	parseMemoryStat(&s, []byte(memoryStat))
-	want := Stats{CPUUsage: known(656762387000), Anonymous: known(12210176), InactiveFile: known(12173312), PageFaults: known(2344220), MajorPageFaults: known(79)}
+	want := Stats{CPUUsage: known(656762387000), CPUUser: known(110871293000), CPUSystem: known(545891093000),
+		Periods: known(3), Throttled: known(2), ThrottledTime: known(1000), Cached: known(24514560), Kernel: known(4096), Mapped: known(8192), Anonymous: known(12210176), InactiveFile: known(12173312), PageFaults: known(2344220), MajorPageFaults: known(79)}
 	if s != want {
 		t.Errorf("got %+v, want %+v", s, want)
 	}
