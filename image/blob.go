@@ -81,7 +81,20 @@ func (g *blobs) open(src types.ImageSource, info types.BlobInfo) (b *blob, own b
 	return b, true, nil
 }
 
-// leave must be called once for each open. The last reader ends the download.
+// join adds a reader, also to a download that has ended, unless the last one has
+// left. The caller calls leave.
+func (b *blob) join() bool {
+	b.all.mu.Lock()
+	defer b.all.mu.Unlock()
+	if b.readers == 0 {
+		return false
+	}
+	b.users++
+	b.readers++
+	return true
+}
+
+// leave must be called once for each open and join. The last reader ends the download.
 func (b *blob) leave() {
 	b.all.mu.Lock()
 	defer b.all.mu.Unlock()

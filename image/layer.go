@@ -15,31 +15,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// download is a blob that a pull has open. own says that it comes from the pull's own
+// source: its failure is the pull's.
+type download struct {
+	*blob
+	own bool
+}
+
 // fetchLayers makes all layers of an image, the lowest first. Their blobs come
 // meanwhile, several at a time. A layer or a blob that another pull is at is not
 // fetched again: that one's end is waited for.
 func (s *Store) fetchLayers(ctx context.Context, src types.ImageSource, r *recipe) error {
-	var open []*blob
-	mine := map[digest.Digest]bool{}
+	open := map[digest.Digest]download{}
 	defer func() {
-		for _, b := range open {
-			b.leave()
+		for _, d := range open {
+			d.leave()
 		}
 	}()
 	for _, l := range r.layers {
-		if s.layerSource(l) != nil {
+		if _, twice := open[l.blob.Digest]; twice || s.layerSource(l) != nil {
 			continue
 		}
 		b, own, err := s.blobs.open(src, l.blob)
 		if err != nil {
 			return err
 		}
-		open = append(open, b)
-		mine[l.blob.Digest] = mine[l.blob.Digest] || own
+		open[l.blob.Digest] = download{b, own}
 	}
 	left := s.limits.image
 	for i, l := range r.layers {
-		err := s.fetchLayer(ctx, src, l, left, mine[l.blob.Digest])
+		err := s.fetchLayer(ctx, src, l, left, open[l.blob.Digest])
 		if err == nil {
 			var size int64
 			size, err = s.layerSize(l)
@@ -55,12 +60,12 @@ func (s *Store) fetchLayers(ctx context.Context, src types.ImageSource, r *recip
 
 // fetchLayer makes one layer, unless it is there. Two pulls do not make it at the same
 // time, and one that another pull could not make is tried again on our own account.
-func (s *Store) fetchLayer(ctx context.Context, src types.ImageSource, l layerRef, left int64, mine bool) error {
+func (s *Store) fetchLayer(ctx context.Context, src types.ImageSource, l layerRef, left int64, d download) error {
 	for {
 		var own atomic.Bool
 		_, err := s.unpacking.do(ctx, l.id, func(ctx context.Context) (string, error) {
 			own.Store(true)
-			return "", s.makeLayer(ctx, src, l, left, mine)
+			return "", s.makeLayer(ctx, src, l, left, d)
 		})
 		if err == nil || own.Load() || ctx.Err() != nil {
 			return err
@@ -68,9 +73,9 @@ func (s *Store) fetchLayer(ctx context.Context, src types.ImageSource, l layerRe
 	}
 }
 
-// makeLayer is fetchLayer for whoever does it. mine says that the download under way,
-// if there is one, comes from src.
-func (s *Store) makeLayer(ctx context.Context, src types.ImageSource, l layerRef, left int64, mine bool) error {
+// makeLayer is fetchLayer for whoever does it. d is the pull's download of the blob, if
+// it has one.
+func (s *Store) makeLayer(ctx context.Context, src types.ImageSource, l layerRef, left int64, d download) error {
 	switch twin := s.layerSource(l); {
 	case twin == nil:
 	case twin.ID == l.id:
@@ -82,16 +87,18 @@ func (s *Store) makeLayer(ctx context.Context, src types.ImageSource, l layerRef
 		// Its tar cannot be put together again: fetch it.
 	}
 	for {
-		b, own, err := s.blobs.open(src, l.blob)
-		if err != nil {
+		if d.blob == nil || d.info.Size != l.blob.Size || !d.join() {
+			var err error
+			if d.blob, d.own, err = s.blobs.open(src, l.blob); err != nil {
+				return err
+			}
+		}
+		err := s.unpack(ctx, l, d.blob, left)
+		d.leave()
+		if err == nil || d.own || ctx.Err() != nil || !d.failed() {
 			return err
 		}
-		err = s.unpack(ctx, l, b, left)
-		b.leave()
-		// Another pull's registry may have failed it.
-		if err == nil || own || mine || ctx.Err() != nil || !b.failed() {
-			return err
-		}
+		d.blob = nil // another pull's registry failed it
 	}
 }
 
