@@ -18,7 +18,7 @@ SMALL   := $(foreach p,github.com/vitrine-runtime/vitrine/... golang.org/x/sys/.
 STATIC  := CGO_ENABLED=0 $(GO) build $(FLAGS)
 
 .DEFAULT_GOAL := all
-.PHONY: all build cni-plugins try test race fuzz lint bench bench-stats bench-oci conformance install clean deps help
+.PHONY: all build cni-plugins try test race fuzz lint bench bench-stats bench-image bench-oci conformance install clean deps help
 
 all: build cni-plugins ## build all that is shipped and all that is needed to try it
 
@@ -54,6 +54,9 @@ bench: deps build cni-plugins ## start of a container beside crun, interleaved (
 
 bench-stats: deps build cni-plugins ## statistics of 100 containers (root); CONTAINERD=DIR of containerd 2 and its shim measures it beside, with CRUN=
 	@$(STATIC) -o $(BIN)/dev/ ./conformance/bench && $(BIN)/dev/bench $(if $(CONTAINERD),-containerd $(CONTAINERD)) $(if $(CRUN),-crun $(CRUN)) stats
+
+bench-image: deps build cni-plugins ## pulls beside containerd and skopeo, and container roots beside bare mounts (root); CONTAINERD=DIR of containerd 2, ROUNDS= how often
+	@contrib/deps skopeo && $(STATIC) -o $(BIN)/dev/ ./conformance/bench && $(BIN)/dev/bench -rounds $(or $(ROUNDS),5) $(if $(CONTAINERD),-containerd $(CONTAINERD)) image
 
 bench-oci: deps build bound $(BIN)/dev/oracle ## containers and execs beside a C program with the same system calls, crun and runc, interleaved (root); CRUN= measures a crun of your own, ROUNDS= how often
 	@$(STATIC) -o $(BIN)/dev/bench-oci ./conformance/bench/oci && $(BIN)/dev/bench-oci -oracle $(BIN)/dev/oracle $(if $(CRUN),-crun $(CRUN)) $(if $(ROUNDS),-rounds $(ROUNDS))

@@ -10,7 +10,8 @@
 // All join the pod's network, ipc and uts namespaces.
 //
 // As "bench stats" it measures instead what the statistics of many containers cost, beside containerd where that is
-// given, also interleaved.
+// given, also interleaved. As "bench image" it measures pulls of a large image beside containerd and skopeo, and the time
+// until a container's root is mounted beside the bare system calls.
 package main
 
 import (
@@ -26,6 +27,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/vitrine-runtime/vitrine/conformance/stage"
+	"github.com/vitrine-runtime/vitrine/image"
 )
 
 func main() {
@@ -33,23 +35,29 @@ func main() {
 		fmt.Fprintln(os.Stderr, ociName+":", beOCI())
 		os.Exit(1)
 	}
+	if image.Init() { // unpacks a layer, and is a child
+		return
+	}
 	rounds := flag.Int("rounds", 60, "how often each is measured")
 	count := flag.Int("containers", 100, "stats: how many containers")
-	peer := flag.String("containerd", "", "stats: directory of a containerd 2 and its shim, to be measured beside")
+	peer := flag.String("containerd", "", "stats, image: directory of a containerd 2 and its shim, to be measured beside")
 	crun := flag.String("crun", "crun", "stats: the OCI runtime of that containerd")
+	size := flag.Int("mb", 700, "image: size of its layers, unpacked")
 	flag.Parse()
 	place, err := stage.Enter()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "make bench:", err)
 		os.Exit(1)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute)
 	defer cancel()
 	switch flag.Arg(0) {
 	case "":
 		err = (&bench{Stage: place}).run(ctx, *rounds)
 	case "stats":
 		err = runStats(ctx, place, *count, *rounds, *peer, *crun)
+	case "image":
+		err = runImage(ctx, place, *rounds, *size, *peer)
 	default:
 		err = fmt.Errorf("unknown mode %q", flag.Arg(0))
 	}
