@@ -17,6 +17,7 @@ import (
 	dockerarchive "go.podman.io/image/v5/docker/archive"
 	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/oci/layout"
+	"go.podman.io/image/v5/pkg/compression"
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
 	"go.podman.io/storage"
@@ -73,7 +74,12 @@ func (s *Store) Load(ctx context.Context, path string) ([]Loaded, error) {
 }
 
 func (s *Store) loadArchive(ctx context.Context, sysctx *types.SystemContext, pc *signature.PolicyContext, path string) (all []Loaded, err error) {
-	r, err := dockerarchive.NewReader(sysctx, path)
+	plain, err := s.plainArchive(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	defer plain.Close()
+	r, err := dockerarchive.NewReader(sysctx, fmt.Sprintf("/proc/self/fd/%d", plain.Fd()))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
@@ -97,6 +103,28 @@ func (s *Store) loadArchive(ctx context.Context, sysctx *types.SystemContext, pc
 		all = append(all, one)
 	}
 	return all, nil
+}
+
+// plainArchive opens a docker archive, by way of a file without a name where it is compressed: the library would
+// decompress it without an end to time and room.
+func (s *Store) plainArchive(ctx context.Context, path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	in, compressed, err := compression.AutoDecompress(f)
+	if err == nil && !compressed {
+		err = in.Close()
+		if err == nil {
+			return f, nil
+		}
+	}
+	defer f.Close()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnsupported, err)
+	}
+	defer in.Close()
+	return s.blobs.spool(ctx, in)
 }
 
 // maxIndex bounds the index of a layout.
@@ -249,7 +277,7 @@ func (s *Store) writeLayer(ctx context.Context, w io.Writer, l *storage.Layer) e
 		return fmt.Errorf("read layer %s: %w", l.ID, err)
 	}
 	got := digest.Canonical.Digester()
-	_, err = io.Copy(io.MultiWriter(w, got.Hash()), &contextReader{ctx, diff})
+	_, err = io.Copy(io.MultiWriter(w, got.Hash()), &contextReader{ctx: ctx, in: diff})
 	if err = errors.Join(err, diff.Close()); err != nil {
 		return fmt.Errorf("read layer %s: %w", l.ID, err)
 	}

@@ -27,6 +27,7 @@ type blobs struct {
 	dir    string
 	limits *limits
 	slots  chan struct{} // one per download
+	room   func() error  // whether the disk has some
 
 	mu       sync.Mutex
 	byDigest map[digest.Digest]*blob
@@ -200,7 +201,13 @@ func (b *blob) watch(ctx context.Context) (context.Context, context.CancelFunc) 
 func (b *blob) receive(body io.Reader) error {
 	digester := b.info.Digest.Algorithm().Digester()
 	buf := make([]byte, 256<<10)
-	for total := int64(0); ; {
+	for total, looked := int64(0), int64(0); ; {
+		if total-looked >= freeEvery {
+			looked = total
+			if err := b.all.room(); err != nil {
+				return err
+			}
+		}
 		n, err := body.Read(buf[:min(int64(len(buf)), b.info.Size-total+1)])
 		if total += int64(n); total > b.info.Size {
 			return fmt.Errorf("%w: blob %s is longer than the %d bytes of the manifest", ErrCorrupt, b.info.Digest, b.info.Size)
@@ -310,7 +317,7 @@ func (g *blobs) spool(ctx context.Context, in io.Reader) (*os.File, error) {
 		return nil, fmt.Errorf("make file for layer: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "layer")
-	_, err = io.CopyBuffer(struct{ io.Writer }{f}, &contextReader{ctx, in}, make([]byte, 256<<10))
+	_, err = io.CopyBuffer(struct{ io.Writer }{f}, &contextReader{ctx: ctx, in: in, room: g.room}, make([]byte, 256<<10))
 	if err == nil {
 		_, err = f.Seek(0, io.SeekStart)
 	}
@@ -320,10 +327,12 @@ func (g *blobs) spool(ctx context.Context, in io.Reader) (*os.File, error) {
 	return f, nil
 }
 
-// contextReader ends with ctx.
+// contextReader ends with ctx, and where what is read is written down with the room on the disk.
 type contextReader struct {
-	ctx context.Context //nolint:containedctx // lives for one copy
-	in  io.Reader
+	ctx   context.Context //nolint:containedctx // lives for one copy
+	in    io.Reader
+	room  func() error // may be nil
+	since int64        // bytes since it was looked at
 }
 
 // Read implements io.Reader.
@@ -331,5 +340,13 @@ func (r *contextReader) Read(p []byte) (int, error) {
 	if r.ctx.Err() != nil {
 		return 0, context.Cause(r.ctx)
 	}
-	return r.in.Read(p)
+	if r.room != nil && r.since >= freeEvery {
+		r.since = 0
+		if err := r.room(); err != nil {
+			return 0, err
+		}
+	}
+	n, err := r.in.Read(p)
+	r.since += int64(n)
+	return n, err
 }

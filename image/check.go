@@ -147,7 +147,7 @@ func (c *checker) layer(ctx context.Context, l *storage.Layer) string {
 	}
 	defer diff.Close()
 	got := digest.Canonical.Digester()
-	if _, err := io.Copy(got.Hash(), &contextReader{ctx, diff}); err != nil && ctx.Err() == nil {
+	if _, err := io.Copy(got.Hash(), &contextReader{ctx: ctx, in: diff}); err != nil && ctx.Err() == nil {
 		return fmt.Sprintf("its tar cannot be put together: %v", err)
 	}
 	if ctx.Err() == nil && got.Digest() != l.UncompressedDigest {

@@ -25,7 +25,8 @@ import (
 //	file size        0                          what the layer may have
 //	bytes, entries   inflateOrder               what vitrine-inflate lets through
 //
-// There is no network in either list, nor execve, mount or another process.
+// There is no network in either list, nor execve, mount, another process, or a signal to one. What is left to a child of the second kind that
+// was taken over: root in a chroot can leave it (chroot, mknod), so the checks of the first kind stand before it.
 const (
 	maxInflateMemory = 512 << 20
 	maxUntarMemory   = 512 << 20
@@ -150,6 +151,10 @@ func allowCalls(calls []uintptr) error {
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: number},
 	}
 	for _, c := range calls {
+		if more := argumentsOf(c); more != nil {
+			prog = append(append(prog, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: uint8(len(more)), K: uint32(c)}), more...)
+			continue
+		}
 		prog = append(prog,
 			unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: uint32(c)},
 			unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW})
@@ -162,6 +167,28 @@ func allowCalls(calls []uintptr) error {
 	_, _, errno := syscall.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&fprog)))
 	if errno != 0 {
 		return fmt.Errorf("load filter of system calls: %w", errno)
+	}
+	return nil
+}
+
+// argumentsOf is the rest of the filter for a call that is allowed for this process and its threads only: clone, where it makes a
+// thread in the same namespaces; tgkill and prlimit64 for the process itself. nil for all others.
+func argumentsOf(call uintptr) []unix.SockFilter {
+	const argument, namespaces = 16, unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET
+	load := unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: argument} // the low half: little endian
+	allow := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW}
+	refuse := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)}
+	same := func(v int) []unix.SockFilter {
+		return []unix.SockFilter{load, {Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: uint32(v)}, allow, refuse}
+	}
+	switch call {
+	case unix.SYS_CLONE:
+		return []unix.SockFilter{load, {Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, Jt: 2, K: namespaces},
+			{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, Jf: 1, K: unix.CLONE_THREAD}, allow, refuse}
+	case unix.SYS_TGKILL:
+		return same(os.Getpid())
+	case unix.SYS_PRLIMIT64:
+		return same(0)
 	}
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -52,7 +53,7 @@ type inflater struct {
 	cmd    *exec.Cmd
 	cancel context.CancelFunc
 	pumped chan struct{} // closed when in is read no more
-	stderr bytes.Buffer
+	stderr fewWords
 	ended  sync.Once
 	err    error
 }
@@ -81,6 +82,7 @@ func startInflater(ctx context.Context, dir string, in *blobReader, order inflat
 	f.cmd.Env = []string{}
 	f.cmd.Dir = dir
 	f.cmd.Stdin, f.cmd.Stdout, f.cmd.Stderr = stdin, stdout, &f.stderr
+	f.cmd.WaitDelay = time.Second
 	if err := f.cmd.Start(); err != nil {
 		cancel()
 		return nil, errors.Join(fmt.Errorf("start inflating child: %w", err), feed.Close(), out.Close())
@@ -140,6 +142,15 @@ func (f *inflater) end() error {
 		f.cancel()
 	})
 	return f.err
+}
+
+// fewWords keeps the beginning of what the child has to say.
+type fewWords struct{ bytes.Buffer }
+
+// Write never fails.
+func (w *fewWords) Write(p []byte) (int, error) {
+	w.Buffer.Write(p[:min(len(p), max(0, 64<<10-w.Len()))])
+	return len(p), nil
 }
 
 // verdict turns the end of the child into an error.

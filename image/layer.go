@@ -1,12 +1,14 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/types"
@@ -48,7 +50,9 @@ func (s *Store) fetchLayers(ctx context.Context, src types.ImageSource, r *recip
 		if err == nil {
 			var size int64
 			size, err = s.layerSize(l)
-			left -= size
+			if left -= size; left < 0 && err == nil { // it was here already
+				err = s.imageLimit()
+			}
 			progressOf(ctx).finished(i)
 		}
 		if err != nil {
@@ -80,6 +84,8 @@ func (s *Store) makeLayer(ctx context.Context, src types.ImageSource, l layerRef
 	case twin == nil:
 	case twin.ID == l.id:
 		return nil
+	case twin.UncompressedSize > left: // a manifest may name the same layer again and again
+		return s.imageLimit()
 	default:
 		if err := s.copyLayer(ctx, l, twin.ID); err == nil || ctx.Err() != nil {
 			return err
@@ -128,10 +134,33 @@ func (s *Store) layerSize(l layerRef) (int64, error) {
 	return max(have.UncompressedSize, 0), nil
 }
 
-// unpack makes a layer of a blob while that comes.
+func (s *Store) imageLimit() error { return limitError("unpacked layers", s.limits.image, "bytes") }
+
+// unpack makes a layer of a blob while that comes. Its time begins when all of the blob is
+// here: how long that takes is bounded by its rate.
 func (s *Store) unpack(ctx context.Context, l layerRef, b *blob, left int64) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, s.limits.unpack, limitError("time to unpack a layer", s.limits.unpack, ""))
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() { // ends with ctx
+		if b.reader(ctx).wait() != nil {
+			return
+		}
+		late := time.NewTimer(s.limits.unpack)
+		defer late.Stop()
+		select {
+		case <-late.C:
+			cancel(limitError("time to unpack a layer", s.limits.unpack, ""))
+		case <-ctx.Done():
+		}
+	}()
+	err := s.unpackNow(ctx, l, b, left)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return cause // what a killed child leaves looks like anything
+	}
+	return err
+}
+
+func (s *Store) unpackNow(ctx context.Context, l layerRef, b *blob, left int64) error {
 	in, err := startInflater(ctx, s.config.Root+"/empty", b.reader(ctx), inflateOrder{Bytes: left, Entries: s.limits.entries})
 	if err != nil {
 		return err
@@ -168,8 +197,12 @@ func (s *Store) putLayer(ctx context.Context, l layerRef, tar io.Reader) error {
 	if l.blob.Digest.Algorithm() == digest.Canonical {
 		options.OriginalDigest = l.blob.Digest
 	}
+	tar, err := refuseCompressed(tar)
+	if err != nil {
+		return err
+	}
 	v := &verifier{ctx: ctx, in: tar, store: s, want: l.diffID, digester: digest.Canonical.Digester()}
-	_, _, err := s.store.PutLayer(l.id, l.parent, nil, "", false, options, v)
+	_, _, err = s.store.PutLayer(l.id, l.parent, nil, "", false, options, v)
 	failPoint()
 	switch {
 	case errors.Is(err, storage.ErrDuplicateID):
@@ -187,6 +220,21 @@ func (s *Store) putLayer(ctx context.Context, l layerRef, tar io.Reader) error {
 		return errors.Join(fmt.Errorf("%w: layer %s was not read to its end", ErrCorrupt, l.diffID), s.store.DeleteLayer(l.id))
 	}
 	return nil
+}
+
+// refuseCompressed fails where the library would decompress what it is given. A tar begins with the name of its first
+// entry, and that can be made to look like gzip: what came out of it, here and in nobody's confinement, would be a
+// tar that was never checked.
+func refuseCompressed(tar io.Reader) (io.Reader, error) {
+	head := make([]byte, 32)
+	n, err := io.ReadFull(tar, head)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, err
+	}
+	if archive.DetectCompression(head[:n]) != archive.Uncompressed {
+		return nil, fmt.Errorf("%w: a layer whose first entry has a name that looks like compressed data", ErrUnsupported)
+	}
+	return io.MultiReader(bytes.NewReader(head[:n]), tar), nil
 }
 
 // unpackError says what ended the unpacking child, which had got so many bytes.

@@ -182,6 +182,9 @@ func (s *Store) layersInUse() (map[string]bool, error) {
 		for id := images[i].TopLayer; id != "" && !used[id]; {
 			used[id] = true
 			l, err := s.store.Layer(id)
+			if errors.Is(err, storage.ErrLayerUnknown) {
+				break // lost, or removed with the image meanwhile: what is below it is not this one's any more
+			}
 			if err != nil {
 				return nil, err
 			}

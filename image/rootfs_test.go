@@ -328,6 +328,9 @@ func TestImageWithoutLayers(t *testing.T) {
 // runHelper opens the store in another process and then, by verb, does nothing
 // or runs what the verb says until it dies at the n-th fail point.
 func runHelper(verb string) int {
+	if verb == "filter" {
+		return filterProbe()
+	}
 	var conf Config
 	if err := json.Unmarshal([]byte(os.Getenv(helperConfig)), &conf); err != nil {
 		return 2

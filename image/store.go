@@ -130,7 +130,7 @@ func open(config Config) (*Store, error) {
 		view: &view{}, removing: map[string]bool{}, rootfses: map[string]*rootfs{},
 		users: map[string]int{}, broken: map[string]struct{}{}, limits: defaultLimits,
 	}
-	s.blobs = blobs{dir: config.tmp(), limits: &s.limits, slots: make(chan struct{}, maxDownloads)}
+	s.blobs = blobs{dir: config.tmp(), limits: &s.limits, slots: make(chan struct{}, maxDownloads), room: s.checkFree}
 	return s, nil
 }
 
