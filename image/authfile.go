@@ -64,7 +64,7 @@ func (s *Store) openWallet(ctx context.Context, sysctx *types.SystemContext, nam
 		}
 		found, err := s.lookUp(ctx, programs, file, place)
 		if ctx.Err() != nil {
-			return nil, err
+			return nil, context.Cause(ctx)
 		}
 		w.missing = errors.Join(w.missing, err)
 		if found != (types.DockerAuthConfig{}) {

@@ -1,6 +1,8 @@
 package image
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -9,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"go.podman.io/image/v5/docker/reference"
 	"golang.org/x/sys/unix"
 )
 
@@ -287,5 +290,22 @@ func TestCredentialsOfMirrors(t *testing.T) {
 		if text := fmt.Sprintf("%v %+v %#v", err, err, err); strings.Contains(text, secret) {
 			t.Errorf("%q is in %s", secret, text)
 		}
+	}
+}
+
+// TestWalletOfTheCancelled: a pull that is over before its credentials are looked up is over, and nothing is taken for a wallet.
+func TestWalletOfTheCancelled(t *testing.T) {
+	e := newEnv(t)
+	named, err := reference.ParseNormalizedNamed("registry.example/x")
+	must(t, err)
+	sysctx, err := e.conf.systemContext()
+	must(t, err)
+	sources, err := pullSources(sysctx, named)
+	must(t, err)
+	gone := errors.New("nobody waits")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(gone)
+	if w, err := e.openWallet(ctx, sysctx, named, sources); w != nil || !errors.Is(err, gone) {
+		t.Errorf("%v, %v", w, err)
 	}
 }
