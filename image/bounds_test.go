@@ -74,7 +74,7 @@ func TestTimeToUnpack(t *testing.T) {
 	h.offer("slow", p)
 	h.limits.unpack = time.Second
 	h.remove(h.pull("registry.example/slow"))
-	h.offer("late", h.image([][]byte{tarOf(t, file("late", strings.Repeat("x", 200<<20)))}, gzipped))
+	h.offer("late", h.image([][]byte{tarOf(t, file("late", strings.Repeat("x", 50<<20)))}, gzipped))
 	h.limits.unpack = time.Millisecond
 	if text := h.refuse("late", ErrLimit); !strings.Contains(text, "time to unpack a layer") {
 		t.Error(text)
