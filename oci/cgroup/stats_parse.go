@@ -103,32 +103,42 @@ func parseCPUStat(s *Stats, b []byte) {
 	}
 }
 
+// parseMemoryStat stops where it has all that it looks for, in whatever order: some
+// sixty lines are nobody's.
 func parseMemoryStat(s *Stats, b []byte) {
-	for {
+	for found := 0; found < 7; {
 		line, rest, ok := cutLine(b)
 		if !ok {
 			return
 		}
 		b = rest
 		key, n := keyValue(line)
-		switch string(key) {
-		case "anon":
-			s.Anonymous = n
-		case "file":
-			s.Cached = n
-		case "kernel":
-			s.Kernel = n
-		case "file_mapped":
-			s.Mapped = n
-		case "inactive_file":
-			s.InactiveFile = n
-		case "pgfault":
-			s.PageFaults = n
-		case "pgmajfault":
-			s.MajorPageFaults = n
-			return // nothing of ours follows, and some sixty lines do
+		if to := s.ofMemory(key); to != nil {
+			*to = n
+			found++
 		}
 	}
+}
+
+// ofMemory returns where the number behind a key of memory.stat goes.
+func (s *Stats) ofMemory(key []byte) *Number {
+	switch string(key) {
+	case "anon":
+		return &s.Anonymous
+	case "file":
+		return &s.Cached
+	case "kernel":
+		return &s.Kernel
+	case "file_mapped":
+		return &s.Mapped
+	case "inactive_file":
+		return &s.InactiveFile
+	case "pgfault":
+		return &s.PageFaults
+	case "pgmajfault":
+		return &s.MajorPageFaults
+	}
+	return nil
 }
 
 // parsePressure reads a pressure file. Kernels before 5.13 had no line "full" for

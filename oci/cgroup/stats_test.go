@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -48,6 +49,18 @@ func TestParseStats(t *testing.T) {
 		if got := parseNumber([]byte(text)); got != want {
 			t.Errorf("%q: got %+v, want %+v", text, got, want)
 		}
+	}
+}
+
+// No order of memory.stat's lines is promised.
+func TestParseMemoryStatInAnyOrder(t *testing.T) {
+	var want, got Stats
+	parseMemoryStat(&want, []byte(memoryStat))
+	lines := strings.SplitAfter(memoryStat, "\n")
+	slices.Reverse(lines)
+	parseMemoryStat(&got, []byte(strings.Join(lines, "")))
+	if got != want || !got.Anonymous.Known {
+		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
 
