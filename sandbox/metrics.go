@@ -95,7 +95,7 @@ func (c *Container) readMetrics() {
 func (sb *Sandbox) metricsMessage(containers []*Container, begin int64) *runtimeapi.PodSandboxMetrics {
 	out := &runtimeapi.PodSandboxMetrics{PodSandboxId: sb.id}
 	l := look{begin: begin, network: sb.stats.network.last.Load()}
-	out.Metrics = l.samples(sb.labels("/"+sb.record.Cgroup, sb.id, "", podContainerName))
+	out.Metrics = l.samples(sb.labels("/"+sb.statsCgroup(containers), sb.id, "", podContainerName))
 	for _, c := range containers {
 		out.ContainerMetrics = append(out.ContainerMetrics, &runtimeapi.ContainerMetrics{ContainerId: c.id, Metrics: c.metrics(begin)})
 	}
@@ -148,6 +148,8 @@ type sampler struct {
 	family *family
 	base   []string // shared by all samples that have no labels of their own
 	out    []*runtimeapi.Metric
+
+	devices []string // names of the disks, once a family has asked
 }
 
 // add takes one sample. Its labels are in the order of the family's; at is when the value was read, in ns since 1970.

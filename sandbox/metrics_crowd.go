@@ -174,20 +174,13 @@ func parseOpenFiles(b []byte) cgroup.Number {
 	return cgroup.Number{}
 }
 
-// deviceNames remembers names by numbers. There are as many as the node has had block devices.
-var deviceNames sync.Map
-
-// deviceName returns the name of a block device, as /dev/sda, or its numbers where it has none.
+// deviceName returns the name of a block device, as /dev/sda, or its numbers where it has none. It is not remembered: a
+// number goes to another device once the first was pulled out.
 func deviceName(major, minor uint64) string {
 	number := strconv.FormatUint(major, 10) + ":" + strconv.FormatUint(minor, 10)
-	if name, ok := deviceNames.Load(number); ok {
-		return name.(string)
-	}
 	to, err := os.Readlink("/sys/dev/block/" + number)
 	if err != nil {
 		return number
 	}
-	name := "/dev/" + filepath.Base(to)
-	deviceNames.Store(number, name)
-	return name
+	return "/dev/" + filepath.Base(to)
 }

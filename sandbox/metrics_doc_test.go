@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
@@ -84,7 +85,13 @@ func TestMetricsPage(t *testing.T) {
 			continue
 		}
 		var got *runtimeapi.Metric
+		seen := map[string]bool{}
 		for _, m := range lookAt(t, row[3], row[4]).samples(make([]string, len(baseKeys))) {
+			if one := fmt.Sprintf("%s%q", m.Name, m.LabelValues); seen[one] {
+				t.Errorf("%s is there twice", one)
+			} else {
+				seen[one] = true
+			}
 			if m.Name == f.name && got == nil {
 				got = m
 			}

@@ -295,9 +295,12 @@ func (w *sampler) disks(f func(d *cgroup.DiskStats, device string)) {
 	if w.detail == nil {
 		return
 	}
-	for i := range w.detail.value.Disks {
-		d := &w.detail.value.Disks[i]
-		f(d, deviceName(d.Major, d.Minor))
+	list := w.detail.value.Disks
+	for i := range list {
+		if len(w.devices) == i {
+			w.devices = append(w.devices, deviceName(list[i].Major, list[i].Minor))
+		}
+		f(&list[i], w.devices[i])
 	}
 }
 

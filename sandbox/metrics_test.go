@@ -83,3 +83,29 @@ func TestMetricsLife(t *testing.T) {
 		t.Errorf("%d files are open, %d were; %d are counted", got, open, n.m.stats.fds.used.Load())
 	}
 }
+
+// slicesOnly is a tree of systemd's, as far as it names things.
+type slicesOnly struct{ CgroupTree }
+
+func (slicesOnly) Parent(name string) (string, error) {
+	return map[string]string{"a-b.slice": "a.slice/a-b.slice"}[name], nil
+}
+
+// The label id is where the pod's cgroup lies, also where an earlier daemon recorded what systemd calls it.
+func TestMetricsOfARecordedSlice(t *testing.T) {
+	for recorded, want := range map[string]string{"a-b.slice": "/a.slice/a-b.slice", "a.slice/a-b.slice": "/a.slice/a-b.slice", "_cpu.slice": "/_cpu.slice"} {
+		m := &Manager{}
+		m.cfg.Cgroups = slicesOnly{}
+		sb := m.emptySandbox("x")
+		sb.record.Cgroup = recorded
+		for _, s := range sb.metricsMessage(nil, 0).Metrics {
+			t.Errorf("of a pod that nobody looked at: %v", s)
+		}
+		sb.stats.network.last.Store(&reading[[]netInterface]{value: []netInterface{{name: "eth0"}}})
+		for _, s := range sb.metricsMessage(nil, 0).Metrics {
+			if s.LabelValues[0] != want {
+				t.Fatalf("%s: %q", recorded, s.LabelValues)
+			}
+		}
+	}
+}

@@ -216,13 +216,19 @@ func (sb *Sandbox) readNetwork() {
 	}
 }
 
-// statsCgroup returns the pod's cgroup: the one that its containers are in, since what is recorded of the pod may be the
-// name of a slice.
+// statsCgroup returns the pod's cgroup: the one that its containers are in, since what earlier versions recorded of the
+// pod may be the name of a slice. Without containers, a name with a dash is one: where it lies has a slash as well.
 func (sb *Sandbox) statsCgroup(containers []*Container) string {
 	for _, c := range containers {
 		return path.Dir(c.record.Cgroup)
 	}
-	return sb.record.Cgroup
+	recorded := sb.record.Cgroup
+	if strings.Contains(recorded, "-") && !strings.Contains(recorded, "/") {
+		if whole, err := sb.m.cfg.Cgroups.Parent(recorded); err == nil {
+			return whole
+		}
+	}
+	return recorded
 }
 
 // counted adds up the processes of containers, where they are known of all that live.
