@@ -38,6 +38,7 @@ type Stage struct {
 
 	RegistriesConf string // the daemon's registries.conf; drop-ins go into its name with .d
 	Policy         string // the daemon's policy.json
+	PolicyDir      string // policies of namespaces; not there yet
 
 	ipamDir  string
 	cniCache string
@@ -78,13 +79,14 @@ func newStage(driver string, machine bool) (*Stage, error) {
 	if s.RegistriesConf, s.Policy, err = WriteImageConfig(base, s.Registry.Addr()); err != nil {
 		return nil, err
 	}
+	s.PolicyDir = base + "/policies"
 	if err := s.writeNetwork(); err != nil {
 		return nil, err
 	}
 	s.flags = []string{
 		"--config", base + "/vitrine.toml", "--root", s.Root, "--run-dir", s.RunDir, "--listen", s.Socket,
 		"--cni-conf-dir", base + "/net.d", "--cni-bin-dir", filepath.Join(bin, "cni"), "--cni-cache-dir", s.cniCache,
-		"--cgroup-driver", driver, "--registries-conf", s.RegistriesConf, "--policy", s.Policy,
+		"--cgroup-driver", driver, "--registries-conf", s.RegistriesConf, "--policy", s.Policy, "--policy-dir", s.PolicyDir,
 		"--allow-writable-cgroups",
 	}
 	if missing := MissingControllers(); len(missing) > 0 {

@@ -1,0 +1,167 @@
+package integration
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/vitrine-runtime/vitrine/conformance/stage"
+)
+
+// TestCritestImages runs critest's specs on images and image volumes, where VITRINE_CRITEST names the program: none
+// fails, none is skipped.
+func TestCritestImages(t *testing.T) {
+	critest(t, "Image Manager|Image Consistency|Image Identifier Consistency|Image Volume", 20)
+}
+
+// TestCritestMetrics is the same for metrics.
+func TestCritestMetrics(t *testing.T) { critest(t, "PodSandbox Metrics|Metrics", 1) }
+
+// critest runs the specs that a regular expression names: at least that many must pass.
+func critest(t *testing.T, focus string, want int) {
+	t.Helper()
+	program := os.Getenv("VITRINE_CRITEST")
+	if program == "" {
+		t.Skip("needs critest: VITRINE_CRITEST is its path")
+	}
+	s := open(t)
+	passed, others := s.runCritest(program, s.critestImages(), focus)
+	if len(others) > 0 || passed < want {
+		t.Errorf("%d specs passed, want %d; others: %q", passed, want, others)
+	}
+}
+
+// critestImages pushes images as critest's own, and returns the digest of the one that it pulls by digest.
+func (s *scene) critestImages() (digest string) {
+	s.Helper()
+	s.before["path /sys/fs/cgroup/vitrine"] = 1 // stays, once a pod had no parent
+	s.before.AllowPulled(100)
+	text := ""
+	for _, host := range []string{"registry.k8s.io", "k8s.gcr.io", "gcr.io"} {
+		text += fmt.Sprintf("[[registry]]\nprefix = %q\nlocation = %q\ninsecure = true\n", host, s.Registry.Addr())
+	}
+	dropIns := s.RegistriesConf + ".d"
+	if err := os.MkdirAll(dropIns, 0o755); err != nil {
+		s.Fatal(err)
+	}
+	s.Cleanup(func() { os.RemoveAll(dropIns) })
+	if err := os.WriteFile(filepath.Join(dropIns, "critest.conf"), []byte(text), 0o644); err != nil {
+		s.Fatal(err)
+	}
+	const staging = "k8s-staging-cri-tools/"
+	for repo, edit := range map[string]func(*ocispec.Image){
+		"pause:3.9": nil, "e2e-test-images/busybox:1.29-2": nil, staging + "test-image-digest:latest": nil,
+		staging + "test-image-1:latest": nil, staging + "test-image-2:latest": nil, staging + "test-image-3:latest": nil, staging + "test-image-latest:latest": nil,
+		staging + "test-image-tag:test": nil, staging + "test-image-tag:all": nil,
+		staging + "test-image-user-uid:latest":            func(c *ocispec.Image) { c.Config.User = "1002" },
+		staging + "test-image-user-username:latest":       func(c *ocispec.Image) { c.Config.User = "www-data" },
+		staging + "test-image-user-uid-group:latest":      func(c *ocispec.Image) { c.Config.User = "1003:1004" },
+		staging + "test-image-user-username-group:latest": func(c *ocispec.Image) { c.Config.User = "www-data:1004" },
+	} {
+		base, err := stage.BusyboxImage(repo)
+		if err != nil {
+			s.Fatal(err)
+		}
+		img, err := base.With([]tar.Header{content("marker", repo)}, edit)
+		if err != nil {
+			s.Fatal(err)
+		}
+		name, tag, _ := strings.Cut(repo, ":")
+		if _, err := s.Push(s.ctx, name, tag, img); err != nil {
+			s.Fatal(err)
+		}
+		if strings.Contains(repo, "digest") {
+			digest = img.Digest()
+		}
+	}
+	tags, err := stage.BusyboxImage("tags")
+	if err != nil {
+		s.Fatal(err)
+	}
+	for _, tag := range []string{"1", "2", "3"} {
+		if _, err := s.Push(s.ctx, staging+"test-image-tags", tag, tags); err != nil {
+			s.Fatal(err)
+		}
+	}
+	return digest
+}
+
+// runCritest runs specs, and says which of them did not pass.
+func (s *scene) runCritest(program, digest, focus string) (passed int, others []string) {
+	s.Helper()
+	// The one constant that is the digest of somebody's build.
+	binary, err := os.ReadFile(program)
+	if err != nil {
+		s.Fatal(err)
+	}
+	const theirs = "sha256:9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf"
+	copied := filepath.Join(s.Scratch, "critest")
+	if err := os.WriteFile(copied, bytes.ReplaceAll(binary, []byte(theirs), []byte(digest)), 0o755); err != nil {
+		s.Fatal(err)
+	}
+	defer os.Remove(copied)
+	crictl := filepath.Join(s.Scratch, "crictl.yaml")
+	if err := os.WriteFile(crictl, nil, 0o644); err != nil {
+		s.Fatal(err)
+	}
+	defer os.Remove(crictl)
+	ctx, cancel := context.WithTimeout(s.ctx, s.Scale(100*time.Second))
+	defer cancel()
+	report := filepath.Join(s.Scratch, "critest.json")
+	defer os.Remove(report)
+	cmd := exec.CommandContext(ctx, copied, "--runtime-endpoint=unix://"+s.Socket, "--config="+crictl,
+		"--ginkgo.focus="+focus, "--ginkgo.no-color", "--ginkgo.json-report="+report)
+	cmd.Dir = s.Scratch
+	out, err := cmd.CombinedOutput()
+	lines := strings.Split(string(out), "\n")
+	for _, l := range lines {
+		if strings.Contains(l, "[FAIL]") || strings.Contains(l, "Passed") || strings.Contains(l, "[It]") || strings.Contains(l, "[SKIPPED]") {
+			s.Log(l)
+		}
+	}
+	if err != nil {
+		s.Errorf("critest: %v\n%s", err, strings.Join(lines[max(0, len(lines)-80):], "\n"))
+	}
+	return specsOf(s.T, report)
+}
+
+// specsOf counts the specs of a report that passed, and names those that did not. What a spec skips by itself is what
+// we do not do: it has a message then, unlike what was not asked for.
+func specsOf(t *testing.T, report string) (passed int, others []string) {
+	t.Helper()
+	text, err := os.ReadFile(report)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var suites []struct {
+		SpecReports []struct {
+			LeafNodeText, State string
+			Failure             struct{ Message string }
+		}
+	}
+	if err := json.Unmarshal(text, &suites); err != nil {
+		t.Fatal(err)
+	}
+	for _, suite := range suites {
+		for _, r := range suite.SpecReports {
+			switch {
+			case r.LeafNodeText == "": // set-up of the suite
+			case r.State == "passed":
+				passed++
+			case r.State != "skipped" || r.Failure.Message != "":
+				others = append(others, fmt.Sprintf("%s: %s: %s", r.State, r.LeafNodeText, r.Failure.Message))
+			}
+		}
+	}
+	return passed, others
+}
