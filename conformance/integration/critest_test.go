@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,24 +22,46 @@ import (
 // TestCritestImages runs critest's specs on images and image volumes, where VITRINE_CRITEST names the program: none
 // fails, none is skipped.
 func TestCritestImages(t *testing.T) {
-	critest(t, "Image Manager|Image Consistency|Image Identifier Consistency|Image Volume", 20)
+	passed, others := critest(t, "Image Manager|Image Consistency|Image Identifier Consistency|Image Volume")
+	if len(others) > 0 || passed < 20 {
+		t.Errorf("%d specs passed, want 20; others: %q", passed, others)
+	}
 }
 
-// TestCritestMetrics is the same for metrics.
-func TestCritestMetrics(t *testing.T) { critest(t, "PodSandbox Metrics|Metrics", 1) }
+// TestCritestMetrics is the same for metrics. Where the kernel lacks controllers critest misses what these count, and
+// nothing else.
+func TestCritestMetrics(t *testing.T) {
+	passed, others := critest(t, "support metrics operations")
+	var uncounted []string
+	for name, at := range metricFiles {
+		controller, file, _ := strings.Cut(at[0], ".")
+		if file == "pressure" || at == [2]string{"cpu.stat"} || has(controller) {
+			continue // needs none
+		}
+		if controller == "memory" || controller == "cpu" || controller == "pids" {
+			uncounted = append(uncounted, name)
+		}
+	}
+	slices.Sort(uncounted)
+	missed := "Expected " + strings.Join(uncounted, " ") + " metrics to be present"
+	if len(uncounted) > 0 && passed == 1 && len(others) == 1 && strings.Contains(others[0], missed) {
+		t.Logf("without controllers: %s", others[0])
+		return
+	}
+	if len(others) > 0 || passed != 2 {
+		t.Errorf("%d specs passed, want 2; others: %q", passed, others)
+	}
+}
 
-// critest runs the specs that a regular expression names: at least that many must pass.
-func critest(t *testing.T, focus string, want int) {
+// critest runs the specs that a regular expression names, and says which of them did not pass.
+func critest(t *testing.T, focus string) (passed int, others []string) {
 	t.Helper()
 	program := os.Getenv("VITRINE_CRITEST")
 	if program == "" {
 		t.Skip("needs critest: VITRINE_CRITEST is its path")
 	}
 	s := open(t)
-	passed, others := s.runCritest(program, s.critestImages(), focus)
-	if len(others) > 0 || passed < want {
-		t.Errorf("%d specs passed, want %d; others: %q", passed, want, others)
-	}
+	return s.runCritest(program, s.critestImages(), focus)
 }
 
 // critestImages pushes images as critest's own, and returns the digest of the one that it pulls by digest.
@@ -129,10 +152,11 @@ func (s *scene) runCritest(program, digest, focus string) (passed int, others []
 			s.Log(l)
 		}
 	}
-	if err != nil {
+	passed, others = specsOf(s.T, report)
+	if err != nil && len(others) == 0 {
 		s.Errorf("critest: %v\n%s", err, strings.Join(lines[max(0, len(lines)-80):], "\n"))
 	}
-	return specsOf(s.T, report)
+	return passed, others
 }
 
 // specsOf counts the specs of a report that passed, and names those that did not. What a spec skips by itself is what
