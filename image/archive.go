@@ -91,7 +91,7 @@ func (s *Store) loadArchive(ctx context.Context, sysctx *types.SystemContext, pc
 	for _, refs := range images {
 		var one Loaded
 		for _, ref := range refs { // one for each name, or one without
-			id, err := s.pullFrom(ctx, sysctx, pc, ref, ref.DockerReference())
+			id, err := s.pullFrom(ctx, sysctx, pc, ref, ref.DockerReference(), nil)
 			if err != nil {
 				return all, err
 			}
@@ -155,7 +155,7 @@ func (s *Store) loadLayout(ctx context.Context, sysctx *types.SystemContext, pc 
 			return all, fmt.Errorf("%w: %w", ErrUnsupported, err)
 		}
 		named := layoutName(m.Annotations)
-		id, err := s.pullFrom(ctx, sysctx, pc, ref, named)
+		id, err := s.pullFrom(ctx, sysctx, pc, ref, named, nil)
 		if err != nil {
 			return all, err
 		}

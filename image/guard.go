@@ -45,7 +45,13 @@ type guard struct {
 	// one's /v2/ ends the hope for an answer of the last one's.
 	naming map[string]bool
 	realms map[string]bool // hosts that were accepted as one
+	blobs  int             // that were asked for; what says that it is too many is maxAskedBlobs
+	known  bool            // all that is said about the image is here, and layers come
 }
+
+// maxAskedBlobs bounds the blobs of what is said about an image: its config, and signatures, of which a registry may
+// list as many as fit into a manifest, of 4 MiB each. The rest are for repetitions.
+const maxAskedBlobs = maxSignatures + 16
 
 // endpoint is a place that registries.conf lets an image come from.
 type endpoint struct{ insecure bool }
@@ -94,7 +100,11 @@ func (g *guard) add(host string, insecure bool) {
 
 // proxy implements types.SystemContext.DockerProxy: an error refuses the request.
 func (g *guard) proxy(u *url.URL) (*url.URL, error) {
-	if err := g.check(u); err != nil {
+	err := g.check(u)
+	if errors.Is(err, ErrLimit) {
+		return nil, err
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%w: %s://%s: %w", ErrDenied, u.Scheme, u.Host, err)
 	}
 	return http.ProxyFromEnvironment(&http.Request{URL: u})
@@ -117,12 +127,32 @@ func (g *guard) check(u *url.URL) error {
 			clear(g.naming)
 		}
 		g.naming[host] = asks
-		return nil
+		return g.count(u)
 	}
 	if err := g.outward(u); err != nil {
 		return err
 	}
 	return g.realm(u, host)
+}
+
+// count bounds the blobs that are asked for before there are layers to fetch.
+func (g *guard) count(u *url.URL) error {
+	if g.known || !strings.Contains(u.Path, "/blobs/") {
+		return nil
+	}
+	if g.blobs++; g.blobs > maxAskedBlobs {
+		return limitError("config and signatures", maxAskedBlobs, "requests")
+	}
+	return nil
+}
+
+// layersNext says that there are no more questions about an image. An archive has no guard.
+func (g *guard) layersNext() {
+	if g != nil {
+		g.mu.Lock()
+		g.known = true
+		g.mu.Unlock()
+	}
 }
 
 // signature reports whether something lies where signatures do.

@@ -144,14 +144,14 @@ func (s *Store) pullOnce(ctx context.Context, sysctx *types.SystemContext, rules
 		return "", err
 	}
 	own.DockerProxy = watch.proxy
-	id, err := s.pullFrom(ctx, &own, pc, ref, named)
+	id, err := s.pullFrom(ctx, &own, pc, ref, named, watch)
 	return id, w.explain(err)
 }
 
 // pullFrom takes an image out of a registry or an archive: first all that is said
 // about it, then its layers, then its record. named is what it will be called; nil
-// for nothing.
-func (s *Store) pullFrom(ctx context.Context, sysctx *types.SystemContext, pc *signature.PolicyContext, ref types.ImageReference, named reference.Named) (string, error) {
+// for nothing. watch is nil for an archive.
+func (s *Store) pullFrom(ctx context.Context, sysctx *types.SystemContext, pc *signature.PolicyContext, ref types.ImageReference, named reference.Named, watch *guard) (string, error) {
 	ask, cancel := context.WithTimeoutCause(ctx, s.limits.answer, fmt.Errorf("%w: no answer in %v", ErrUnavailable, s.limits.answer))
 	defer cancel()
 	src, err := ref.NewImageSource(ask, sysctx)
@@ -163,6 +163,7 @@ func (s *Store) pullFrom(ctx context.Context, sysctx *types.SystemContext, pc *s
 	if err != nil {
 		return "", answerError(ctx, ask, err)
 	}
+	watch.layersNext()
 	progressOf(ctx).plan(r.layers)
 	if err := s.fetchLayers(ctx, src, r); err != nil {
 		return "", err

@@ -217,6 +217,38 @@ func TestSignaturesUnavailable(t *testing.T) {
 	(&hostile{env: w.env}).clean("unavailable")
 }
 
+// A registry may list signatures without end; each is a request, and up to 4 MiB.
+func TestManySignatures(t *testing.T) {
+	w := signedWays(t)[3]
+	key := w.key(t)
+	w.write(w.conf.PolicyPath, w.require(key, ""))
+	for n, want := range map[int]error{maxSignatures: nil, maxAskedBlobs + 5: ErrLimit} {
+		var layers []v1.Layer
+		for i := range 20 { // are blobs as well, and do not count
+			layers = append(layers, layer(t, file(fmt.Sprint("file", i), fmt.Sprint(n))))
+		}
+		img := image(t, fmt.Sprint(n), nil, layers...)
+		m := manifestBytes(t, img)
+		w.reg.push(t, "good/x:1", img)
+		seals := make([]seal, n)
+		for i := range seals {
+			seals[i] = key.sign(m, fmt.Sprintf("registry.example/other/x:%d", i))
+		}
+		seals[n-1] = key.sign(m, signedName)
+		w.attach("good/x", m, seals...)
+		before := w.reg.requests("GET /v2/good/x/blobs/")
+		id, err := w.Pull(soon(t), signedName, nil)
+		wantErr(t, fmt.Sprint(n), err, want)
+		if err == nil {
+			w.remove(id)
+		}
+		if got := w.reg.requests("GET /v2/good/x/blobs/") - before; want != nil && got > maxAskedBlobs {
+			t.Errorf("%d requests", got)
+		}
+	}
+	(&hostile{env: w.env}).clean("many signatures")
+}
+
 // Certificates of one's own authority instead of a key, and who they are for.
 func TestSigstoreCertificates(t *testing.T) {
 	w := signedWays(t)[3]
