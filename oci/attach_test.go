@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -161,7 +162,9 @@ func TestStdinOutlivesTheDaemon(t *testing.T) {
 	}
 	defer p.Close()
 	eventually(t, "the monitor's descriptors are what they were", func() bool { // but for the new daemon's connection
-		list := fresh(t, pid, before)
+		list := slices.DeleteFunc(fresh(t, pid, before), func(f string) bool { // files are opened for the end, some time after the start
+			return !strings.Contains(f, "socket:") && !strings.Contains(f, "pipe:")
+		})
 		return len(list) == 1 && strings.Contains(list[0], "socket:")
 	})
 	pr = p.Process("c")
