@@ -7,6 +7,7 @@ import (
 	"runtime"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci/program"
@@ -21,6 +22,8 @@ type ExecConfig struct {
 	// notifications of such a profile.
 	Bundle      string
 	Annotations map[string]string
+	// UserNS says that the container is in a user namespace of its pod.
+	UserNS bool
 	// Cgroup is the exec's leaf, so that all that it starts can be killed as one;
 	// nil runs it in the monitor's cgroup. It moves into Exec.
 	Cgroup *sys.FD
@@ -60,8 +63,12 @@ func (pr *Process) exec(ctx context.Context, c *ExecConfig) (*Exec, error) {
 	}
 	defer tty.close()
 	// A cgroup namespace that is the host's can be joined as well as any other.
-	p, err := encodeExec(program.ExecInput{Process: c.Process, Seccomp: filter, SeccompFlags: flags, CgroupNS: true, NoWait: pr.pod.version < 3,
-		ConsoleSocket: tty.index()})
+	in := program.ExecInput{Process: c.Process, Seccomp: filter, SeccompFlags: flags, CgroupNS: true, NoWait: pr.pod.version < 3,
+		ConsoleSocket: tty.index()}
+	if c.UserNS {
+		in.Join = unix.CLONE_NEWUSER
+	}
+	p, err := encodeExec(in)
 	if err != nil {
 		return nil, fmt.Errorf("compile process: %w", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/internal/userns"
 	"github.com/vitrine-runtime/vitrine/oci/wire"
 )
 
@@ -31,6 +32,22 @@ func (p *Pod) NetNS() (*sys.FD, error) {
 		return nil, fmt.Errorf("get network namespace: %w", wire.ErrMalformed)
 	}
 	return packet.Take(0), nil
+}
+
+// UserNS returns a descriptor of the user namespace that the pod's ipc namespace belongs to: the
+// pod's own, if PodConfig.UserNS made one. Nobody has to remember it. The caller closes it.
+func (p *Pod) UserNS(ctx context.Context) (*sys.FD, error) {
+	packet, err := askPacket(ctx, p, &wire.GetPod{}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("get user namespace: %w", err)
+	}
+	defer packet.Close()
+	if len(packet.Files) < 2 {
+		return nil, fmt.Errorf("get user namespace: %w", wire.ErrMalformed)
+	}
+	ipc := packet.Take(1)
+	defer ipc.Close()
+	return userns.Owner(ipc)
 }
 
 // Notes returns what the monitor could not do as asked when it started and what

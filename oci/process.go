@@ -34,6 +34,8 @@ type ContainerConfig struct {
 	// Mounts has the detached source tree of each bind mount by its index in
 	// Spec.Mounts.
 	Mounts map[int]*sys.FD
+	// UserNS is what a container of a pod with a user namespace needs, nil for others.
+	UserNS *UserNS
 	// Cgroup is the directory of the container's cgroup, or nil for the monitor's.
 	Cgroup *sys.FD
 	// PodCgroup is the cgroup above it, if nobody but this pod is in there, or nil.
@@ -53,6 +55,7 @@ type ContainerConfig struct {
 
 func (c *ContainerConfig) close() {
 	c.Rootfs.Close()
+	c.UserNS.close()
 	c.Cgroup.BriefClose()
 	c.PodCgroup.BriefClose()
 	for _, f := range c.Mounts {
@@ -97,6 +100,9 @@ func (p *Pod) Process(id string) *Process {
 // nothing of the container is then left in the monitor.
 func (p *Pod) Create(ctx context.Context, c ContainerConfig) (*Process, error) {
 	defer c.close()
+	if err := p.holdPause(c.UserNS); err != nil {
+		return nil, fmt.Errorf("create container %s: %w", c.ID, err)
+	}
 	o, err := newOrder(&c, p.pausePid != 0, p.version)
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", c.ID, err)
@@ -192,7 +198,7 @@ func newOrder(c *ContainerConfig, sharedPID bool, version uint16) (_ *order, err
 	}
 	o.files = append(o.files, table...)
 	o.request.Table = uint16(len(table))
-	o.request.UID = c.Spec.Process.User.UID
+	o.request.UID = c.UserNS.outside(c.Spec)
 	if c.OOMScoreAdj != nil {
 		o.request.SetOOM, o.request.OOMScore = true, int32(*c.OOMScoreAdj)
 	}
@@ -225,11 +231,14 @@ func compile(c *ContainerConfig, sharedPID bool, version uint16) (p coded, table
 		if err := unix.Fstat(source.Int(), &st); err != nil {
 			return p, nil, nil, fmt.Errorf("stat source of %s: %w", c.Spec.Mounts[i].Destination, err)
 		}
-		in.Binds[i] = program.Bind{File: len(table), Dir: st.Mode&unix.S_IFMT == unix.S_IFDIR}
+		in.Binds[i] = program.Bind{File: len(table), Dir: st.Mode&unix.S_IFMT == unix.S_IFDIR, IDMapped: len(c.Spec.Mounts[i].UIDMappings) > 0}
 		table = append(table, source.Int())
 	}
 	if c.TTY {
 		in.ConsoleSocket = len(table) // of the monitor, who takes what comes out of it
+	}
+	if table, err = c.UserNS.join(&in, table); err != nil {
+		return p, nil, nil, err
 	}
 	if p, err = encodeContainer(in); err != nil {
 		return p, nil, nil, fmt.Errorf("compile spec: %w", err)

@@ -172,7 +172,22 @@ func essence(s *specs.Spec, in *program.Input) *specs.Spec {
 			l.Namespaces[i].Path = ""
 		}
 	}
+	// Who the ids are outside is the namespace's to know.
+	l.UIDMappings, l.GIDMappings = inside(l.UIDMappings), inside(l.GIDMappings)
+	for i := range in.Binds {
+		m := &e.Mounts[i]
+		m.UIDMappings, m.GIDMappings = inside(m.UIDMappings), inside(m.GIDMappings)
+	}
 	return &e
+}
+
+// inside returns maps without the host's side of them.
+func inside(maps []specs.LinuxIDMapping) []specs.LinuxIDMapping {
+	maps = slices.Clone(maps)
+	for i := range maps {
+		maps[i].HostID = maps[i].ContainerID
+	}
+	return maps
 }
 
 // appendValue appends all that a value holds, so that different values of a type never look the

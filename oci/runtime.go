@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/internal/userns"
 	"github.com/vitrine-runtime/vitrine/oci/wire"
 )
 
@@ -81,6 +82,10 @@ type PodConfig struct {
 	HostNetwork, HostIPC, HostPID bool
 	// SharedPID gives the pod one pid namespace, with a pause as its pid 1.
 	SharedPID bool
+	// UserNS are the maps of the pod's own user namespace, to which its other namespaces
+	// then belong, or nil for the host's. The monitor stays in the host's: what it does for the
+	// pod is not the pod's root's to do. Not with HostIPC or HostPID.
+	UserNS *sys.IDMaps
 	// Sysctls of the pod's own network and ipc namespaces. One that belongs to
 	// another namespace is refused.
 	Sysctls map[string]string
@@ -94,6 +99,9 @@ type PodConfig struct {
 func (r *Runtime) StartPod(ctx context.Context, c PodConfig) (_ *Pod, err error) {
 	if c.HostPID && c.SharedPID {
 		return nil, fmt.Errorf("start pod %s: a host's pid namespace that is the pod's: %w", c.ID, ErrInvalid)
+	}
+	if c.UserNS != nil && (c.HostIPC || c.HostPID) {
+		return nil, fmt.Errorf("start pod %s: a user namespace with the host's ipc or pid namespace: %w", c.ID, ErrInvalid)
 	}
 	dir, err := sys.OpenAt2(unix.AT_FDCWD, c.Dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -174,7 +182,7 @@ func (l *launch) setup() *wire.Setup {
 	c := l.cfg
 	s := &wire.Setup{
 		Pod: c.ID, Hostname: c.Hostname, HostNet: c.HostNetwork, HostIPC: c.HostIPC, HostPID: c.HostPID,
-		SharedPID: c.SharedPID, Cgroup: c.PauseCgroup >= 0,
+		SharedPID: c.SharedPID, Cgroup: c.PauseCgroup >= 0, UserNS: c.UserNS != nil,
 	}
 	for k, v := range c.Sysctls {
 		s.Sysctls = append(s.Sysctls, wire.Sysctl{Key: k, Value: v})
@@ -223,7 +231,7 @@ func (l *launch) run(ctx context.Context) error {
 	if fd := l.rt.MonitorCgroup; fd >= 0 {
 		l.cmd.SysProcAttr.UseCgroupFD, l.cmd.SysProcAttr.CgroupFD = true, fd
 	}
-	err := l.cmd.Start()
+	err := l.start()
 	runtime.KeepAlive(l.rt.Monitor)
 	if err != nil {
 		l.cmd = nil
@@ -238,8 +246,27 @@ func (l *launch) run(ctx context.Context) error {
 	return l.awaitReady(ctx)
 }
 
-func (c *PodConfig) cloneFlags() uintptr {
-	flags := uintptr(unix.CLONE_NEWNS)
+// start forks the monitor. A clone that makes a user namespace, too, would put the monitor into it, so where the
+// pod has one the namespaces are made before, and a thread goes there to fork.
+func (l *launch) start() error {
+	if l.cfg.UserNS == nil {
+		return l.cmd.Start()
+	}
+	ns, err := userns.Make(*l.cfg.UserNS, uint32(l.cfg.podFlags()))
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return sys.OnLostThread(func() error {
+		if err := ns.Enter(); err != nil {
+			return err
+		}
+		return l.cmd.Start()
+	})
+}
+
+// podFlags are the namespaces that the pod has of its own, and its monitor is in.
+func (c *PodConfig) podFlags() (flags uintptr) {
 	if !c.HostNetwork {
 		flags |= unix.CLONE_NEWNET | unix.CLONE_NEWUTS
 	}
@@ -247,6 +274,14 @@ func (c *PodConfig) cloneFlags() uintptr {
 		flags |= unix.CLONE_NEWIPC
 	}
 	return flags
+}
+
+// cloneFlags are those that the fork of the monitor makes.
+func (c *PodConfig) cloneFlags() uintptr {
+	if c.UserNS != nil {
+		return unix.CLONE_NEWNS
+	}
+	return unix.CLONE_NEWNS | c.podFlags()
 }
 
 // awaitReady reads what the monitor says of its start.

@@ -12,7 +12,6 @@ import "encoding/binary"
 // An ELF header, one read-only executable segment, thirty bytes of code. It has
 // no stack that can be executed, no libc, and nothing to overflow.
 func ELF() []byte {
-	const base, headers = 0x400000, 64 + 2*56
 	code := []byte{
 		0xb8, 157, 0, 0, 0, // mov eax, SYS_prctl
 		0xbf, 15, 0, 0, 0, // mov edi, PR_SET_NAME
@@ -22,7 +21,37 @@ func ELF() []byte {
 		0x0f, 0x05, // syscall
 		0xeb, 0xf7, // jmp to the mov before
 	}
-	code = append(code, "pause\x00"...)
+	return program(append(code, "pause\x00"...))
+}
+
+// Unsharer returns a program that makes namespaces (flags of unshare(2), which are of one
+// thread here, so that a user namespace may be among them) and lives until its standard input ends:
+//
+//	unshare(flags); write(1, the errno, 1); read(0); exit_group(0)
+func Unsharer(flags uint32) []byte {
+	code := []byte{0xb8, 0x10, 1, 0, 0, 0xbf} // mov eax, SYS_unshare; mov edi, flags
+	code = binary.LittleEndian.AppendUint32(code, flags)
+	return program(append(code,
+		0x0f, 0x05, // syscall
+		0xf7, 0xd8, // neg eax: 0, or the errno
+		0x50,             // push rax
+		0x48, 0x89, 0xe6, // mov rsi, rsp
+		0xba, 1, 0, 0, 0, // mov edx, 1
+		0xb8, 1, 0, 0, 0, // mov eax, SYS_write
+		0xbf, 1, 0, 0, 0, // mov edi, 1
+		0x0f, 0x05, // syscall
+		0x31, 0xc0, // xor eax, eax: SYS_read
+		0x31, 0xff, // xor edi, edi
+		0x0f, 0x05, // syscall
+		0xb8, 231, 0, 0, 0, // mov eax, SYS_exit_group
+		0x31, 0xff, // xor edi, edi
+		0x0f, 0x05, // syscall
+	))
+}
+
+// program puts code into a file.
+func program(code []byte) []byte {
+	const base, headers = 0x400000, 64 + 2*56
 	size := uint64(headers + len(code))
 	le := binary.LittleEndian
 	b := []byte{0x7f, 'E', 'L', 'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0}

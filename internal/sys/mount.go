@@ -130,3 +130,17 @@ func MountSetattr(dir int, path string, flags uint, attr *unix.MountAttr) error 
 func CloseRange(first, last uint, flags uint) error {
 	return os.NewSyscallError("close_range", unix.CloseRange(first, last, flags))
 }
+
+// MountIDMap has the mount behind fd, or with tree all mounts of the tree, show the ids
+// of its files as the user namespace maps them: what belongs to 0 on disk belongs to who
+// is 0 there. fd is a detached mount that nobody has attached yet, of a filesystem
+// that supports it (EINVAL else), and not mapped already (EPERM).
+func MountIDMap(fd, userns *FD, tree bool) error {
+	flags := uint(unix.AT_EMPTY_PATH)
+	if tree {
+		flags |= unix.AT_RECURSIVE
+	}
+	err := MountSetattr(fd.Int(), "", flags, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns.Int())})
+	runtime.KeepAlive(userns)
+	return err
+}

@@ -212,7 +212,7 @@ func (m *monitor) fork(c *container, r *wire.Create, p *wire.Packet) (note strin
 	for _, f := range p.Files[next:] {
 		a.Files = append(a.Files, f.Int())
 	}
-	if m.pause != nil {
+	if m.pause != nil && !m.setup.UserNS { // else the program goes there itself
 		a.PIDNS = m.pause.PidFD().Int()
 	}
 	pipes, err := c.openStdio(m.null, r)

@@ -145,8 +145,10 @@ func TestPauseELF(t *testing.T) {
 	if stack.Type != elf.PT_GNU_STACK || stack.Flags&elf.PF_X != 0 {
 		t.Errorf("stack %+v", stack.ProgHeader)
 	}
-	if _, err := pauseProgram().Encode(); err != nil {
-		t.Error(err)
+	for _, userns := range []bool{false, true} {
+		if _, err := pauseProgram(userns).Encode(); err != nil {
+			t.Errorf("with a user namespace %v: %v", userns, err)
+		}
 	}
 }
 

@@ -33,7 +33,7 @@ func (m *monitor) startPause() error {
 	if err := unix.Fchmod(elf.Int(), 0o111); err != nil {
 		return fmt.Errorf("chmod pause: %w", err)
 	}
-	b, err := pauseProgram().Encode()
+	b, err := pauseProgram(m.setup.UserNS).Encode()
 	if err != nil {
 		return err
 	}
@@ -44,6 +44,14 @@ func (m *monitor) startPause() error {
 	a := executor.Attr{CgroupFD: -1, PIDNS: -1, ProcFD: m.proc.root.Int(), Files: []int{elf.Int()}}
 	for i := range a.Stdio {
 		a.Stdio[i] = m.null.Int()
+	}
+	if m.setup.UserNS {
+		user, err := unix.IoctlRetInt(m.ns[1].Int(), unix.NS_GET_USERNS) // whose the ipc namespace is
+		if err != nil {
+			return fmt.Errorf("find user namespace: %w", err)
+		}
+		defer unix.Close(user)
+		a.Files = append(a.Files, user)
 	}
 	if m.setup.Cgroup {
 		cgroup := sys.NewFD(CgroupFD)
@@ -68,8 +76,9 @@ func (m *monitor) startPause() error {
 
 // pauseProgram is the pause's way from a fork of ours to its execve. Ignored
 // signals survive execve, and a parent that ignores SIGCHLD has its children
-// reaped by the kernel.
-func pauseProgram() *step.Program {
+// reaped by the kernel. With userns the pid namespace is to belong to the user namespace
+// behind the second file.
+func pauseProgram(userns bool) *step.Program {
 	p := &step.Program{Clone: unix.CLONE_NEWPID, Wait: step.NoWait, Files: []string{"pause"}}
 	add := func(name string, nr uint32, args ...step.Arg) *step.Step {
 		s := step.Step{Nr: nr, Result: step.NoResult, Name: name}
@@ -81,7 +90,23 @@ func pauseProgram() *step.Program {
 	none := data(p, []uint64{0})                 // a signal set, an empty string, a vector's end
 	name := data(p, []uint64{0x6573756170})      // "pause"
 	argv := data(p, []uint64{0, 0})
-	p.Relocs = []step.Reloc{{At: uint32(argv.Val), To: uint32(name.Val)}}
+	p.Relocs = append(p.Relocs, step.Reloc{At: uint32(argv.Val), To: uint32(name.Val)})
+	if userns {
+		// What is cloned by who is in a user namespace belongs to that; so a sibling goes on.
+		p.Clone, p.Files = 0, append(p.Files, "user namespace")
+		born := data(p, []uint64{step.Born << 32}) // a step.Record
+		args := data(p, []uint64{unix.CLONE_NEWPID | unix.CLONE_PARENT | unix.CLONE_PARENT_SETTID, 0, 0, 0, 0, 0, 0, 0})
+		p.Relocs = append(p.Relocs, step.Reloc{At: uint32(args.Val) + 24, To: uint32(born.Val)}) // parent_tid
+		add("join the user namespace", unix.SYS_SETNS, num(step.FirstFD+1), num(unix.CLONE_NEWUSER))
+		add("go on in a sibling", unix.SYS_CLONE3, args, num(64)).Result = 0
+		s := add("be the sibling", step.OpExpect, step.Arg{Kind: step.Reg}, num(0), num(uint64(unix.ECHILD)), num(^uint64(0)))
+		s.Then, s.OnErr = 2, []step.Branch{{Errno: uint16(unix.ECHILD)}}
+		add("report its birth", unix.SYS_WRITE, num(step.ReportFD), born, num(step.RecordSize))
+		add("leave the rest to it", unix.SYS_EXIT_GROUP, num(0))
+		// Where there are fewer ids than pauseUser needs, it stays the namespace's root, without capabilities.
+		add("be the first group", unix.SYS_SETRESGID, num(0), num(0), num(0))
+		add("be the first user", unix.SYS_SETRESUID, num(0), num(0), num(0))
+	}
 	add("ignore SIGCHLD", unix.SYS_RT_SIGACTION, num(uint64(unix.SIGCHLD)), ignore, num(0), num(8))
 	add("unblock all signals", unix.SYS_RT_SIGPROCMASK, num(unix.SIG_SETMASK), none, num(0), num(8))
 	add("leave the session", unix.SYS_SETSID)
@@ -90,7 +115,10 @@ func pauseProgram() *step.Program {
 		s.OnErr = []step.Branch{{Errno: uint16(unix.EINVAL)}} // behind the last that this kernel has
 	}
 	add("drop groups", unix.SYS_SETGROUPS, num(0), num(0))
-	add("set gid", unix.SYS_SETRESGID, num(pauseUser), num(pauseUser), num(pauseUser))
+	gid := add("set gid", unix.SYS_SETRESGID, num(pauseUser), num(pauseUser), num(pauseUser))
+	if userns {
+		gid.OnErr = []step.Branch{{Errno: uint16(unix.EINVAL), Skip: 1}}
+	}
 	add("set uid", unix.SYS_SETRESUID, num(pauseUser), num(pauseUser), num(pauseUser))
 	add("set no_new_privs", unix.SYS_PRCTL, num(unix.PR_SET_NO_NEW_PRIVS), num(1), num(0), num(0), num(0))
 	add("execute pause", unix.SYS_EXECVEAT, num(step.FirstFD), none, argv, none, num(unix.AT_EMPTY_PATH))

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -41,7 +40,7 @@ func (s *Set) idmap(field string, n int, m *specs.Mount, o program.MountOptions)
 		return named(field, err)
 	}
 	defer userns.Close()
-	if err := IDMap(s.files[n], userns, o.IDTree); err != nil {
+	if err := sys.MountIDMap(s.files[n], userns, o.IDTree); err != nil {
 		return named(field, err)
 	}
 	return nil
@@ -55,20 +54,6 @@ func (s *Set) joined() string {
 		}
 	}
 	return ""
-}
-
-// IDMap has the mount behind fd, or all mounts of the tree, show the ids of its
-// files as the user namespace maps them: what belongs to 0 on disk belongs to who is
-// 0 there. fd is a detached mount that nobody has attached yet, of a filesystem
-// that supports it (EINVAL else), and not mapped already (EPERM).
-func IDMap(fd, userns *sys.FD, recursive bool) error {
-	flags := uint(unix.AT_EMPTY_PATH)
-	if recursive {
-		flags |= unix.AT_RECURSIVE
-	}
-	err := sys.MountSetattr(fd.Int(), "", flags, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns.Int())})
-	runtime.KeepAlive(userns)
-	return err
 }
 
 // mappingNS returns a user namespace that exists for its mapping alone.

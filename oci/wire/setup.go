@@ -12,6 +12,7 @@ type Setup struct {
 	HostPID   bool
 	SharedPID bool
 	Cgroup    bool // a descriptor of the pause's cgroup was handed over
+	UserNS    bool // the pod's namespaces belong to a user namespace of the pod, and a pid namespace has to as well
 	Sysctls   []Sysctl
 }
 
@@ -24,7 +25,7 @@ type Sysctl struct {
 func (s *Setup) Encode() []byte {
 	b := order.AppendUint16(order.AppendUint32(nil, Magic), Highest)
 	b = appendString(appendString(b, s.Pod), s.Hostname)
-	for _, v := range []bool{s.HostNet, s.HostIPC, s.HostPID, s.SharedPID, s.Cgroup} {
+	for _, v := range []bool{s.HostNet, s.HostIPC, s.HostPID, s.SharedPID, s.Cgroup, s.UserNS} {
 		b = appendBool(b, v)
 	}
 	b = order.AppendUint32(b, uint32(len(s.Sysctls)))
@@ -40,7 +41,7 @@ func ParseSetup(b []byte) (*Setup, error) {
 	r := &reader{b: b}
 	magic, version := r.u32(), r.u16()
 	s := &Setup{Pod: r.str(), Hostname: r.str()}
-	for _, v := range []*bool{&s.HostNet, &s.HostIPC, &s.HostPID, &s.SharedPID, &s.Cgroup} {
+	for _, v := range []*bool{&s.HostNet, &s.HostIPC, &s.HostPID, &s.SharedPID, &s.Cgroup, &s.UserNS} {
 		*v = r.boolean()
 	}
 	for range r.count(4) {
