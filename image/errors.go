@@ -36,6 +36,9 @@ var (
 	// ErrUnsupported: what the registry holds under the name cannot be run here:
 	// no build for this platform, an artifact, schema 1, a config without sense.
 	ErrUnsupported = errors.New("unsupported image")
+	// ErrNoIDMaps: the kernel, or the filesystem that the store is on, cannot mount
+	// layers for user namespaces.
+	ErrNoIDMaps = errors.New("layers cannot be mounted with mapped ids here")
 	// ErrInvalidAuth: the request's credentials contradict themselves or cannot
 	// be decoded. The text never quotes them.
 	ErrInvalidAuth = errors.New("invalid credentials")

@@ -49,15 +49,11 @@ const maxMountOptions = 4095
 // of two directories of ours. Less would not do: before 6.5 fsconfig takes any
 // key for overlay and only making the superblock finds it unknown.
 func probeOverlay(dirs ...string) (overlayMode, error) {
-	l := &layerSet{}
-	defer l.close()
-	for _, dir := range dirs {
-		fd, err := sys.OpenAt2(unix.AT_FDCWD, dir, unix.O_PATH|unix.O_DIRECTORY, 0)
-		if err != nil {
-			return 0, err
-		}
-		l.lower = append(l.lower, fd)
+	l, err := openProbe(dirs)
+	if err != nil {
+		return 0, err
 	}
+	defer l.close()
 	for _, mode := range []overlayMode{layersByFD, layersByPath} {
 		ctx, err := sys.FSOpen("overlay")
 		if err != nil {
@@ -70,6 +66,20 @@ func probeOverlay(dirs ...string) (overlayMode, error) {
 		}
 	}
 	return layersByMount, nil
+}
+
+// openProbe opens the layers of an overlay that is made to see whether it can be.
+func openProbe(dirs []string) (*layerSet, error) {
+	l := &layerSet{}
+	for _, dir := range dirs {
+		fd, err := sys.OpenAt2(unix.AT_FDCWD, dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			l.close()
+			return nil, err
+		}
+		l.lower = append(l.lower, fd)
+	}
+	return l, nil
 }
 
 // layerSet is the opened directories of one overlay, all O_PATH.
@@ -111,9 +121,9 @@ func openLayers(roots, layers *sys.FD, containerID string, ids []string) (*layer
 	return l, nil
 }
 
-// mountOverlay makes a container's root filesystem. Preconditions: the
-// container's lock is held.
-func (s *Store) mountOverlay(containerID string, ids []string, readonly bool) (*sys.FD, error) {
+// mountOverlay makes a container's root filesystem, with the ids of m if that is not
+// nil. Preconditions: the container's lock is held.
+func (s *Store) mountOverlay(containerID string, ids []string, readonly bool, m *IDMap) (*sys.FD, error) {
 	if err := s.clearVolatile(containerID); err != nil {
 		return nil, err
 	}
@@ -121,21 +131,37 @@ func (s *Store) mountOverlay(containerID string, ids []string, readonly bool) (*
 	if readonly {
 		attr = unix.MOUNT_ATTR_RDONLY
 	}
-	return s.overlayOf(func(roots, layers *sys.FD) (*layerSet, error) { return openLayers(roots, layers, containerID, ids) }, attr)
+	return s.overlayOf(func(roots, layers *sys.FD) (*layerSet, error) { return openLayers(roots, layers, containerID, ids) }, attr, m)
 }
 
 // overlayOf makes a detached mount with the attributes attr of the directories that
-// open opens. open gets s.roots and s.layers, or the same directories seen from another
-// mount namespace.
-func (s *Store) overlayOf(open func(roots, layers *sys.FD) (*layerSet, error), attr int) (*sys.FD, error) {
-	if s.overlay == layersByMount {
-		return s.mountInScratch(open, attr)
+// open opens, the lower ones with the ids of m if that is not nil. open gets s.roots and
+// s.layers, or the same directories seen from another mount namespace.
+func (s *Store) overlayOf(open func(roots, layers *sys.FD) (*layerSet, error), attr int, m *IDMap) (*sys.FD, error) {
+	if m != nil && s.idmap == idmapNever {
+		return nil, ErrNoIDMaps
+	}
+	if s.overlay == layersByMount || m != nil && s.idmap == idmapAttached {
+		return s.mountInScratch(open, attr, m)
 	}
 	l, err := open(s.roots, s.layers)
 	if err != nil {
 		return nil, err
 	}
 	defer l.close()
+	if m != nil {
+		if err := l.mapIDs(m.UserNS, nil); err != nil {
+			return nil, err
+		}
+	}
+	return s.stack(l, attr)
+}
+
+// stack makes the overlay of opened layers, in the mode of this kernel.
+func (s *Store) stack(l *layerSet, attr int) (*sys.FD, error) {
+	if s.overlay == layersByMount {
+		return s.stackByMount(l, attr)
+	}
 	ctx, err := sys.FSOpen("overlay")
 	if err != nil {
 		return nil, err
@@ -195,13 +221,13 @@ func (s *Store) clearVolatile(containerID string) error {
 // procPath names an open directory in a few bytes.
 func procPath(fd *sys.FD) string { return "/proc/self/fd/" + strconv.Itoa(fd.Int()) }
 
-// mountInScratch is the way of kernels before 6.5: mount(2) on a directory of a
-// mount namespace that lives as long as one thread, from where open_tree takes a
-// detached copy. The thread ends with its namespace, so nothing is left to clean.
-func (s *Store) mountInScratch(open func(roots, layers *sys.FD) (*layerSet, error), attr int) (*sys.FD, error) {
+// mountInScratch is the way of kernels before 6.5, and before 6.15 of layers with mapped
+// ids: in a mount namespace that lives as long as one thread, from where a detached
+// mount is taken. The thread ends with its namespace, so nothing is left to clean.
+func (s *Store) mountInScratch(open func(roots, layers *sys.FD) (*layerSet, error), attr int, m *IDMap) (*sys.FD, error) {
 	var fd *sys.FD
 	err := sys.OnLostThread(func() (err error) {
-		fd, err = s.scratchMount(open, attr)
+		fd, err = s.scratchMount(open, attr, m)
 		return err
 	})
 	return fd, err
@@ -220,7 +246,7 @@ func leaveMounts() error {
 }
 
 // scratchMount does mountInScratch's work. Preconditions: as leaveMounts.
-func (s *Store) scratchMount(open func(roots, layers *sys.FD) (*layerSet, error), attr int) (*sys.FD, error) {
+func (s *Store) scratchMount(open func(roots, layers *sys.FD) (*layerSet, error), attr int, m *IDMap) (*sys.FD, error) {
 	if err := leaveMounts(); err != nil {
 		return nil, err
 	}
@@ -241,6 +267,16 @@ func (s *Store) scratchMount(open func(roots, layers *sys.FD) (*layerSet, error)
 		return nil, err
 	}
 	defer l.close()
+	if m != nil {
+		if err := l.mapIDs(m.UserNS, s.attachAt); err != nil {
+			return nil, err
+		}
+	}
+	return s.stack(l, attr)
+}
+
+// stackByMount makes the overlay with mount(2). Preconditions: the thread is in a scratch namespace.
+func (s *Store) stackByMount(l *layerSet, attr int) (*sys.FD, error) {
 	opts, err := mountOptions(l)
 	if err != nil {
 		return nil, err

@@ -190,6 +190,10 @@ func (s *Store) makeUpper(dir string, rec *rootfs) error {
 // directory is not synced by anything (option volatile), so Mount refuses one
 // from before the last boot.
 func (s *Store) Mount(ctx context.Context, containerID string, readonly bool) (*sys.FD, error) {
+	return s.mount(ctx, containerID, readonly, nil)
+}
+
+func (s *Store) mount(ctx context.Context, containerID string, readonly bool, m *IDMap) (*sys.FD, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -204,7 +208,12 @@ func (s *Store) Mount(ctx context.Context, containerID string, readonly bool) (*
 	if rec.Boot != s.boot {
 		return nil, fmt.Errorf("mount root filesystem of container %s: %w", containerID, errForeignBoot)
 	}
-	fd, err := s.mountOverlay(containerID, rec.Layers, readonly)
+	if m != nil {
+		if err := s.ownUpper(containerID, rec, m); err != nil {
+			return nil, fmt.Errorf("mount root filesystem of container %s: %w", containerID, err)
+		}
+	}
+	fd, err := s.mountOverlay(containerID, rec.Layers, readonly, m)
 	if err != nil {
 		return nil, fmt.Errorf("mount root filesystem of container %s: %w", containerID, err)
 	}

@@ -48,6 +48,7 @@ type Store struct {
 	roots   *sys.FD // Config.Containers
 	disk    atomicfile.FS
 	overlay overlayMode
+	idmap   idmapMode
 	boot    string // see rootfs.Boot
 
 	limits    limits
@@ -162,6 +163,7 @@ func (s *Store) openDirs() (err error) {
 	if s.overlay, err = probeOverlay(s.config.Root+"/empty", s.config.tmp()); err != nil {
 		return err
 	}
+	s.idmap = s.probeIDMap(s.config.Root+"/empty", s.config.tmp())
 	if s.boot, err = bootID(); err != nil {
 		return err
 	}

@@ -55,7 +55,7 @@ type ContainerConfig struct {
 
 func (c *ContainerConfig) close() {
 	c.Rootfs.Close()
-	c.UserNS.close()
+	c.UserNS.Close()
 	c.Cgroup.BriefClose()
 	c.PodCgroup.BriefClose()
 	for _, f := range c.Mounts {

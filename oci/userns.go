@@ -27,7 +27,8 @@ type UserNS struct {
 	pause *sys.FD // pidfd of somebody in the pid namespace that the pod shares, or nil
 }
 
-func (u *UserNS) close() {
+// Close closes what Create was not given.
+func (u *UserNS) Close() {
 	if u == nil {
 		return
 	}

@@ -52,7 +52,7 @@ func (c *Container) delegateCgroup(pid int) error {
 		return nil
 	}
 	u := c.record.User
-	return cgroupError(c.pod.m.cfg.Cgroups.Load(c.record.Cgroup).Delegate(pid, uint32(u.UID), uint32(u.GID)))
+	return cgroupError(c.pod.m.cfg.Cgroups.Load(c.record.Cgroup).Delegate(pid, c.pod.plan.UserNS.Outside(uint32(u.UID)), c.pod.plan.UserNS.Outside(uint32(u.GID))))
 }
 
 // podCgroup opens the cgroup above the container's, where the monitor can still see who was killed once systemd

@@ -52,8 +52,10 @@ type ImageStore interface {
 	Resolve(ctx context.Context, ref string) (*image.Image, error)
 	Permit(ctx context.Context, namespace, imageID, asked string) error
 	NewRootfs(ctx context.Context, containerID, imageID string, volumes ...string) error
-	MountVolume(ctx context.Context, containerID, imageID, subPath string) (*sys.FD, error)
+	MountVolume(ctx context.Context, containerID, imageID, subPath string, m *image.IDMap) (*sys.FD, error)
 	Mount(ctx context.Context, containerID string, readonly bool) (*sys.FD, error)
+	IDMaps() bool
+	MountIDMapped(ctx context.Context, containerID string, m image.IDMap) (*sys.FD, error)
 	RemoveRootfs(ctx context.Context, containerID string) error
 	Rootfses() ([]string, error)
 	RootfsUsage(ctx context.Context, containerID string, pace func() error) (image.FsUsage, error)

@@ -103,6 +103,8 @@ func (sb *Sandbox) createContainer(ctx context.Context, op *operation, name stri
 // parts are the descriptors that a container is made of. Each is owned by parts until it was handed over.
 type parts struct {
 	root   *sys.FD
+	user   *sys.FD     // the pod's user namespace, nil without
+	userns *oci.UserNS // with user, once it was handed to that
 	mounts map[int]*sys.FD
 	scope  *cgroup.Scope
 	cgroup *sys.FD // of scope
@@ -110,6 +112,8 @@ type parts struct {
 
 func (p *parts) close() {
 	p.root.Close()
+	p.user.Close()
+	p.userns.Close()
 	p.cgroup.Close()
 	for _, fd := range p.mounts {
 		fd.Close()
@@ -137,9 +141,12 @@ func (c *Container) bringUp(ctx context.Context, op *operation) (err error) {
 	if err := m.cfg.Images.NewRootfs(ctx, c.id, img.ID, c.volumeImages()...); err != nil {
 		return fmt.Errorf("make root file system: %w", imageError(err))
 	}
+	if p.user, err = c.pod.openUserNS(ctx); err != nil {
+		return err
+	}
 	// The program makes the root read-only itself, after the mount points were made in it.
-	if p.root, err = m.cfg.Images.Mount(ctx, c.id, false); err != nil {
-		return fmt.Errorf("mount root file system: %w", err)
+	if p.root, err = c.mountRoot(ctx, p.user); err != nil {
+		return fmt.Errorf("mount root file system: %w", imageError(err))
 	}
 	op.at("build spec")
 	s, err := c.buildSpec(p.root, img)
@@ -147,6 +154,9 @@ func (c *Container) bringUp(ctx context.Context, op *operation) (err error) {
 		return err
 	}
 	if err := c.gather(ctx, op, s, &p); err != nil {
+		return err
+	}
+	if err := c.gatherForUserNS(s, &p); err != nil {
 		return err
 	}
 	op.at("fork")
@@ -163,7 +173,7 @@ func (c *Container) gather(ctx context.Context, op *operation, s *specs.Spec, p 
 		made <- err
 	}()
 	op.at("open volumes")
-	mounts, err := c.pod.m.volumes.openAll(ctx, op, c.openers(), s.Mounts)
+	mounts, err := c.pod.m.volumes.openAll(ctx, op, c.openers(p.user), s.Mounts)
 	p.mounts = mounts
 	op.at("make cgroup")
 	return errors.Join(err, <-made)
@@ -212,6 +222,8 @@ func imageError(err error) error {
 		return fmt.Errorf("%w: %w", ErrNotFound, err)
 	case errors.Is(err, image.ErrInvalidReference):
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	case errors.Is(err, image.ErrNoIDMaps):
+		return fmt.Errorf("%w: %w", ErrState, err)
 	}
 	return err
 }
@@ -281,7 +293,7 @@ func (c *Container) fork(ctx context.Context, s *specs.Spec, p *parts) error {
 		return err
 	}
 	cfg := oci.ContainerConfig{
-		ID: c.id, Spec: s, Dir: c.dir, Rootfs: p.root, Mounts: p.mounts, Cgroup: p.cgroup, PodCgroup: above, LogPath: c.record.LogPath,
+		ID: c.id, Spec: s, Dir: c.dir, Rootfs: p.root, Mounts: p.mounts, UserNS: p.userns, Cgroup: p.cgroup, PodCgroup: above, LogPath: c.record.LogPath,
 		Stdin: c.config.GetStdin(), StdinOnce: c.config.GetStdinOnce(), TTY: c.config.GetTty(), Output: c.record.LogPath == "", OOMScoreAdj: s.Process.OOMScoreAdj,
 	}
 	scope := p.scope

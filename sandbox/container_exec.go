@@ -125,12 +125,12 @@ func whyEnded(ctx context.Context, err error) error {
 func (c *Container) startExec(ctx context.Context, s *specs.Spec, pr process, leaf *cgroup.Scope, cmd []string, stdout, stderr *collector) (execution, error) {
 	p := *s.Process
 	p.Args, p.Terminal = cmd, false
-	out, err := stdout.open(int(p.User.UID), int(p.User.GID))
+	out, err := stdout.open(c.outside(p.User))
 	if err != nil {
 		return nil, err
 	}
 	defer out.Close()
-	errs, err := stderr.open(int(p.User.UID), int(p.User.GID))
+	errs, err := stderr.open(c.outside(p.User))
 	if err != nil {
 		return nil, err
 	}
@@ -139,8 +139,13 @@ func (c *Container) startExec(ctx context.Context, s *specs.Spec, pr process, le
 	if err != nil {
 		return nil, leafError(err)
 	}
-	return pr.exec(ctx, oci.ExecConfig{Process: &p, Seccomp: s.Linux.Seccomp, Cgroup: dir, Stdout: out, Stderr: errs,
+	return pr.exec(ctx, oci.ExecConfig{Process: &p, Seccomp: s.Linux.Seccomp, Cgroup: dir, Stdout: out, Stderr: errs, UserNS: c.pod.plan.UserNS != nil,
 		Bundle: c.dir, Annotations: s.Annotations})
+}
+
+// outside is who a user of the container is on the host.
+func (c *Container) outside(u specs.User) (uid, gid int) {
+	return int(c.pod.plan.UserNS.Outside(u.UID)), int(c.pod.plan.UserNS.Outside(u.GID))
 }
 
 // leafError is cgroupError, but that a scope which is gone says that its container has just ended: a probe meets that

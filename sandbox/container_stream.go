@@ -104,7 +104,7 @@ func (e *streamedExec) start(ctx context.Context, spec *specs.Spec, pr process) 
 			e.hangUp()
 		}
 	}()
-	if err := e.openPipes(int(p.User.UID), int(p.User.GID)); err != nil {
+	if err := e.openPipes(e.c.outside(p.User)); err != nil {
 		return nil, err
 	}
 	dir, err := e.leaf.OpenDir()
@@ -115,7 +115,7 @@ func (e *streamedExec) start(ctx context.Context, spec *specs.Spec, pr process) 
 	// the command has begun. That is a hang-up like any other, and no reason to kill.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.c.pod.m.cfg.OperationTimeout)
 	defer cancel()
-	return pr.exec(ctx, oci.ExecConfig{Process: &p, Seccomp: spec.Linux.Seccomp, Cgroup: dir, Bundle: e.c.dir, Annotations: spec.Annotations,
+	return pr.exec(ctx, oci.ExecConfig{Process: &p, Seccomp: spec.Linux.Seccomp, Cgroup: dir, Bundle: e.c.dir, Annotations: spec.Annotations, UserNS: e.c.pod.plan.UserNS != nil,
 		Stdin: e.child[0], Stdout: e.child[1], Stderr: e.child[2]})
 }
 

@@ -72,7 +72,8 @@ func (sb *Sandbox) writeFile(name string, data []byte) error {
 	if err := atomicfile.Write(sb.m.disk.disk(), path, data, 0o644); err != nil {
 		return err
 	}
-	return os.Chmod(path, 0o644) // whatever our umask is
+	root := int(sb.plan.UserNS.Outside(0))                                 // who is root in the pod, as the files are elsewhere
+	return errors.Join(os.Chmod(path, 0o644), os.Lchown(path, root, root)) // whatever our umask is
 }
 
 // mountShm mounts the tmpfs that all containers of the pod share as /dev/shm. It is the one file system
@@ -86,7 +87,7 @@ func (sb *Sandbox) mountShm() error {
 	if err := os.Mkdir(sb.shmDir(), 0o700); err != nil {
 		return err
 	}
-	err := unix.Mount("shm", sb.shmDir(), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=1777,size="+shmSize)
+	err := unix.Mount("shm", sb.shmDir(), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, fmt.Sprintf("mode=1777,uid=%[1]d,gid=%[1]d,size=%s", sb.plan.UserNS.Outside(0), shmSize))
 	if err != nil {
 		return fmt.Errorf("mount shm: %w", err)
 	}

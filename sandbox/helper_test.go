@@ -189,6 +189,7 @@ type testImages struct {
 	helper string // "" for fake monitors, which execute nothing
 	config ocispec.ImageConfig
 	fail   error // of NewRootfs
+	noMaps bool  // the kernel cannot map the ids of layers
 	block  chan struct{}
 	plant  func(root string) error                                       // puts something into new root file systems
 	walk   func(ctx context.Context, id string, pace func() error) error // guarded by mu: before a root file system is measured
@@ -264,6 +265,12 @@ func copyFile(from, to string) error {
 	return os.WriteFile(to, data, 0o755)
 }
 
+func (s *testImages) IDMaps() bool { return !s.noMaps }
+
+func (s *testImages) MountIDMapped(context.Context, string, image.IDMap) (*sys.FD, error) {
+	return nil, errors.ErrUnsupported // the real store has tests of that
+}
+
 func (s *testImages) Mount(_ context.Context, id string, _ bool) (*sys.FD, error) {
 	s.mu.Lock()
 	root := s.roots[id]
@@ -271,7 +278,7 @@ func (s *testImages) Mount(_ context.Context, id string, _ bool) (*sys.FD, error
 	return sys.OpenTree(unix.AT_FDCWD, root, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 }
 
-func (s *testImages) MountVolume(_ context.Context, _, id, sub string) (*sys.FD, error) {
+func (s *testImages) MountVolume(_ context.Context, _, id, sub string, _ *image.IDMap) (*sys.FD, error) {
 	if sub == "missing" {
 		return nil, fmt.Errorf("mount image %s: %w", id, image.ErrSubPath)
 	}
@@ -533,6 +540,8 @@ func (m *fakeMonitor) die() {
 }
 
 func (m *fakeMonitor) pid() int { return 1 }
+
+func (m *fakeMonitor) userns(context.Context) (*sys.FD, error) { return nil, errNoMonitor }
 
 func (m *fakeMonitor) netns() (*sys.FD, error) {
 	return sys.OpenAt2(unix.AT_FDCWD, "/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)

@@ -41,6 +41,11 @@ func hostFacts() (*spec.Host, error) {
 	if h.MaxOpenFiles, err = maxOpenFiles(self); err != nil {
 		return nil, err
 	}
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		return nil, os.NewSyscallError("getrlimit", err)
+	}
+	h.InheritedOpenFiles = lim.Max
 	h.AppArmor = fileHas("/sys/module/apparmor/parameters/enabled", "Y")
 	h.SELinux = fileHas("/sys/fs/selinux/enforce", "")
 	if h.Devices, err = hostDevices("/dev"); err != nil {

@@ -68,15 +68,15 @@ func (c *Container) volumesByMount() map[int]string {
 	return ids
 }
 
-// openers open what the container mounts and is not a path of the host.
-func (c *Container) openers() openers {
-	return openers{own: c.pod.dir, image: func(ctx context.Context, m specs.Mount) (*sys.FD, error) {
+// openers open what the container mounts and is not a path of the host. user is the pod's user namespace, or nil.
+func (c *Container) openers(user *sys.FD) openers {
+	return openers{own: c.pod.dir, user: user, image: func(ctx context.Context, m specs.Mount) (*sys.FD, error) {
 		for _, v := range c.record.Volumes {
 			sub := c.config.GetMounts()[v.Mount].GetImageSubPath()
 			if m.Source != spec.ImageVolumeSource(v.ID, sub) {
 				continue
 			}
-			fd, err := c.pod.m.cfg.Images.MountVolume(ctx, c.id, v.ID, sub)
+			fd, err := c.pod.m.cfg.Images.MountVolume(ctx, c.id, v.ID, sub, c.volumeIDMap(user, m))
 			if errors.Is(err, image.ErrSubPath) {
 				err = spec.Invalid(fmt.Sprintf("mounts[%d].image_sub_path", v.Mount), sub, "%v", err)
 			}

@@ -23,6 +23,7 @@ type monitors interface {
 type monitor interface {
 	pid() int
 	netns() (*sys.FD, error)
+	userns(ctx context.Context) (*sys.FD, error) // whose the pod's namespaces are
 	create(ctx context.Context, c oci.ContainerConfig) (process, error)
 	process(id string) process
 	list(ctx context.Context) ([]processState, error)

@@ -138,6 +138,11 @@ func (m *ociMonitor) netns() (*sys.FD, error) {
 	return fd, ociError(err)
 }
 
+func (m *ociMonitor) userns(ctx context.Context) (*sys.FD, error) {
+	fd, err := m.UserNS(ctx)
+	return fd, ociError(err)
+}
+
 func (m *ociMonitor) create(ctx context.Context, c oci.ContainerConfig) (process, error) {
 	p, err := m.Create(ctx, c)
 	if err != nil {

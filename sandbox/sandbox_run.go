@@ -10,6 +10,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/vitrine-runtime/vitrine/cni"
+	"github.com/vitrine-runtime/vitrine/image"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/oci"
 	"github.com/vitrine-runtime/vitrine/oci/cgroup"
@@ -29,6 +30,9 @@ func (m *Manager) RunPodSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxC
 	plan, err := spec.PodOf(cfg, m.host)
 	if err != nil {
 		return "", err
+	}
+	if plan.UserNS != nil && !m.cfg.Images.IDMaps() {
+		return "", imageError(fmt.Errorf("linux.security_context.namespace_options.userns_options: %w", image.ErrNoIDMaps))
 	}
 	name := podName(cfg.GetMetadata())
 	id, err := m.flights.do(ctx, name, "run "+name, m.cfg.OperationTimeout, func(ctx context.Context, op *operation) (string, error) {
@@ -136,6 +140,10 @@ func (sb *Sandbox) startMonitor(ctx context.Context) error {
 		ID: sb.id, Dir: sb.dir, Hostname: sb.plan.Hostname,
 		HostNetwork: sb.plan.HostNetwork, HostIPC: sb.plan.HostIPC, HostPID: sb.plan.HostPID, SharedPID: sb.plan.SharedPID,
 		Sysctls: sb.plan.Sysctls, PauseCgroup: -1,
+	}
+	if u := sb.plan.UserNS; u != nil {
+		maps := u.Maps()
+		c.UserNS = &maps
 	}
 	var pause *cgroup.Scope
 	if sb.plan.SharedPID {

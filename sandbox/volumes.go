@@ -35,6 +35,7 @@ func newVolumeOpener(limit time.Duration) *volumeOpener {
 // openers open the sources of a container that are not strangers' paths.
 type openers struct {
 	own   string                                                    // the pod's directory: what is below it is ours and on no server
+	user  *sys.FD                                                   // the user namespace whose ids mapped volumes get, nil without
 	image func(ctx context.Context, m specs.Mount) (*sys.FD, error) // of image volumes
 }
 
@@ -47,14 +48,7 @@ func (v *volumeOpener) openAll(ctx context.Context, op *operation, o openers, mo
 			continue
 		}
 		op.at("open volume " + m.Source)
-		open := v.open
-		switch {
-		case !spec.OnHost(m):
-			open = o.image
-		case strings.HasPrefix(m.Source, o.own+"/"):
-			open = func(_ context.Context, m specs.Mount) (*sys.FD, error) { return openVolume(m) }
-		}
-		fd, err := open(ctx, m)
+		fd, err := v.openOne(ctx, o, m)
 		if err != nil {
 			for _, fd := range out {
 				fd.Close()
@@ -64,6 +58,25 @@ func (v *volumeOpener) openAll(ctx context.Context, op *operation, o openers, mo
 		out[i] = fd
 	}
 	return out, nil
+}
+
+// openOne opens the source of one mount, with the ids that it is to have.
+func (v *volumeOpener) openOne(ctx context.Context, o openers, m specs.Mount) (*sys.FD, error) {
+	if !spec.OnHost(m) {
+		return o.image(ctx, m)
+	}
+	open := v.open
+	if strings.HasPrefix(m.Source, o.own+"/") {
+		open = func(_ context.Context, m specs.Mount) (*sys.FD, error) { return openVolume(m) }
+	}
+	fd, err := open(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	if err := mapVolume(fd, m, o.user); err != nil {
+		return nil, errors.Join(err, fd.Close())
+	}
+	return fd, nil
 }
 
 // open opens one source, within the limit.
@@ -126,7 +139,10 @@ func openVolume(m specs.Mount) (*sys.FD, error) {
 	if err != nil {
 		return nil, err
 	}
-	const flags = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_RECURSIVE
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_RECURSIVE)
+	if slices.Contains(m.Options, "bind") {
+		flags &^= unix.AT_RECURSIVE // the host's /sys, without what is mounted in it
+	}
 	fd, err := sys.OpenTree(unix.AT_FDCWD, m.Source, flags)
 	if errors.Is(err, unix.ENOENT) {
 		if err := os.MkdirAll(m.Source, 0o755); err != nil {

@@ -53,8 +53,9 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 			},
 		}},
 		Features: &runtimeapi.RuntimeFeatures{
-			SupplementalGroupsPolicy: s.cfg.Features.SupplementalGroupsPolicy,
-			MountOptions:             s.cfg.Features.MountOptions,
+			UserNamespacesHostNetwork: s.cfg.Features.UserNamespaces,
+			SupplementalGroupsPolicy:  s.cfg.Features.SupplementalGroupsPolicy,
+			MountOptions:              s.cfg.Features.MountOptions,
 		},
 	}
 	if !r.GetVerbose() || s.cfg.Info == nil {

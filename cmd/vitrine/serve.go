@@ -231,6 +231,7 @@ func (d *daemon) serverConfig(cfg *Config, streams server.Streams) server.Config
 		CgroupDriver: criDriver(d.tree.Driver()),
 		Features: server.Features{
 			RecursiveReadOnly:        recursiveReadOnly(),
+			UserNamespaces:           d.images.IDMaps(),
 			SupplementalGroupsPolicy: true,
 			MountOptions:             true,
 			ImageVolumes:             true,

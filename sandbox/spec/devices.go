@@ -19,6 +19,9 @@ func applyDevices(in *Input, s *specs.Spec) error {
 	if security(in.Container).GetPrivileged() {
 		s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
 		for _, d := range in.Host.Devices {
+			if in.Pod.UserNS != nil {
+				break // whose root owns none of them; each would be a mount, to no use
+			}
 			s.Linux.Devices = append(s.Linux.Devices, deviceNode(d, d.Path))
 		}
 	}

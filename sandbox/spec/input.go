@@ -47,6 +47,9 @@ type Host struct {
 	// CAP_SYS_RESOURCE a limit above our own cannot be set.
 	MaxOpenFiles uint64
 
+	// InheritedOpenFiles is the hard limit that a process has which raises nothing, 0 for any.
+	InheritedOpenFiles uint64
+
 	// AppArmor and SELinux tell whether the kernel enforces them.
 	AppArmor, SELinux bool
 

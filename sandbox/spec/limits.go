@@ -18,6 +18,9 @@ func applyLimits(in *Input, s *specs.Spec) error {
 	if m := in.Host.MaxOpenFiles; m != 0 && m < hard {
 		hard = m
 	}
+	if m := in.Host.InheritedOpenFiles; in.Pod.UserNS != nil && m != 0 && m < hard {
+		hard = m // who may raise limits on the host may not in a user namespace
+	}
 	soft := min(uint64(openFilesSoft), hard)
 	s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: hard, Soft: soft}}
 

@@ -10,7 +10,7 @@ import (
 // host's in a HostPID pod and the pod's shared one otherwise; see [Pod.SharedPID].
 //
 // The cgroup namespace is private except for privileged containers, which are given the host's hierarchy
-// to manage.
+// to manage; but not in a user namespace, whose root the hierarchy does not belong to and could not mount.
 func applyNamespaces(in *Input, s *specs.Spec) error {
 	own, err := OwnPID(in.Container, in.Pod)
 	if err != nil {
@@ -20,8 +20,11 @@ func applyNamespaces(in *Input, s *specs.Spec) error {
 	if own {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace})
 	}
-	if !security(in.Container).GetPrivileged() {
+	if !security(in.Container).GetPrivileged() || in.Pod.UserNS != nil {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+	}
+	if in.Pod.UserNS != nil {
+		return in.Pod.UserNS.apply(s)
 	}
 	return nil
 }
@@ -34,7 +37,7 @@ func applyNamespaces(in *Input, s *specs.Spec) error {
 func OwnPID(c *runtimeapi.ContainerConfig, p *Pod) (bool, error) {
 	const field = "linux.security_context.namespace_options"
 	ns := security(c).GetNamespaceOptions()
-	if err := checkUserns(field+".userns_options", ns.GetUsernsOptions()); err != nil {
+	if err := sameUserNS(field+".userns_options", c, p); err != nil {
 		return false, err
 	}
 	if ns.GetNetwork() == runtimeapi.NamespaceMode_NODE && !p.HostNetwork {
@@ -78,24 +81,4 @@ func checkMode(field string, m runtimeapi.NamespaceMode) error {
 		return Invalid(field, m.String(), "only POD and NODE have a meaning here")
 	}
 	return Invalid(field, itoa(int64(m)), "unknown namespace mode")
-}
-
-// checkUserns refuses user namespaces by name. Bad requests are told apart from good ones which we do not
-// serve yet.
-func checkUserns(field string, u *runtimeapi.UserNamespace) error {
-	if u == nil {
-		return nil
-	}
-	switch u.GetMode() {
-	case runtimeapi.NamespaceMode_NODE:
-		if len(u.GetUids()) != 0 || len(u.GetGids()) != 0 {
-			return Invalid(field, "NODE", "mappings without a user namespace")
-		}
-		return nil
-	case runtimeapi.NamespaceMode_POD:
-		return Unimplemented(field, "POD", "user namespaces come later")
-	case runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_TARGET:
-		return Invalid(field+".mode", u.GetMode().String(), "only POD and NODE have a meaning here")
-	}
-	return Invalid(field+".mode", itoa(int64(u.GetMode())), "unknown namespace mode")
 }

@@ -8,8 +8,9 @@ import (
 type Pod struct {
 	Hostname                      string // "" in the host's network
 	HostNetwork, HostIPC, HostPID bool
-	SharedPID                     bool // the containers share a pid namespace with a pause as pid 1
-	Privileged                    bool // may hold privileged containers
+	UserNS                        *UserNS // nil for the host's
+	SharedPID                     bool    // the containers share a pid namespace with a pause as pid 1
+	Privileged                    bool    // may hold privileged containers
 	Sysctls                       map[string]string
 	ResolvConf                    []byte // nil: the host's
 	Ports                         []Port
@@ -36,7 +37,7 @@ func PodOf(cfg *runtimeapi.PodSandboxConfig, h Host) (*Pod, error) {
 	}
 	p := &Pod{Privileged: cfg.GetLinux().GetSecurityContext().GetPrivileged()}
 	for _, f := range []func(*Pod, *runtimeapi.PodSandboxConfig, Host) error{
-		podNamespaces, podHostname, podSysctls, podDNS, podPorts, podCgroup, podDelegation, podLogs, podSecurity,
+		podNamespaces, podUserNS, podHostname, podSysctls, podDNS, podPorts, podCgroup, podDelegation, podLogs, podSecurity,
 	} {
 		if err := f(p, cfg, h); err != nil {
 			return nil, err
@@ -48,9 +49,6 @@ func PodOf(cfg *runtimeapi.PodSandboxConfig, h Host) (*Pod, error) {
 func podNamespaces(p *Pod, cfg *runtimeapi.PodSandboxConfig, _ Host) error {
 	const field = "linux.security_context.namespace_options"
 	ns := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
-	if err := checkUserns(field+".userns_options", ns.GetUsernsOptions()); err != nil {
-		return err
-	}
 	if err := checkMode(field+".network", ns.GetNetwork()); err != nil {
 		return err
 	}

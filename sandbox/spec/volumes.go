@@ -31,7 +31,7 @@ func applyVolumes(in *Input, s *specs.Spec) error {
 	seen := map[string]bool{}
 	for i, m := range mounts {
 		field := fmt.Sprintf("mounts[%d]", i)
-		v, err := volume(field, m, in.Volumes[i])
+		v, err := volume(field, m, in.Volumes[i], in.Pod.UserNS)
 		if err != nil && IsImageVolume(m) {
 			return fmt.Errorf("%w: %w", ErrImageVolume, err)
 		}
@@ -90,13 +90,14 @@ func OnHost(m specs.Mount) bool { return !strings.HasPrefix(m.Source, imageVolum
 
 // volume judges one mount. Whether the host path exists and may propagate is for the caller to see. id is
 // that of the image, if it is a mount of one.
-func volume(field string, m *runtimeapi.Mount, id string) (specs.Mount, error) {
+func volume(field string, m *runtimeapi.Mount, id string, u *UserNS) (specs.Mount, error) {
 	none := specs.Mount{}
 	if IsImageVolume(m) {
-		return imageVolume(field, m, id)
+		return imageVolume(field, m, id, u)
 	}
-	if len(m.GetUidMappings()) != 0 || len(m.GetGidMappings()) != 0 {
-		return none, Unimplemented(field+".uidMappings", "", "id-mapped mounts come with user namespaces")
+	lines, err := u.mapped(field, m)
+	if err != nil {
+		return none, err
 	}
 	if err := checkAbsolute(field+".host_path", m.GetHostPath()); err != nil {
 		return none, err
@@ -109,17 +110,18 @@ func volume(field string, m *runtimeapi.Mount, id string) (specs.Mount, error) {
 	if err != nil {
 		return none, err
 	}
-	return specs.Mount{Destination: dst, Type: "bind", Source: path.Clean(m.GetHostPath()), Options: opts}, nil
+	return bind(dst, path.Clean(m.GetHostPath()), opts, lines), nil
 }
 
 // imageVolume is volume for an image: no devices and no set-uid programs; programs may run, unless the request says noexec.
-func imageVolume(field string, m *runtimeapi.Mount, id string) (specs.Mount, error) {
+func imageVolume(field string, m *runtimeapi.Mount, id string, u *UserNS) (specs.Mount, error) {
 	none := specs.Mount{}
 	if err := checkImageVolume(field, m); err != nil {
 		return none, err
 	}
-	if len(m.GetUidMappings()) != 0 || len(m.GetGidMappings()) != 0 {
-		return none, Unimplemented(field+".uidMappings", "", "id-mapped mounts come with user namespaces")
+	lines, err := u.mapped(field, m)
+	if err != nil {
+		return none, err
 	}
 	dst, err := containerPath(field+".container_path", m.GetContainerPath())
 	if err != nil {
@@ -135,7 +137,12 @@ func imageVolume(field string, m *runtimeapi.Mount, id string) (specs.Mount, err
 			return none, Invalid(fmt.Sprintf("%s.mount_options[%d]", field, j), o, "not an option that an image volume may have")
 		}
 	}
-	return specs.Mount{Destination: dst, Type: "bind", Source: ImageVolumeSource(id, m.GetImageSubPath()), Options: opts}, nil
+	return bind(dst, ImageVolumeSource(id, m.GetImageSubPath()), opts, lines), nil
+}
+
+// bind is a bind mount, with the ids of its files mapped by lines, if there are any.
+func bind(dst, source string, opts []string, lines []specs.LinuxIDMapping) specs.Mount {
+	return specs.Mount{Destination: dst, Type: "bind", Source: source, Options: opts, UIDMappings: lines, GIDMappings: slices.Clone(lines)}
 }
 
 func volumeOptions(field string, m *runtimeapi.Mount) ([]string, error) {
