@@ -100,4 +100,3 @@ func (u *UserNS) join(in *program.Input, table []int) ([]int, error) {
 	}
 	return table, nil
 }
-

@@ -242,9 +242,9 @@ func TestBuildRefusesSecurity(t *testing.T) {
 		{"linux.security_context.namespace_options.network", func(in *Input) {
 			sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE}
 		}, ErrInvalid},
-		{"linux.security_context.namespace_options.userns_options", func(in *Input) {
+		{"linux.security_context.namespace_options.userns_options.uids", func(in *Input) {
 			sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{}}
-		}, ErrUnimplemented},
+		}, ErrInvalid},
 		{"linux.security_context.masked_paths[0]", func(in *Input) { sc(in).MaskedPaths = []string{"proc"} }, ErrInvalid},
 		{"linux.security_context.readonly_paths[0]", func(in *Input) { sc(in).ReadonlyPaths = []string{"/a/.."} }, ErrInvalid},
 	})
@@ -285,13 +285,13 @@ func TestBuildRefusesVolumes(t *testing.T) {
 		{"mounts[0].recursive_read_only", mount(&runtimeapi.Mount{RecursiveReadOnly: true, Readonly: true,
 			Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER}), ErrInvalid},
 		{"mounts[0].mount_options[0]", mount(&runtimeapi.Mount{MountOptions: []string{"bind"}}), ErrInvalid},
-		{"mounts[0].uidMappings", mount(&runtimeapi.Mount{UidMappings: []*runtimeapi.IDMapping{{}}}), ErrUnimplemented},
+		{"mounts[0].uidMappings", mount(&runtimeapi.Mount{UidMappings: []*runtimeapi.IDMapping{{}}}), ErrInvalid},
 		{"mounts[0].readonly", volume(func(m *runtimeapi.Mount) { m.Readonly = false }), ErrImageVolume},
 		{"mounts[0].host_path", volume(func(m *runtimeapi.Mount) { m.HostPath = "/etc" }), ErrInvalid},
 		{"mounts[0].propagation", volume(func(m *runtimeapi.Mount) { m.Propagation = runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL }), ErrInvalid},
 		{"mounts[0].image_sub_path", volume(func(m *runtimeapi.Mount) { m.Image, m.ImageSubPath = nil, "x" }), ErrInvalid},
 		{"mounts[0].mount_options[0]", volume(func(m *runtimeapi.Mount) { m.MountOptions = []string{"exec"} }), ErrInvalid},
-		{"mounts[0].uidMappings", volume(func(m *runtimeapi.Mount) { m.GidMappings = []*runtimeapi.IDMapping{{}} }), ErrUnimplemented},
+		{"mounts[0].uidMappings", volume(func(m *runtimeapi.Mount) { m.GidMappings = []*runtimeapi.IDMapping{{}} }), ErrInvalid},
 		{"mounts[0].container_path", volume(func(m *runtimeapi.Mount) { m.ContainerPath = "/proc/x" }), ErrInvalid},
 		{"mounts[1].container_path", func(in *Input) {
 			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/i", HostPath: "/a"}, {ContainerPath: "/i/", HostPath: "/b"}}

@@ -8,7 +8,7 @@ import (
 type Pod struct {
 	Hostname                      string // "" in the host's network
 	HostNetwork, HostIPC, HostPID bool
-	UserNS                        *UserNS // nil for the host's
+	UserNS                        *UserNS `json:",omitempty"` // nil for the host's
 	SharedPID                     bool    // the containers share a pid namespace with a pause as pid 1
 	Privileged                    bool    // may hold privileged containers
 	Sysctls                       map[string]string

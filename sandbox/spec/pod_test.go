@@ -112,7 +112,7 @@ func TestPodRefuses(t *testing.T) {
 		{nsField + "pid", ns(&runtimeapi.NamespaceOption{Pid: 3}), ErrInvalid},
 		{nsField + "pid", ns(&runtimeapi.NamespaceOption{Pid: -1}), ErrInvalid},
 		{nsField + "ipc", ns(&runtimeapi.NamespaceOption{Ipc: 99}), ErrInvalid},
-		{nsField + "userns_options", ns(&runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{}}), ErrUnimplemented},
+		{nsField + "userns_options.uids", ns(&runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{}}), ErrInvalid},
 		{nsField + "userns_options.mode", ns(&runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{Mode: 1}}), ErrInvalid},
 		{"linux.sysctls", sysctl("kernel.core_pattern", "|/x"), ErrInvalid},
 		{"linux.sysctls", sysctl("vm.swappiness", "1"), ErrInvalid},
