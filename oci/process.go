@@ -234,11 +234,11 @@ func compile(c *ContainerConfig, sharedPID bool, version uint16) (p coded, table
 		in.Binds[i] = program.Bind{File: len(table), Dir: st.Mode&unix.S_IFMT == unix.S_IFDIR, IDMapped: len(c.Spec.Mounts[i].UIDMappings) > 0}
 		table = append(table, source.Int())
 	}
-	if c.TTY {
-		in.ConsoleSocket = len(table) // of the monitor, who takes what comes out of it
-	}
 	if table, err = c.UserNS.join(&in, table); err != nil {
 		return p, nil, nil, err
+	}
+	if c.TTY {
+		in.ConsoleSocket = len(table) // of the monitor, who puts it behind what it gets, and takes what comes out of it
 	}
 	if p, err = encodeContainer(in); err != nil {
 		return p, nil, nil, fmt.Errorf("compile spec: %w", err)

@@ -82,6 +82,15 @@ func (c *compiler) becomeRoot() {
 	c.hide()
 }
 
+// becomeRoot is for an exec what the compiler's is for a container, before it makes a
+// terminal: made by an id of the host's, that would belong to nobody, and nobody could give it
+// away.
+func (b *builder) becomeRoot() {
+	b.call("be the first group of the user namespace", unix.SYS_SETRESGID, val(0), val(0), val(0))
+	b.call("be the first user of it", unix.SYS_SETRESUID, val(0), val(0), val(0))
+	b.hide()
+}
+
 // hide keeps those with capabilities in the user namespace from tracing the process
 // until its execve. A monitor's children are hidden from birth; who has an
 // unprivileged parent must be seen by newuidmap(1) until its ids are mapped.
