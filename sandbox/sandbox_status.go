@@ -40,7 +40,7 @@ func (sb *Sandbox) message() *runtimeapi.PodSandboxStatus {
 
 // namespaces tells the modes that are in force, also where the request left them unset.
 func (sb *Sandbox) namespaces() *runtimeapi.NamespaceOption {
-	o := &runtimeapi.NamespaceOption{}
+	o := &runtimeapi.NamespaceOption{UsernsOptions: sb.config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()}
 	if sb.plan.HostNetwork {
 		o.Network = runtimeapi.NamespaceMode_NODE
 	}

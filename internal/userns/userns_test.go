@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -86,6 +89,28 @@ func TestMakeFails(t *testing.T) {
 	}
 	if _, err := Make(maps(1, 1), unix.CLONE_PIDFD); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("flags that unshare does not know: %v", err)
+	}
+}
+
+// TestMakeNoMore: the limit of the machine arrives as ENOSPC. The limit is that of a user namespace around the test, since this
+// one's takes a capability that root need not have.
+func TestMakeNoMore(t *testing.T) {
+	needRoot(t)
+	if os.Getenv("VITRINE_TEST_LIMITED") != "" {
+		if err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Make(maps(0, 1), 0); !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("one too many: %v", err)
+		}
+		return
+	}
+	all := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 65536}}
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestMakeNoMore$", "-test.v")
+	cmd.Env = append(os.Environ(), "VITRINE_TEST_LIMITED=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: all, GidMappings: all, GidMappingsEnableSetgroups: true}
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: TestMakeNoMore") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 
