@@ -52,6 +52,12 @@
 // An image whose layers are not there is never listed, and the next pull brings it
 // again. Check (vitrine images fsck) also finds what only a disk or a hand can break.
 //
+// # User namespaces
+//
+// MountIDMapped makes a root filesystem whose files have the image's owners in a user
+// namespace: each layer is mounted with mapped ids below the overlay (idmapped.go), and no file is
+// changed. Whether and how the kernel can is tried when the store is opened.
+//
 // # Policy
 //
 // The files are those of containers-registries.conf(5),

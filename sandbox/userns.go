@@ -124,6 +124,10 @@ func hostNode(d *specs.LinuxDevice, asked []spec.HostDevice) (*sys.FD, error) {
 	if err == nil && (st.Mode&unix.S_IFMT != kind || st.Rdev != unix.Mkdev(uint32(d.Major), uint32(d.Minor))) {
 		err = fmt.Errorf("%s is another device: %w", at, unix.ENODEV)
 	}
+	if err == nil { // as the container's /dev, whatever the host's is mounted with
+		err = sys.MountSetattr(fd.Int(), "", unix.AT_EMPTY_PATH, &unix.MountAttr{
+			Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_RELATIME, Attr_clr: unix.MOUNT_ATTR__ATIME | unix.MOUNT_ATTR_NOEXEC})
+	}
 	if err != nil {
 		return nil, errors.Join(err, fd.Close())
 	}

@@ -267,6 +267,7 @@ var profiles = map[string]struct {
 		sc.SupplementalGroups, sc.NoNewPrivs = []int64{1234}, true
 		sc.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"NET_RAW"}}
 	}},
+	"userns":   {mapped, inMapped},
 	"readonly": {nil, func(c *runtimeapi.ContainerConfig) { c.Linux.SecurityContext.ReadonlyRootfs = true }},
 }
 
