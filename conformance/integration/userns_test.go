@@ -331,3 +331,10 @@ func TestUserNamespacesUsedUp(t *testing.T) {
 	}
 	s.runPod("userns-none-left", mapped)
 }
+
+// TestCritestUserNamespaces runs critest's specs on user namespaces and on read-only mounts: none fails, none is skipped.
+func TestCritestUserNamespaces(t *testing.T) {
+	if passed, others := critest(t, "UserNamespaces|readonly mount"); len(others) > 0 || passed < 11 {
+		t.Errorf("%d specs passed, want 11; others: %q", passed, others)
+	}
+}
