@@ -173,7 +173,7 @@ func (w *wallet) hidden() (secrets []string) {
 // refusal that a program had no answer: a retry may help.
 func (w *wallet) explain(err error) error {
 	err = withoutSecrets(err, w.hidden())
-	if err != nil && w.missing != nil && (errors.Is(err, ErrDenied) || classify(err) == ErrDenied) {
+	if err != nil && w.missing != nil && (errors.Is(err, ErrDenied) || errors.Is(classify(err), ErrDenied)) {
 		return fmt.Errorf("%w: %w; without credentials: %s", ErrUnavailable, w.missing, err.Error())
 	}
 	return err

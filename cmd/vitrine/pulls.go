@@ -25,7 +25,7 @@ func showPulls(ctx context.Context, socket string, out io.Writer, watch bool) er
 	if err != nil {
 		return fmt.Errorf("images: %w", err)
 	}
-	defer conn.Close()
+	defer conn.Close() //nolint:errcheck // nothing is left to be said over it
 	table := &pullTable{out: out, now: time.Now}
 	err = server.WatchPulls(ctx, conn, func(pulls []image.PullProgress) error {
 		if err := table.print(pulls); err != nil || watch {

@@ -99,7 +99,7 @@ func (o *options) test(ctx context.Context, packages []string) error {
 	}()
 	sum, err := o.runLane(ctx, first, os.Stdout)
 	err = errors.Join(err, <-done)
-	os.Stdout.Write(out.Bytes())
+	_, _ = os.Stdout.Write(out.Bytes())
 	sum.add(more)
 	fmt.Printf(countFormat+"\n", sum.passed, sum.failed, sum.skipped)
 	return err

@@ -20,12 +20,12 @@ func digits(b []byte) (n uint64, rest []byte, ok bool) {
 	return n, b[i:], i > 0
 }
 
-// times multiplies a Number, which becomes unknown where it does not fit.
-func (n Number) times(f uint64) Number {
-	if !n.Known || n.Value > math.MaxUint64/f {
+// nanoseconds turns microseconds into them; unknown where that does not fit.
+func (n Number) nanoseconds() Number {
+	if !n.Known || n.Value > math.MaxUint64/1000 {
 		return Number{}
 	}
-	return Number{n.Value * f, true}
+	return Number{n.Value * 1000, true}
 }
 
 // parseNumber reads a file of one number. "max" is none.
@@ -88,17 +88,17 @@ func parseCPUStat(s *Stats, b []byte) {
 		key, n := keyValue(line)
 		switch string(key) {
 		case "usage_usec":
-			s.CPUUsage = n.times(1000)
+			s.CPUUsage = n.nanoseconds()
 		case "user_usec":
-			s.CPUUser = n.times(1000)
+			s.CPUUser = n.nanoseconds()
 		case "system_usec":
-			s.CPUSystem = n.times(1000)
+			s.CPUSystem = n.nanoseconds()
 		case "nr_periods":
 			s.Periods = n
 		case "nr_throttled":
 			s.Throttled = n
 		case "throttled_usec":
-			s.ThrottledTime = n.times(1000)
+			s.ThrottledTime = n.nanoseconds()
 		}
 	}
 }
@@ -178,7 +178,7 @@ func pressureLine(b []byte, word string) (l PressureLine, ok bool) {
 		return l, false
 	}
 	n, rest, ok := digits(b)
-	ns := Number{n, ok}.times(1000)
+	ns := Number{n, ok}.nanoseconds()
 	l.Total = ns.Value
 	return l, ns.Known && len(rest) == 0
 }
