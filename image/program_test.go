@@ -236,6 +236,7 @@ func TestCredentialProgramsOfRegistriesConf(t *testing.T) {
 		}
 	}
 	// Elsewhere the library would ask them, without limits.
+	e.write(e.conf.RegistriesConf, "credential-helpers = [\"good\"]\n"+conf)
 	p.asked()
 	_, err := e.Pull(soon(t), "registry.example/team/app/x", nil)
 	wantErr(t, "another place", err, ErrUnsupported)
