@@ -35,7 +35,6 @@ type Measured struct {
 // times what the walk took. Layers never change and are walked once.
 const (
 	usageAge   = 10 * time.Second // the kubelet's interval
-	usageRest  = 3
 	usagePatch = 20
 	// usagePatience is how long a caller waits for new figures where there are older ones.
 	usagePatience = time.Second
@@ -154,7 +153,7 @@ func (u *usageCache) close() {
 
 // measureAll renews the figures that are too old.
 func (s *Store) measureAll(ctx context.Context) error {
-	p := &pacer{ctx: ctx, worked: time.Now()}
+	p := NewPacer(ctx)
 	images, err := s.measureImages(ctx, p)
 	if err != nil {
 		return measureError(s.config.Root, err)
@@ -169,24 +168,6 @@ func (s *Store) measureAll(ctx context.Context) error {
 	s.usage.mu.Lock()
 	s.usage.containers = containers
 	s.usage.mu.Unlock()
-	return nil
-}
-
-// pacer rests in proportion to the work between two pauses.
-type pacer struct {
-	ctx    context.Context //nolint:containedctx // lives for one measuring
-	worked time.Time       // since when
-}
-
-func (p *pacer) pause() error {
-	rest := time.NewTimer(min(usageRest*time.Since(p.worked), time.Second))
-	defer rest.Stop()
-	select {
-	case <-rest.C:
-	case <-p.ctx.Done():
-		return p.ctx.Err()
-	}
-	p.worked = time.Now()
 	return nil
 }
 
@@ -245,7 +226,7 @@ func (s *Store) measureContainer(ctx context.Context, id string, pace func() err
 }
 
 // measureContainers adds up all containers, each as it was when it was looked at last.
-func (s *Store) measureContainers(ctx context.Context, p *pacer) (*Measured, error) {
+func (s *Store) measureContainers(ctx context.Context, p *Pacer) (*Measured, error) {
 	now := time.Now()
 	m := &Measured{FsUsage: FsUsage{Mountpoint: s.config.Containers}}
 	sum, names, err := measureDir(s.config.Containers)
@@ -259,7 +240,7 @@ func (s *Store) measureContainers(ctx context.Context, p *pacer) (*Measured, err
 		u, known := s.usage.of[name]
 		s.usage.mu.Unlock()
 		if !known || u.isOld(s.usageAge()) {
-			if u, err = s.measureContainer(ctx, name, p.pause); err != nil {
+			if u, err = s.measureContainer(ctx, name, p.Pause); err != nil {
 				return nil, err
 			}
 		}
@@ -296,7 +277,7 @@ func (s *Store) usageAge() time.Duration {
 }
 
 // measureImages adds up the layers and all that the library has beside them, unless it is what it was.
-func (s *Store) measureImages(ctx context.Context, p *pacer) (*Measured, error) {
+func (s *Store) measureImages(ctx context.Context, p *Pacer) (*Measured, error) {
 	begin := time.Now()
 	stamp, err := s.usageStamp()
 	if err != nil {
@@ -321,7 +302,7 @@ func (s *Store) measureImages(ctx context.Context, p *pacer) (*Measured, error) 
 		if name == layersDir {
 			continue
 		}
-		u, err := measure(ctx, unix.AT_FDCWD, path.Join(s.config.Root, name), p.pause)
+		u, err := measure(ctx, unix.AT_FDCWD, path.Join(s.config.Root, name), p.Pause)
 		if err != nil {
 			return nil, err
 		}
@@ -355,7 +336,7 @@ func (s *Store) usageStamp() (u usageStamp, err error) {
 
 // measureLayers adds up the layers, each finished one as it was measured once. half says that
 // there are others.
-func (s *Store) measureLayers(ctx context.Context, p *pacer) (sum diskUsage, half bool, err error) {
+func (s *Store) measureLayers(ctx context.Context, p *Pacer) (sum diskUsage, half bool, err error) {
 	dir, err := sys.OpenAt2(unix.AT_FDCWD, path.Join(s.config.Root, layersDir), unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return sum, false, err
@@ -373,7 +354,7 @@ func (s *Store) measureLayers(ctx context.Context, p *pacer) (sum diskUsage, hal
 	for _, name := range names {
 		u, known := s.usage.layer[name]
 		if !known {
-			if u, err = measure(ctx, dir.Int(), name, p.pause); err != nil {
+			if u, err = measure(ctx, dir.Int(), name, p.Pause); err != nil {
 				return sum, false, err
 			}
 		}

@@ -114,7 +114,7 @@ func (n *node) failsToStart(change func(*PodConfig), want string) error {
 		return nil
 	}
 	if !strings.Contains(err.Error(), want) {
-		n.t.Errorf("error %q, want %q", err, want)
+		n.t.Errorf("got error %q, want %q", err, want)
 	}
 	n.nothingLeft(c)
 	if now := fdsOf(n.t, os.Getpid()); len(now) != len(fds) {
@@ -163,7 +163,7 @@ func TestMonitorEndsEarly(t *testing.T) {
 	for script, want := range map[string]string{"echo my last words >&2": "my last words", "": "ended before it was ready"} {
 		n.rt.Monitor = n.fakeMonitor(script)
 		if err := n.failsToStart(nil, want); !errors.Is(err, ErrNoMonitor) {
-			t.Errorf("error %v", err)
+			t.Errorf("got error %v", err)
 		}
 	}
 }
@@ -199,7 +199,7 @@ func TestStartPodIsGivenUp(t *testing.T) {
 	defer cancel()
 	start := time.Now()
 	if _, err := n.rt.StartPod(ctx, c); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("error %v", err)
+		t.Errorf("got error %v", err)
 	}
 	if d := time.Since(start); d > 3*time.Second {
 		t.Errorf("given up after %v", d)

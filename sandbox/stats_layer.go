@@ -18,7 +18,6 @@ import (
 // only after twenty times that.
 const (
 	layerAge   = 10 * time.Second // the kubelet's interval
-	layerRest  = 3                // pauses for each time of work
 	layerPatch = 20               // the age at which a layer is measured again, in walks
 )
 
@@ -139,30 +138,12 @@ func (l *layers) first(ctx context.Context, list []*Container, patience time.Dur
 
 // measure walks one layer.
 func (l *layers) measure(c *Container) {
-	begin, p := now(), pacer{ctx: l.ctx, worked: time.Now()}
-	use, err := l.images.RootfsUsage(l.ctx, c.id, p.pause)
+	begin := now()
+	use, err := l.images.RootfsUsage(l.ctx, c.id, image.NewPacer(l.ctx).Pause)
 	switch {
 	case err == nil:
 		c.stats.layer.Store(&layerUse{at: begin, took: time.Duration(now() - begin), use: use, room: roomAt(use.Mountpoint)})
 	case !errors.Is(err, fs.ErrNotExist) && l.ctx.Err() == nil:
 		klog.ErrorS(err, "Measuring of a writable layer", "container", c.id)
 	}
-}
-
-// pacer rests in proportion to the work between two pauses.
-type pacer struct {
-	ctx    context.Context //nolint:containedctx // lives for one walk
-	worked time.Time       // since when
-}
-
-func (p *pacer) pause() error {
-	rest := time.NewTimer(min(layerRest*time.Since(p.worked), time.Second))
-	defer rest.Stop()
-	select {
-	case <-rest.C:
-	case <-p.ctx.Done():
-		return p.ctx.Err()
-	}
-	p.worked = time.Now()
-	return nil
 }

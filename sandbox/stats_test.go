@@ -475,20 +475,6 @@ func TestLayersAreMeasuredInTheBackground(t *testing.T) {
 	eventually(t, "the old one is measured again", func() bool { return n.stats(a).WritableLayer.Timestamp > begin })
 }
 
-func TestPacerRests(t *testing.T) {
-	ctx, cancel := context.WithCancel(bg)
-	p := pacer{ctx: ctx, worked: time.Now()}
-	time.Sleep(20 * time.Millisecond)
-	begin := time.Now()
-	if err := p.pause(); err != nil || time.Since(begin) < 60*time.Millisecond {
-		t.Errorf("%v after %v", err, time.Since(begin))
-	}
-	cancel()
-	if err := p.pause(); !errors.Is(err, context.Canceled) {
-		t.Error(err)
-	}
-}
-
 // The rate is told over a second at least, whoever asks how often.
 func TestNanoCores(t *testing.T) {
 	const ms = int64(time.Millisecond)

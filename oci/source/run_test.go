@@ -149,7 +149,7 @@ func run(t *testing.T, s *specs.Spec, dir string) (string, error) {
 func wants(t *testing.T, s *specs.Spec, dir, want string) {
 	t.Helper()
 	if out, err := run(t, s, dir); err != nil || out != want {
-		t.Errorf("error %v, output %q; want %q", err, out, want)
+		t.Errorf("got error %v, output %q; want %q", err, out, want)
 	}
 }
 
