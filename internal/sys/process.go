@@ -8,9 +8,13 @@ import (
 )
 
 // PidfdOpen returns a descriptor of the process pid, which stays bound to that
-// process even when its number is used again.
+// process even when its number is used again. The error is ESRCH where there is none. Older kernels (6.12 is one) say EINVAL
+// where the number of a process that is gone is still that of its session or process group.
 func PidfdOpen(pid int) (*FD, error) {
 	n, err := unix.PidfdOpen(pid, 0)
+	if pid > 0 && errors.Is(err, unix.EINVAL) {
+		err = unix.ESRCH
+	}
 	if err != nil {
 		return nil, os.NewSyscallError("pidfd_open", err)
 	}
