@@ -48,7 +48,7 @@ func attach(t *testing.T, pr *Process, c AttachConfig) *Attachment {
 // until reads from f until it has seen text.
 func until(t *testing.T, f *os.File, text string) string {
 	t.Helper()
-	_ = f.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = f.SetReadDeadline(time.Now().Add(patience))
 	var all []byte
 	for b := make([]byte, 64<<10); !bytes.Contains(all[max(0, len(all)-len(b)-len(text)):], []byte(text)); {
 		n, err := f.Read(b)
@@ -288,7 +288,7 @@ func TestExecTerminal(t *testing.T) {
 	}
 }
 
-// TestOldMonitor: what a monitor of version 4 cannot do is refused before it is asked.
+// TestOldMonitor: what a monitor of version 4 cannot do, or one of version 6, is refused before it is asked.
 func TestOldMonitor(t *testing.T) {
 	n := newNode(t)
 	p := n.pod(nil)
@@ -299,6 +299,13 @@ func TestOldMonitor(t *testing.T) {
 	}
 	if _, err := p.Create(t.Context(), withTerminal(n.config(p, "tty", "true"))); !errors.Is(err, ErrNotYet) {
 		t.Errorf("terminal: %v", err)
+	}
+	p.version = 6
+	joins := n.config(p, "target", "true")
+	joins.Target = "c"
+	joins.Spec.Linux.Namespaces[slices.IndexFunc(joins.Spec.Linux.Namespaces, isPID)].Path = "/proc/1/ns/pid"
+	if _, err := p.Create(t.Context(), joins); !errors.Is(err, ErrNotYet) {
+		t.Errorf("target: %v", err)
 	}
 	if out, s := run(t, pr, "echo", "still"); out != "still\n" || s.Code != 0 {
 		t.Errorf("exec: %q %+v", out, s)

@@ -247,7 +247,7 @@ func TestKilledByItsFilter(t *testing.T) {
 	n := newNode(t)
 	p := n.pod(nil)
 	c := n.config(p, "c", "sh", "-c", "echo ran")
-	defer c.close()
+	defer c.Close()
 	prog, err := program.Compile(program.Input{Spec: c.Spec, Seccomp: killOnExecve(), Inherit: inherited(nil, false)})
 	if err != nil {
 		t.Fatal(err)

@@ -24,7 +24,7 @@ func (l *limited) bound(p *Pod, path string, limit int, argv ...string) (code, p
 	c.Cgroup.Close()
 	c.Cgroup = l.scope("bound", "memory.max", strconv.Itoa(limit))
 	defer func() {
-		c.close()
+		c.Close()
 		l.sweep("bound")
 		if err := os.RemoveAll(c.Dir); err != nil {
 			l.t.Fatal(err)
@@ -96,7 +96,7 @@ func TestBound(t *testing.T) {
 	n := newNode(t)
 	path := findBound(t)
 	c := n.config(n.pod(nil), "bound", "sh", "-c", "test -c /dev/null && test -d /proc/1 && echo $$ > /tmp/pid && read p < /tmp/pid && exit $((p + 6))")
-	defer c.close()
+	defer c.Close()
 	encoded, table, _, err := compile(&c, false, wire.Highest)
 	if err != nil {
 		t.Fatal(err)

@@ -66,7 +66,7 @@ func (pr *Process) exec(ctx context.Context, c *ExecConfig) (*Exec, error) {
 	in := program.ExecInput{Process: c.Process, Seccomp: filter, SeccompFlags: flags, CgroupNS: true, NoWait: pr.pod.version < 3,
 		ConsoleSocket: tty.index()}
 	if c.UserNS {
-		in.Join, in.Rooted = unix.CLONE_NEWUSER, true
+		in.Join = unix.CLONE_NEWUSER
 	}
 	p, err := encodeExec(in)
 	if err != nil {

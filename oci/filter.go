@@ -25,7 +25,7 @@ func compileSeccomp(s *specs.LinuxSeccomp, version uint16) (filter []byte, flags
 	}
 	f, err := filters.CompileWith(s, seccomp.Options{Notify: version >= 4})
 	if err != nil {
-		return nil, 0, nil, fmt.Errorf("compile seccomp profile: %w", err)
+		return nil, 0, nil, fmt.Errorf("%w: compile seccomp profile: %w", ErrInvalid, err)
 	}
 	return f.Bytes(), f.Flags, f.Listener, nil
 }

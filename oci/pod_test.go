@@ -246,6 +246,9 @@ func (n *node) config(p *Pod, id string, argv ...string) ContainerConfig {
 		n.t.Fatal(err)
 	}
 	c.LogPath = filepath.Join(c.Dir, "0.log")
+	if p.PausePid() != 0 {
+		withoutPID(c.Spec) // it is in the pod's
+	}
 	tree, err := sys.OpenTree(unix.AT_FDCWD, n.rootfs, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		n.t.Fatal(err)
@@ -284,7 +287,7 @@ func exited(t testing.TB, p *Pod, id string) ExitStatus {
 			if e.ID == id {
 				return e.Status
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(patience):
 			t.Fatalf("no exit of %s", id)
 		}
 	}

@@ -46,14 +46,23 @@ type ContainerConfig struct {
 	// the output.
 	LogPath               string
 	Stdin, StdinOnce, TTY bool
+	// Target is the running container of this pod whose pid namespace is joined, "" for none. The spec then names that namespace,
+	// with any path.
+	Target string
 	// Output has the output read for who attaches also where there is no log.
 	Output bool
+	// Runtime runs the hooks of the spec (prestart, createRuntime, createContainer; others are refused). It may be nil
+	// where there are none.
+	Runtime *Runtime
+	// Bundle is where the hooks find config.json and, empty, the place for the root; "" is Dir.
+	Bundle string
 	// OOMScoreAdj is what init runs with, or nil for the daemon's own. Where root may
 	// not lower it, it is clamped, and the Process's Note says so.
 	OOMScoreAdj *int
 }
 
-func (c *ContainerConfig) close() {
+// Close closes what Create was not given.
+func (c *ContainerConfig) Close() {
 	c.Rootfs.Close()
 	c.UserNS.Close()
 	c.Cgroup.BriefClose()
@@ -99,7 +108,7 @@ func (p *Pod) Process(id string) *Process {
 // blocked at its start wait. A step that failed on the way is a *StartError, and
 // nothing of the container is then left in the monitor.
 func (p *Pod) Create(ctx context.Context, c ContainerConfig) (*Process, error) {
-	defer c.close()
+	defer c.Close()
 	if err := p.holdPause(c.UserNS); err != nil {
 		return nil, fmt.Errorf("create container %s: %w", c.ID, err)
 	}
@@ -117,6 +126,9 @@ func (p *Pod) Create(ctx context.Context, c ContainerConfig) (*Process, error) {
 	o.close()
 	created, err := await[*wire.Created](ctx, p, id, call, &o.request)
 	if err != nil {
+		return nil, fmt.Errorf("create container %s: %w", c.ID, err)
+	}
+	if err := p.passHooks(ctx, &c, int(created.Pid)); err != nil {
 		return nil, fmt.Errorf("create container %s: %w", c.ID, err)
 	}
 	if kerr != nil {
@@ -155,7 +167,7 @@ func (o *order) keep(f *sys.FD, err error) error {
 }
 
 func newOrder(c *ContainerConfig, sharedPID bool, version uint16) (_ *order, err error) {
-	o := &order{request: wire.Create{ID: c.ID, Stdin: c.Stdin, StdinOnce: c.StdinOnce, TTY: c.TTY, Cgroup: c.Cgroup != nil, Output: c.Output}}
+	o := &order{request: wire.Create{ID: c.ID, Stdin: c.Stdin, StdinOnce: c.StdinOnce, TTY: c.TTY, Cgroup: c.Cgroup != nil, Output: c.Output, Target: c.Target}}
 	defer func() {
 		if err != nil {
 			o.close()
@@ -165,6 +177,7 @@ func newOrder(c *ContainerConfig, sharedPID bool, version uint16) (_ *order, err
 	if err != nil {
 		return nil, err
 	}
+	o.request.OwnPID = sharedPID && listsPID(c.Spec)
 	o.program = p
 	if err := o.keep(sys.SealedMemfd("vitrine-program", p.code, false)); err != nil {
 		return nil, err
@@ -212,6 +225,9 @@ func compile(c *ContainerConfig, sharedPID bool, version uint16) (p coded, table
 		return p, nil, nil, fmt.Errorf("spec or root filesystem is missing: %w", ErrInvalid)
 	}
 	in := program.Input{Spec: c.Spec, Binds: map[int]program.Bind{}, Inherit: inherited(c.Spec.Linux.Namespaces, sharedPID)}
+	if err := gateForHooks(&in, version); err != nil {
+		return p, nil, nil, err
+	}
 	if in.Seccomp, in.SeccompFlags, asked, err = compileSeccomp(c.Spec.Linux.Seccomp, version); err != nil {
 		return p, nil, nil, err
 	}
@@ -237,8 +253,19 @@ func compile(c *ContainerConfig, sharedPID bool, version uint16) (p coded, table
 	if table, err = c.UserNS.join(&in, table); err != nil {
 		return p, nil, nil, err
 	}
+	behind := len(table) // what the monitor puts there
+	if version < 7 && (c.Target != "" || sharedPID && listsPID(c.Spec)) {
+		return p, nil, nil, fmt.Errorf("pid namespaces that are not the pod's, of a monitor that an older version has started: %w", ErrNotYet)
+	}
+	if c.Target != "" {
+		if in.Join == nil {
+			in.Join = map[specs.LinuxNamespaceType]int{}
+		}
+		in.Join[specs.PIDNamespace] = behind
+		behind++
+	}
 	if c.TTY {
-		in.ConsoleSocket = len(table) // of the monitor, who puts it behind what it gets, and takes what comes out of it
+		in.ConsoleSocket = behind // it takes what comes out of it, too
 	}
 	if p, err = encodeContainer(in); err != nil {
 		return p, nil, nil, fmt.Errorf("compile spec: %w", err)
@@ -248,18 +275,23 @@ func compile(c *ContainerConfig, sharedPID bool, version uint16) (p coded, table
 
 // inherited lists the namespaces that a container finds itself in: the pod's
 // own, which are the monitor's, unless the spec lists one without a path, and so asks
-// for a new one; and the pod's pid namespace, which the forking thread enters.
+// for a new one; and the pod's pid namespace, which the forking thread enters, unless the spec lists another.
 func inherited(l []specs.LinuxNamespace, sharedPID bool) (in []specs.LinuxNamespaceType) {
 	for _, t := range []specs.LinuxNamespaceType{specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace} {
 		if !slices.Contains(l, specs.LinuxNamespace{Type: t}) {
 			in = append(in, t)
 		}
 	}
-	if sharedPID {
+	if sharedPID && !slices.ContainsFunc(l, isPID) {
 		in = append(in, specs.PIDNamespace)
 	}
 	return in
 }
+
+func isPID(ns specs.LinuxNamespace) bool { return ns.Type == specs.PIDNamespace }
+
+// listsPID says whether a container has another pid namespace than its pod shares.
+func listsPID(s *specs.Spec) bool { return slices.ContainsFunc(s.Linux.Namespaces, isPID) }
 
 func openDir(path string) (*sys.FD, error) {
 	return sys.OpenAt2(unix.AT_FDCWD, path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)

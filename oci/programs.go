@@ -122,11 +122,11 @@ func (c *coded) done() {
 // encode returns the program for in, which is a program.Input or a program.ExecInput, from
 // the cache or from compile.
 func encode(in any, compile func(room []byte) ([]byte, error)) (coded, error) {
-	key, ok := appendValue(make([]byte, 0, 8<<10), reflect.ValueOf(in))
-	if !ok {
-		key = nil
-	} else if code := programs.find(key); code != nil {
-		return coded{code: code}, nil
+	key := keyOf(in)
+	if key != nil {
+		if code := programs.find(key); code != nil {
+			return coded{code: code}, nil
+		}
 	}
 	code, err := compile(getRoom())
 	if err != nil {
@@ -134,6 +134,17 @@ func encode(in any, compile func(room []byte) ([]byte, error)) (coded, error) {
 		return coded{}, err
 	}
 	return coded{code: code, key: key, own: true}, nil
+}
+
+// keyOf is what a program is kept under: all of in, behind what it is, since values of different types may look the
+// same. It is nil where in holds something that no key can.
+func keyOf(in any) []byte {
+	v := reflect.ValueOf(in)
+	key, ok := appendValue(append(make([]byte, 0, 8<<10), v.Type().Name()...), v)
+	if !ok {
+		return nil
+	}
+	return key
 }
 
 // encodeContainer returns the program of a container.

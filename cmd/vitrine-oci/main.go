@@ -128,6 +128,14 @@ func run(args []string, out, errs io.Writer) int {
 		say(errs, "vitrine-oci: "+err.Error()+"\n")
 		return 1
 	}
+	if len(args) == 4 && args[0] == "hooks" { // started by the daemon as well
+		pid, _ := strconv.Atoi(args[3])
+		if err := bundle.CreateHooks(args[1], args[2], pid); err != nil {
+			say(errs, err.Error())
+			return 1
+		}
+		return 0
+	}
 	// A terminal's interrupt ends a wait, and nothing in the middle; who waits for a program
 	// passes signals on.
 	if _, err := signals.Catch(unix.SIGINT, unix.SIGTERM); err != nil {

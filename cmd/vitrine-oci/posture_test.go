@@ -163,6 +163,16 @@ func normal(s *specs.Spec, text, of string) string {
 	return b.String()
 }
 
+// withoutHosts leaves out what a device has from the host's /dev, whose flags are not lost when one is bound: systemd mounts
+// that nosuid.
+func withoutHosts(flags string) string {
+	var st unix.Statfs_t
+	if err := unix.Statfs("/dev", &st); err == nil && st.Flags&unix.ST_NOSUID != 0 {
+		flags = strings.Replace(flags, ",nosuid", "", 1)
+	}
+	return flags
+}
+
 // mounted says where something is mounted, of what kind and with what flags, or
 // nothing for a path that the spec wants masked or read-only and that is so: which
 // of them exist is the kernel's.
@@ -174,6 +184,9 @@ func mounted(s *specs.Spec, line string) string {
 	at, flags, kind, super := m.At, m.Flags, m.Kind, m.Super
 	if strings.HasPrefix(flags, "ro,") && (slices.Contains(s.Linux.MaskedPaths, at) && (kind == "tmpfs" || strings.HasSuffix(m.Root, "/null")) || slices.Contains(s.Linux.ReadonlyPaths, at)) {
 		return ""
+	}
+	if m.Root != "/" && kind != "devpts" && strings.HasPrefix(at, "/dev/") {
+		flags = withoutHosts(flags)
 	}
 	if len(m.Propagation) > 0 {
 		flags += " " + strings.Join(m.Propagation, ",")

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -167,4 +168,31 @@ func TestTerminalThatOthersKeep(t *testing.T) {
 		t.Errorf("took %s", d)
 	}
 	n.must("delete", "--force", n.tag)
+}
+
+// The terminal of an exec in a user namespace belongs to who runs there, also where that has no root: root of the host
+// is nobody there, and what he makes could not be given away.
+func TestExecTerminalInUserNamespace(t *testing.T) {
+	for name, first := range map[string]int{"with a root": 0, "without": 5} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			b := n.bundle("exec sleep 1000", func(s map[string]any) {
+				l := s["linux"].(map[string]any)
+				l["namespaces"] = append(l["namespaces"].([]any), map[string]any{"type": "user"})
+				l["uidMappings"] = []any{map[string]any{"containerID": first, "hostID": 300000, "size": 65536}}
+				l["gidMappings"] = l["uidMappings"]
+				s["process"].(map[string]any)["user"] = map[string]any{"uid": first, "gid": first}
+			})
+			give(t, b+"/rootfs", 300000)
+			reachable(t, b+"/rootfs")
+			n.must("run", "--detach", "--bundle", b, n.tag)
+			for _, user := range []string{strconv.Itoa(first), "1000"} {
+				r := n.oci("exec", "--tty", "--user", user+":"+user, n.tag, "sh", "-c", "id -u; ls -ln $(tty); echo written >$(tty); exit 3")
+				if r.code != 3 || !strings.HasPrefix(r.out, user+"\r\n") || !strings.Contains(r.out, "--w----    1 "+user+" ") || !strings.Contains(r.out, "written\r\n") {
+					t.Errorf("user %s: %+v", user, r)
+				}
+			}
+			n.must("delete", "--force", n.tag)
+		})
+	}
 }

@@ -387,7 +387,7 @@ func (m *maker) settle(ctx context.Context) error {
 		case "":
 			return nil
 		case step.GateHooks:
-			if err := m.c.createHooks(m.child, m.table.files[0]); err != nil {
+			if err := m.c.createHooks(m.child.Pid(), m.child.PidFD(), m.table.files[0]); err != nil {
 				return err
 			}
 		case step.GateNet:

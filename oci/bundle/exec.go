@@ -94,7 +94,8 @@ func (e *execution) compile() (err error) {
 	if keep != nil {
 		keep()
 	}
-	in := program.ExecInput{Process: &p, Seccomp: code, SeccompFlags: flags, Personality: l.Personality, MemoryPolicy: l.MemoryPolicy, Path: e.path, KeepGroups: keepsGroups()}
+	in := program.ExecInput{Process: &p, Seccomp: code, SeccompFlags: flags, Personality: l.Personality, MemoryPolicy: l.MemoryPolicy, Path: e.path, KeepGroups: keepsGroups(),
+		UIDMappings: l.UIDMappings, GIDMappings: l.GIDMappings}
 	for _, ns := range l.Namespaces {
 		switch ns.Type {
 		case specs.PIDNamespace, specs.MountNamespace:

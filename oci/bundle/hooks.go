@@ -245,9 +245,8 @@ func (h insideHook) wait() (int, error) {
 	return reap(h.child.PidFD())
 }
 
-// createHooks runs the hooks of create while the child waits at its gate.
-func (c *Container) createHooks(child *executor.Child, root *sys.FD) error {
-	pid := child.Pid()
+// createHooks runs the hooks of create while the child, whose pidfd stays the caller's, waits at its gate.
+func (c *Container) createHooks(pid int, pidfd, root *sys.FD) error {
 	for _, phase := range []string{prestart, createRuntime} {
 		if err := c.hostHooks(phase, specs.StateCreating, pid); err != nil {
 			return err
@@ -257,7 +256,7 @@ func (c *Container) createHooks(child *executor.Child, root *sys.FD) error {
 	if err != nil || len(hooksOf(spec.Hooks, createContainer)) == 0 {
 		return err
 	}
-	v, err := openView(child, root, c.rec.Rootfs)
+	v, err := openView(pidfd, root, c.rec.Rootfs)
 	if err != nil {
 		return fmt.Errorf("hooks.createContainer: %w", err)
 	}

@@ -48,14 +48,14 @@ func inMounts(pidfd *sys.FD, f func() error) error {
 	})
 }
 
-func openView(child *executor.Child, root *sys.FD, rootfs string) (v *view, err error) {
+func openView(child, root *sys.FD, rootfs string) (v *view, err error) {
 	v = &view{root: root, dir: rootfs}
 	defer func() {
 		if err != nil {
 			v.close()
 		}
 	}()
-	if v.pidfd, err = child.PidFD().Dup(); err != nil {
+	if v.pidfd, err = child.Dup(); err != nil {
 		return nil, err
 	}
 	if v.host, err = sys.OpenTree(unix.AT_FDCWD, "/", unix.OPEN_TREE_CLONE|unix.AT_RECURSIVE); err != nil {

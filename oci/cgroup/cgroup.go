@@ -36,6 +36,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -97,8 +98,11 @@ type Tree struct {
 	controllers []string
 	allow       bool
 	filters     deviceFilters
-	units       units // nil for cgroupfs
-	kept        *kept // as well
+	units       units             // nil for cgroupfs
+	kept        *kept             // as well
+	owe         func(name string) // as well; for a unit that systemd could not be asked to stop
+	endAsking   func()            // ends what owe began
+	patience    time.Duration     // unitPatience, or a test's
 }
 
 // Open checks the hierarchy at c.Root: it must be cgroup v2 (ErrHierarchy), a
@@ -146,7 +150,7 @@ func (t *Tree) useUnits(u units) (err error) {
 	if t.kept, err = newKept(t); err != nil {
 		return err
 	}
-	t.units = u
+	t.units, t.owe, t.endAsking, t.patience = u, func(string) {}, func() {}, unitPatience
 	return nil
 }
 
@@ -155,6 +159,7 @@ func (t *Tree) useUnits(u units) (err error) {
 func (t *Tree) Close() error {
 	var err error
 	if t.units != nil {
+		t.endAsking()
 		t.units.close()
 		err = t.kept.close()
 	}

@@ -286,9 +286,10 @@ func TestCreateUndoes(t *testing.T) {
 		fd.Close()
 	}
 	tr.allow = false
-	need := &specs.LinuxResources{Unified: map[string]string{"memory.zswap.max": "1"}}
-	if _, err := tr.Create("there/a/b", "x", need); !errors.Is(err, ErrUnenforced) {
-		t.Skip("needs a kernel without the memory controller in cgroup v2: ", err)
+	// Without the controller there is no such file, and with it the kernel takes no such value.
+	bad := &specs.LinuxResources{Unified: map[string]string{"memory.max": "much"}}
+	if _, err := tr.Create("there/a/b", "x", bad); err == nil || !strings.Contains(err.Error(), "memory.max") {
+		t.Fatalf("create with a limit that does not hold: %v", err)
 	}
 	if got := dirsBelow(t, root); got != "there" {
 		t.Fatalf("left: %s", got)

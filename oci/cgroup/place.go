@@ -108,16 +108,18 @@ func (s *Scope) leaveToUnit(ctx context.Context) error {
 		if errors.Is(err, unix.ENODATA) {
 			return true, nil
 		}
-		if busy, err := s.Populated(); busy || err != nil || time.Since(since) < unitPatience {
+		if busy, err := s.Populated(); busy || err != nil || time.Since(since) < s.tree.patience {
 			return false, err
 		}
-		// Without systemd we do it ourselves: the unit, if there is one, was asked to stop.
-		asking, cancel := context.WithTimeout(ctx, unitPatience)
+		// Without systemd we do it ourselves, and it is told of the unit, if there is one, when it is there again.
+		asking, cancel := context.WithTimeout(ctx, s.tree.patience)
 		defer cancel()
-		if err := s.tree.units.stop(asking, name); err != nil && !errors.Is(err, ErrUnavailable) {
-			return false, err
+		err = s.tree.units.stop(asking, name)
+		if errors.Is(err, ErrUnavailable) {
+			s.tree.owe(name)
+			err = nil
 		}
-		return true, nil
+		return err == nil, err
 	})
 }
 

@@ -79,6 +79,35 @@ func TestSibling(t *testing.T) {
 	}
 }
 
+// TestSiblingIsNotMissed: the kernel looks at the pipe, the first child reports and dies, and the kernel looks at that. What it
+// says then is that there is a death and nothing to read, and what there is to read is a sibling.
+func TestSiblingIsNotMissed(t *testing.T) {
+	needBusybox(t)
+	poll = func(fds []unix.PollFd, timeout int) (int, error) {
+		if _, err := unix.Poll(fds[1:], timeout); err != nil { // the death
+			return 0, err
+		}
+		fds[0].Revents = 0
+		return 1, nil
+	}
+	t.Cleanup(func() { poll = unix.Poll })
+	p := newProg()
+	p.hop(0, nil)
+	p.block()
+	p.exec(busybox, "sh", "-c", "exit 3")
+	r := p.start(t)
+	alone(t)
+	if err := r.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if code := r.exit(t); code != 3 {
+		t.Errorf("exit %d", code)
+	}
+}
+
 func timespec(p *prog, nsec uint64) step.Arg {
 	ts := p.room(16)
 	binary.NativeEndian.PutUint64(p.Data[ts.Val+8:], nsec)

@@ -212,7 +212,18 @@ func (m *monitor) fork(c *container, r *wire.Create, p *wire.Packet) (note strin
 	for _, f := range p.Files[next:] {
 		a.Files = append(a.Files, f.Int())
 	}
-	if m.pause != nil && !m.setup.UserNS { // else the program goes there itself
+	if r.Target != "" {
+		target, err := m.pod.find(r.Target, wire.Running)
+		if err != nil {
+			return "", err
+		}
+		other, err := target.hold()
+		if err != nil {
+			return "", err
+		}
+		defer other.BriefClose()
+		a.Files = append(a.Files, other.Int())
+	} else if m.pause != nil && !m.setup.UserNS && !r.OwnPID { // else the program goes there itself
 		a.PIDNS = m.pause.PidFD().Int()
 	}
 	pipes, err := c.openStdio(m.null, r)
@@ -245,8 +256,8 @@ func (m *monitor) fork(c *container, r *wire.Create, p *wire.Packet) (note strin
 	return note, nil
 }
 
-// start ends the start wait. A container whose execve fails is dead afterwards,
-// with an exit record that says that it was never started.
+// start ends the wait that the container is at: that for its hooks, or the start wait. A container whose
+// execve fails is dead afterwards, with an exit record that says that it was never started.
 func (m *monitor) start(id string, answer func(wire.Body)) error {
 	c, err := m.pod.find(id, wire.Blocked)
 	if err != nil {
@@ -259,6 +270,14 @@ func (m *monitor) start(id string, answer func(wire.Body)) error {
 	}
 	if _, err := m.pod.find(id, wire.Blocked); err != nil {
 		return err // somebody else was faster
+	}
+	if c.p.At() != "" {
+		if err := c.p.Pass(); err != nil {
+			c.p.kill()
+			return fmt.Errorf("create container: %w", m.whyDied(c, err))
+		}
+		answer(&wire.Done{})
+		return nil
 	}
 	done, err := m.passOn(c.p, c.asked)
 	if err != nil {
@@ -387,6 +406,15 @@ func (c *container) close() {
 	c.cgroup.BriefClose()
 	c.dir.BriefClose()
 	c.end.close()
+}
+
+// hold returns a pidfd of the main process, which is the caller's to close: a copy, since the container may die and be closed meanwhile.
+func (c *container) hold() (*sys.FD, error) {
+	pidfd, err := c.p.PidFD().Dup()
+	if err != nil {
+		return nil, refuse(wire.CodeState, "container "+c.id+" is dead")
+	}
+	return pidfd, nil
 }
 
 // remove forgets a container that is dead.

@@ -19,10 +19,9 @@ func (m *monitor) exec(r *wire.Exec, p *wire.Packet, answer func(wire.Body)) err
 	}
 	next := 1 // behind the program
 	take := func() *sys.FD { next++; return p.Take(next - 1) }
-	// A copy of our own: the container may die and be closed meanwhile.
-	pidfd, err := c.p.PidFD().Dup()
+	pidfd, err := c.hold()
 	if err != nil {
-		return refuse(wire.CodeState, "container "+r.ID+" is dead")
+		return err
 	}
 	defer pidfd.BriefClose()
 	a := executor.Attr{CgroupFD: -1, PIDNS: pidfd.Int(), ProcFD: m.proc.root.Int(), Files: []int{pidfd.Int()}}

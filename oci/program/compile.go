@@ -230,9 +230,9 @@ type ExecInput struct {
 	// container, among them CLONE_NEWUSER if it has a user namespace that is not the
 	// forking process's. The mount namespace is always joined.
 	Join uint64
-	// Rooted says that the user namespace which is joined has an id 0, and that the forking
-	// process has no id there, so that it is nobody who makes a terminal.
-	Rooted bool
+	// UIDMappings and GIDMappings are what is known of a user namespace that is joined: without an id 0 it
+	// is the process's user who makes its terminal. None means that there is one.
+	UIDMappings, GIDMappings []specs.LinuxIDMapping
 	// ConsoleSocket is as in Input; it can only be 1, or 0 without a terminal.
 	ConsoleSocket int
 	// Preserve is how many files at the end of the table the process is to have as
@@ -312,8 +312,8 @@ func (b *builder) further(in ExecInput) (*step.Program, error) {
 	}
 	b.call("leave the old directory", unix.SYS_CHDIR, b.str("/"))
 	if in.Process.Terminal {
-		if in.Rooted {
-			b.becomeRoot()
+		if flags&unix.CLONE_NEWUSER != 0 {
+			b.becomeRoot(rootOf(in.UIDMappings, in.Process.User.UID), rootOf(in.GIDMappings, in.Process.User.GID))
 		}
 		if err := b.terminal(in.Process, val(atFDCWD), in.ConsoleSocket, noConsole); err != nil {
 			return nil, err

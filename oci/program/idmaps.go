@@ -44,9 +44,7 @@ func (c *compiler) idMaps() error {
 		if !mapped(k.maps, k.id) {
 			return fmt.Errorf("%s: %d is not mapped: %w", k.user, k.id, ErrInvalid)
 		}
-		if !mapped(k.maps, 0) {
-			*k.root = k.id
-		}
+		*k.root = rootOf(k.maps, k.id)
 	}
 	for i, g := range u.AdditionalGids {
 		if len(l.GIDMappings) > 0 && !mapped(l.GIDMappings, g) {
@@ -87,4 +85,12 @@ func mapped(maps []specs.LinuxIDMapping, id uint32) bool {
 		}
 	}
 	return false
+}
+
+// rootOf is who makes what a user namespace with these maps is to own, for a process of that id: root, if there is one.
+func rootOf(maps []specs.LinuxIDMapping, id uint32) uint32 {
+	if len(maps) == 0 || mapped(maps, 0) {
+		return 0
+	}
+	return id
 }

@@ -73,21 +73,12 @@ func (b *builder) secondClone(flags uint64) {
 	b.here(&child)
 }
 
-// becomeRoot takes the ids that make the mounts. Until then the process has none
+// becomeRoot takes the ids that make the mounts, and the terminal of an exec. Until then the process has none
 // that mean anything in its user namespace, and what it made would belong to
-// nobody.
-func (c *compiler) becomeRoot() {
-	c.call("be the first group of the user namespace", unix.SYS_SETRESGID, val(c.rootGID), val(c.rootGID), val(c.rootGID))
-	c.call("be the first user of it", unix.SYS_SETRESUID, val(c.rootUID), val(c.rootUID), val(c.rootUID))
-	c.hide()
-}
-
-// becomeRoot is for an exec what the compiler's is for a container, before it makes a
-// terminal: made by an id of the host's, that would belong to nobody, and nobody could give it
-// away.
-func (b *builder) becomeRoot() {
-	b.call("be the first group of the user namespace", unix.SYS_SETRESGID, val(0), val(0), val(0))
-	b.call("be the first user of it", unix.SYS_SETRESUID, val(0), val(0), val(0))
+// nobody, and could not be given away.
+func (b *builder) becomeRoot(uid, gid uint32) {
+	b.call("be the first group of the user namespace", unix.SYS_SETRESGID, val(gid), val(gid), val(gid))
+	b.call("be the first user of it", unix.SYS_SETRESUID, val(uid), val(uid), val(uid))
 	b.hide()
 }
 

@@ -98,7 +98,7 @@ func (c *compiler) namespaces() error {
 		c.gate(step.GateMaps)
 	}
 	if enters {
-		c.becomeRoot()
+		c.becomeRoot(c.rootUID, c.rootGID)
 	}
 	c.call("become leader of a session", unix.SYS_SETSID)
 	c.call("make files with the modes given", unix.SYS_UMASK, val(0))

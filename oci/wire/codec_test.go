@@ -16,7 +16,7 @@ func samples() []Body {
 	return []Body{
 		&Hello{Lowest: 1, Highest: 7},
 		&GetPod{},
-		&Create{ID: "c1", LogName: "0.log", UID: 1000, Stdin: true, StdinOnce: true, TTY: true, Cgroup: true, SetOOM: true, OOMScore: -997, Table: 4, PodCgroup: true, Listener: "agent.sock", Output: true},
+		&Create{ID: "c1", LogName: "0.log", UID: 1000, Stdin: true, StdinOnce: true, TTY: true, Cgroup: true, SetOOM: true, OOMScore: -997, Table: 4, PodCgroup: true, Listener: "agent.sock", Output: true, OwnPID: true, Target: "c0"},
 		NewStart("c1"),
 		&Signal{ID: "c1", Signal: 15},
 		&List{},
@@ -218,6 +218,18 @@ func TestListenerSinceV4(t *testing.T) {
 		if _, got, err := decode(must(Encode(3, 1, m))); err != nil || !reflect.DeepEqual(got, m) {
 			t.Errorf("%T: %+v, %v", m, got, err)
 		}
+	}
+}
+
+// TestPIDNamespacesSinceV7: who speaks version 6 is sent nothing of them.
+func TestPIDNamespacesSinceV7(t *testing.T) {
+	m := &Create{ID: "c", Table: 1, PodCgroup: true, OwnPID: true, Target: "t"}
+	six, seven := must(Encode(6, 1, m))[HeaderSize:], must(Encode(7, 1, m))[HeaderSize:]
+	if !bytes.Equal(append(six[:len(six):len(six)], 1, 1, 0, 't'), seven) {
+		t.Errorf("%x and %x", six, seven)
+	}
+	if _, got, err := decode(must(Encode(6, 1, m))); err != nil || got.(*Create).OwnPID || got.(*Create).Target != "" {
+		t.Errorf("%+v, %v", got, err)
 	}
 }
 

@@ -35,8 +35,9 @@ const Magic uint32 = 0x4e525456
 const (
 	Lowest uint16 = 1
 	// 2 counts OOM kills: Status.OOMKills, Create.PodCgroup; 3 ends the start wait of an exec's program; 4 has
-	// Listener; 5 has terminals and Attach: Create.TTY, Create.Output, Stdin, Detach.
-	Highest uint16 = 5
+	// Listener; 5 has terminals and Attach: Create.TTY, Create.Output, Stdin, Detach; 6 has programs with a gate for hooks;
+	// 7 has pid namespaces that are not the pod's: Create.OwnPID, Create.Target.
+	Highest uint16 = 7
 )
 
 // Limits of a message. A unix SEQPACKET message may have at most 212,960 bytes
@@ -87,7 +88,8 @@ type Type uint16
 //	                                  <-  PodInfo{started, note}+net,ipc,uts
 //	Create{id, ...}+program,dir,...   ->      fork; the program runs to its wait
 //	                                  <-  Created{pid, oom_score_adj, note}
-//	Start{id}                         ->      the wait ends; execve
+//	Start{id}                         ->      the gate opens, if it has one, and at
+//	                                          the next Start the wait ends; execve
 //	                                  <-  Done{}
 //	Signal{id, signal}                ->
 //	                                  <-  Done{}

@@ -63,6 +63,11 @@ type Create struct {
 	// Output, since version 5, has the monitor read the output also without a log, for
 	// whoever attaches.
 	Output bool
+	// OwnPID, since version 7, says that the program makes its pid namespace, also in a pod that shares one.
+	OwnPID bool
+	// Target, since version 7, is the container whose pid namespace the program joins, "" for none. The monitor puts its pidfd
+	// behind the program's table (and a terminal's socket behind that).
+	Target string
 }
 
 // Type implements Body.
@@ -109,6 +114,9 @@ func (m *Create) encodeAs(b []byte, version uint16) []byte {
 	if version >= 5 {
 		b = appendBool(b, m.Output)
 	}
+	if version >= 7 {
+		b = appendString(appendBool(b, m.OwnPID), m.Target)
+	}
 	return b
 }
 
@@ -123,9 +131,13 @@ func (m *Create) decode(r *reader) {
 		m.Listener = r.str()
 	}
 	m.Output = r.version >= 5 && r.boolean()
+	if r.version >= 7 {
+		m.OwnPID, m.Target = r.boolean(), r.str()
+	}
 }
 
-// Start ends a container's start wait.
+// Start ends the wait that a container is at: since version 6 that for its hooks, if its program has a gate for
+// them, and then its start wait.
 type Start struct{ named }
 
 // Type implements Body.
