@@ -80,7 +80,7 @@ func (a *Auth) decode() (*credentials, error) {
 	// The kubelet's docker config may carry a user name beside an identity
 	// token; a registry token beside anything else has no one meaning.
 	if kinds > 1 && (a.RegistryToken != "" || c.config.Password != "") {
-		return nil, fmt.Errorf("%w: more than one kind is given", ErrInvalidAuth)
+		return nil, fmt.Errorf("%w: more than one of password (or auth), identity_token and registry_token is given", ErrInvalidAuth)
 	}
 	if strings.Contains(c.config.Username, ":") {
 		return nil, fmt.Errorf("%w: the user name contains a colon", ErrInvalidAuth)

@@ -248,7 +248,39 @@ type blobReader struct {
 
 // Read implements io.Reader.
 func (r *blobReader) Read(p []byte) (int, error) {
-	n, err := r.read(p)
+	size, err := r.come()
+	if size == 0 {
+		return 0, err
+	}
+	n, err := r.b.file.ReadAt(p[:min(int64(len(p)), size)], r.off)
+	r.off += int64(n)
+	return n, r.note(err)
+}
+
+// come waits until there is something to read, and returns how much. It is io.EOF where nothing more will come.
+func (r *blobReader) come() (size int64, err error) {
+	for {
+		r.b.mu.Lock()
+		size, done, err, changed := r.b.size-r.off, r.b.done, r.b.err, r.b.changed
+		r.b.mu.Unlock()
+		switch {
+		case size > 0:
+			return size, nil
+		case done && err == nil:
+			return 0, io.EOF
+		case done:
+			return 0, r.note(err)
+		}
+		select {
+		case <-changed:
+		case <-r.ctx.Done():
+			return 0, io.EOF // the reader's own end is no fault of the blob
+		}
+	}
+}
+
+// note keeps what is wrong with the blob.
+func (r *blobReader) note(err error) error {
 	if err != nil && !errors.Is(err, io.EOF) {
 		r.mu.Lock()
 		if r.failed == nil {
@@ -256,29 +288,38 @@ func (r *blobReader) Read(p []byte) (int, error) {
 		}
 		r.mu.Unlock()
 	}
-	return n, err
+	return err
 }
 
-func (r *blobReader) read(p []byte) (int, error) {
+// pour writes the blob into a pipe, until its end or the pipe's. What is in the file gets there as the pages that it is in, which nobody
+// changes any more, and not as copies, where the filesystem lets them.
+func (r *blobReader) pour(pipe *os.File) error {
+	raw, err := pipe.SyscallConn()
+	if err != nil {
+		return err
+	}
 	for {
-		r.b.mu.Lock()
-		size, done, err, changed := r.b.size, r.b.done, r.b.err, r.b.changed
-		r.b.mu.Unlock()
-		if r.off < size {
-			n, err := r.b.file.ReadAt(p[:min(int64(len(p)), size-r.off)], r.off)
-			r.off += int64(n)
-			return n, err
+		size, err := r.come()
+		if size == 0 {
+			return err
 		}
-		if done && err == nil {
-			return 0, io.EOF
-		}
-		if done {
-			return 0, err
-		}
-		select {
-		case <-changed:
-		case <-r.ctx.Done():
-			return 0, io.EOF // the reader's own end is no fault of the blob
+		var n int64
+		werr := raw.Write(func(fd uintptr) bool {
+			n, err = unix.Splice(int(r.b.file.Fd()), &r.off, int(fd), nil, int(size), unix.SPLICE_F_NONBLOCK)
+			return !errors.Is(err, unix.EAGAIN)
+		})
+		switch {
+		case werr != nil:
+			return werr
+		case errors.Is(err, unix.EINVAL): // it does not
+			_, err := io.CopyBuffer(struct{ io.Writer }{pipe}, struct{ io.Reader }{r}, make([]byte, 256<<10))
+			return err
+		case errors.Is(err, unix.EPIPE):
+			return err
+		case err != nil:
+			return r.note(os.NewSyscallError("splice", err))
+		case n == 0:
+			return r.note(io.ErrUnexpectedEOF) // the file is shorter than it was
 		}
 	}
 }

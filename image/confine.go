@@ -16,27 +16,26 @@ import (
 // Two kinds of children meet a stranger's bytes first, and are copies of this
 // program. What they can do if those bytes take one over:
 //
-//	                 vitrine-inflate            storage-untar (the library's)
-//	files            none                       those below the layer's directory (chroot)
+//	                 vitrine-inflate            vitrine-unpack
+//	files            none                       those of the layer: its directory is a mount of its own, without any above it
+//	devices          none                       they can be made, not opened (nodev)
 //	system calls     read, write, memory        the same and those on files
 //	user             nobody                     root with the capabilities of tar
 //	memory           512 MiB                    512 MiB
 //	processor        30 min                     30 min
 //	file size        0                          what the layer may have
-//	bytes, entries   inflateOrder               what vitrine-inflate lets through
+//	bytes, entries   inflateOrder               the same
 //
-// There is no network in either list, nor execve, mount, another process, or a signal to one. What is left to a child of the second kind that
-// was taken over: root in a chroot can leave it (chroot, mknod), so the checks of the first kind stand before it.
+// There is no network in either list, nor execve, mount, chroot, another process, or a signal to one. A child of the first
+// kind that was taken over, by a fault in decompressing, can only say another tar, whose digest the second kind takes: what
+// the store says of a layer's content rests on archive/tar and a hash, not on zstd.
 const (
 	maxInflateMemory = 512 << 20
-	maxUntarMemory   = 512 << 20
+	maxUnpackMemory  = 512 << 20
 	maxInflateCPU    = 30 * 60 // seconds
-	maxUntarCPU      = 30 * 60
+	maxUnpackCPU     = 30 * 60
 	nobody           = 65534
 )
-
-// untarName is what the library calls its unpacking child.
-const untarName = "storage-untar"
 
 // confineInflate gives away everything but the three descriptors. The working
 // directory is an empty one.
@@ -55,22 +54,25 @@ func confineInflate() error {
 	return allowCalls(runtimeCalls)
 }
 
-// confineUntar prepares the library's child, before the library's code in it runs.
-func confineUntar() error {
-	if err := limitResources(maxUntarMemory, maxUntarCPU, uint64(defaultLimits.image), 64); err != nil {
+// confineUnpack leaves everything but the layer's directory.
+func confineUnpack() error {
+	if err := errors.Join(unix.Fchdir(unpackRoot), unix.Chroot("."), unix.Close(unpackRoot)); err != nil {
+		return fmt.Errorf("enter the layer's directory: %w", err)
+	}
+	if err := limitResources(maxUnpackMemory, maxUnpackCPU, uint64(defaultLimits.image), 64); err != nil {
 		return err
 	}
-	if err := dropCapabilities(untarCapabilities); err != nil {
+	if err := dropCapabilities(unpackCapabilities); err != nil {
 		return err
 	}
 	return allowCalls(append(append([]uintptr{}, runtimeCalls...), fileCalls...))
 }
 
-// untarCapabilities: SYS_ADMIN is for the attribute that makes a directory of the
+// unpackCapabilities: SYS_ADMIN is for the attribute that makes a directory of the
 // overlay opaque; what else it allows is not among the system calls.
-var untarCapabilities = []int{
+var unpackCapabilities = []int{
 	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_MKNOD,
-	unix.CAP_SETFCAP, unix.CAP_SYS_CHROOT, unix.CAP_SYS_ADMIN,
+	unix.CAP_SETFCAP, unix.CAP_SYS_ADMIN,
 }
 
 // limitResources bounds memory in bytes, processor time in seconds, the size of
@@ -214,6 +216,6 @@ var fileCalls = append([]uintptr{
 	unix.SYS_FCHOWN, unix.SYS_FCHOWNAT, unix.SYS_FCHMOD, unix.SYS_FCHMODAT, unix.SYS_UTIMENSAT, unix.SYS_FTRUNCATE, unix.SYS_COPY_FILE_RANGE,
 	unix.SYS_SPLICE, unix.SYS_SENDFILE,
 	unix.SYS_SETXATTR, unix.SYS_LSETXATTR, unix.SYS_FSETXATTR, unix.SYS_GETXATTR, unix.SYS_LGETXATTR, unix.SYS_LISTXATTR, unix.SYS_LLISTXATTR,
-	unix.SYS_CHROOT, unix.SYS_CHDIR, unix.SYS_FCHDIR, unix.SYS_GETCWD, unix.SYS_UMASK, unix.SYS_UNAME,
+	unix.SYS_CHDIR, unix.SYS_FCHDIR, unix.SYS_GETCWD, unix.SYS_UMASK, unix.SYS_UNAME,
 	unix.SYS_CAPGET, // the library asks itself whether it is root
 }, archFileCalls...)

@@ -4,10 +4,10 @@
 //
 //	registry ── manifest, config ──> checked: recipe       registries.conf, policy.json (go.podman.io/image)
 //	   │                                │
-//	   └── blob ──> file ──> vitrine-inflate ──> tar ──> storage-untar ──> Root/overlay/<layer>/diff
-//	           digest, size,   headers, sizes,    digest        (go.podman.io/storage)     │
-//	           rate            counts                                                      │ lowerdir+ (by descriptor)
-//	                                                                                       ▼
+//	   └── blob ──> file ──> vitrine-inflate ──> tar ──> vitrine-unpack ──> tmp/layer-… ──> Root/overlay/<layer>/diff
+//	           digest, size,   headers, sizes,    the same,      (go.podman.io/storage)     │
+//	           rate            counts             digest, tar-split                         │ lowerdir+ (by descriptor)
+//	                                                                                        ▼
 //	NewRootfs ──> Containers/<id>/{rootfs.json,upper,work} ──> overlay ──Mount──> detached mount
 //
 // # Images and ids
@@ -24,8 +24,8 @@
 // What is said about an image comes first and is checked whole (manifest.go): one
 // reading, digests that are digests, sizes and counts within bounds, the signature
 // policy. Then its blobs come, several at a time, each one once for all pulls that
-// want it (blob.go), and its layers are made from the lowest up while the blobs still
-// come (layer.go), each one once. Nothing of a layer stays unless blob and tar have
+// want it (blob.go), and its layers are unpacked beside each other while the blobs still
+// come, and become the store's from the lowest up (layer.go, stage.go), each one once. Nothing of a layer stays unless blob and tar have
 // their digests to the last byte. Of an interrupted pull the finished layers stay for
 // the next one; a half blob does not, since the library offers no way to continue it in
 // another process. A guard sees the URL of every request before it is sent (guard.go).
@@ -69,11 +69,9 @@
 //
 // # Limits of the libraries
 //
-//   - The tar of a layer is taken apart twice, by our child and by the storage
-//     library in the daemon (tar-split), which refuses a path that is there twice and
-//     keeps all names in memory meanwhile: hence maxNames.
-//   - The library's unpacking child ends with the same status for a full disk and for
-//     any death by the Go runtime; unpackError guesses by the room that is left.
+//   - The tar of a layer is taken apart three times, by our check in both children and by the
+//     library in the second one. No path may be there twice, since tar-split has no word for
+//     it; so all names are in memory meanwhile: hence maxNames.
 //   - Where a registry's name leads is not known before the connection is made: the
 //     guard refuses addresses of the node that are written as such, not names of them.
 package image

@@ -34,6 +34,15 @@ type flight struct {
 // do returns what work returns, running it unless a caller with the same key
 // does already. If ctx ends first, do returns its error at once.
 func (g *flights) do(ctx context.Context, key string, work func(context.Context) (string, error)) (string, error) {
+	return g.wait(ctx, key, false, work)
+}
+
+// doWhole is do, but where ctx ends and nobody else waits it returns when the work has ended, which is soon.
+func (g *flights) doWhole(ctx context.Context, key string, work func(context.Context) (string, error)) (string, error) {
+	return g.wait(ctx, key, true, work)
+}
+
+func (g *flights) wait(ctx context.Context, key string, whole bool, work func(context.Context) (string, error)) (string, error) {
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
@@ -41,7 +50,11 @@ func (g *flights) do(ctx context.Context, key string, work func(context.Context)
 	if err != nil {
 		return "", err
 	}
-	defer g.leave(key, f)
+	defer func() {
+		if g.leave(key, f) && whole {
+			<-f.done
+		}
+	}()
 	select {
 	case <-f.done:
 		// A caller whose own time is over is told so, not how the library
@@ -116,16 +129,17 @@ func (g *flights) idle(f func() error) error {
 
 // leave takes a waiter away. The last one cancels the work, and nobody joins a
 // cancelled flight any more: the next caller starts its own.
-func (g *flights) leave(key string, f *flight) {
+func (g *flights) leave(key string, f *flight) (last bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if f.waiters--; f.waiters > 0 {
-		return
+		return false
 	}
 	f.cancel()
 	if g.byKey[key] == f {
 		delete(g.byKey, key)
 	}
+	return true
 }
 
 // close refuses new work, cancels what runs, and waits for its end.

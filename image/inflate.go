@@ -1,7 +1,6 @@
 package image
 
 import (
-	"archive/tar"
 	"bufio"
 	"bytes"
 	"context"
@@ -11,7 +10,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -32,24 +30,24 @@ type inflateOrder struct {
 	Entries int   // in it
 }
 
-// How the child ends, besides 0. Its standard error has the text.
-const (
-	exitCorrupt     = 10
-	exitUnsupported = 11
-	exitLimit       = 12
-)
+// childEnv is the environment of the children. Each does one thing after the other: a scheduler for more processors would only wake
+// threads that find nothing. And their heaps are small, so they may grow more before they are collected.
+var childEnv = []string{"GOMAXPROCS=1", "GOGC=400"}
+
+// exitKinds are how the children end, besides 0. The text is on their standard error.
+var exitKinds = map[int]error{10: ErrCorrupt, 11: ErrUnsupported, 12: ErrLimit, 13: unix.ENOSPC, 14: unix.EDQUOT}
 
 // inflater is a layer's blob on its way to being a tar: a process without files,
-// network or privileges decompresses it and looks at each header before the daemon
-// and the unpacking child get to see it.
+// network or privileges decompresses it and looks at each header before the
+// unpacking child gets to see it.
 //
-//	blob ──> [vitrine-inflate] ──> tar ──> daemon: digest, tar-split ──> [storage-untar] ──> layer
+//	blob ──> [vitrine-inflate] ──> tar ──> [vitrine-unpack] ──> layer, tar-split, digest
 //
-// Read fails with ErrCorrupt, ErrUnsupported or ErrLimit, and returns io.EOF only
+// end fails with ErrCorrupt, ErrUnsupported or ErrLimit, and returns nil only
 // when the blob was the right one to its last byte. The caller closes it.
 type inflater struct {
 	in     *blobReader
-	out    *os.File
+	out    *os.File // the tar, for another process to read
 	cmd    *exec.Cmd
 	cancel context.CancelFunc
 	pumped chan struct{} // closed when in is read no more
@@ -79,7 +77,7 @@ func startInflater(ctx context.Context, dir string, in *blobReader, order inflat
 	f := &inflater{in: in, out: out, cancel: cancel, pumped: make(chan struct{})}
 	f.cmd = exec.CommandContext(ctx, "/proc/self/exe")
 	f.cmd.Args = []string{inflateName, string(text)}
-	f.cmd.Env = []string{}
+	f.cmd.Env = childEnv
 	f.cmd.Dir = dir
 	f.cmd.Stdin, f.cmd.Stdout, f.cmd.Stderr = stdin, stdout, &f.stderr
 	f.cmd.WaitDelay = time.Second
@@ -95,7 +93,7 @@ func startInflater(ctx context.Context, dir string, in *blobReader, order inflat
 func (f *inflater) pump(feed *os.File) {
 	defer close(f.pumped)
 	defer feed.Close()
-	_, _ = io.CopyBuffer(struct{ io.Writer }{feed}, f.in, make([]byte, 256<<10))
+	_ = f.in.pour(feed)
 }
 
 // bigPipe makes a pipe that takes fewer switches between two processes.
@@ -106,22 +104,10 @@ func bigPipe() (r, w *os.File, err error) {
 	return r, w, err
 }
 
-// Read implements io.Reader.
-func (f *inflater) Read(p []byte) (int, error) {
-	n, err := f.out.Read(p)
-	if n > 0 || err == nil {
-		return n, nil
-	}
-	if !errors.Is(err, io.EOF) {
-		return 0, err
-	}
-	if err := f.end(); err != nil {
-		return 0, err
-	}
-	return 0, io.EOF
-}
+// errNoReader: the other end of the tar went away first, and knows why.
+var errNoReader = errors.New("the unpacking child reads no more")
 
-// end waits for the child, which has closed its output, and says what it found.
+// end waits for the child and says what it found: errNoReader if nobody wanted its output.
 func (f *inflater) end() error {
 	f.ended.Do(func() {
 		err := f.cmd.Wait()
@@ -133,7 +119,7 @@ func (f *inflater) end() error {
 		case f.in.err() != nil:
 			f.err = f.in.err()
 		case err != nil && f.cmd.ProcessState != nil:
-			f.err = f.verdict(f.cmd.ProcessState)
+			f.err = inflateVerdict.of(f.cmd.ProcessState, f.stderr.String())
 		case err != nil:
 			f.err = err
 		default:
@@ -153,29 +139,43 @@ func (w *fewWords) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// verdict turns the end of the child into an error.
-func (f *inflater) verdict(state *os.ProcessState) error {
-	text := strings.ToValidUTF8(strings.TrimSpace(f.stderr.String()), "?")
+// verdict turns the end of a child into an error.
+type verdict struct {
+	verb        string // "inflate", for the errors
+	memory, cpu int    // its limits: MiB, seconds
+}
+
+var inflateVerdict = verdict{"inflate", maxInflateMemory >> 20, maxInflateCPU}
+
+// of reads the status of a child that failed, and what it had to say.
+func (v verdict) of(state *os.ProcessState, text string) error {
+	text = strings.ToValidUTF8(strings.TrimSpace(text), "?")
 	if len(text) > 300 {
 		text = text[:300]
 	}
-	kind := map[int]error{exitCorrupt: ErrCorrupt, exitUnsupported: ErrUnsupported, exitLimit: ErrLimit}[state.ExitCode()]
+	signal := state.Sys().(syscall.WaitStatus).Signal()
+	kind := exitKinds[state.ExitCode()]
 	switch {
 	case kind != nil:
 		return fmt.Errorf("%w: %s", kind, strings.Replace(text, kind.Error()+": ", "", 1))
 	case strings.Contains(text, "out of memory") || strings.Contains(text, "cannot allocate memory"):
-		return limitError("memory to inflate a layer", maxInflateMemory>>20, "MiB")
-	case state.Sys().(syscall.WaitStatus).Signal() == syscall.SIGXCPU || strings.Contains(text, "SIGXCPU"):
-		return limitError("processor time to inflate a layer", maxInflateCPU, "s")
+		return limitError("memory to "+v.verb+" a layer", v.memory, "MiB")
+	case signal == syscall.SIGXCPU || strings.Contains(text, "SIGXCPU"):
+		return limitError("processor time to "+v.verb+" a layer", v.cpu, "s")
+	case signal == syscall.SIGPIPE || strings.Contains(text, syscall.EPIPE.Error()):
+		return errNoReader
 	}
-	return fmt.Errorf("inflate layer: %v: %s", state, text)
+	return fmt.Errorf("%s layer: %v: %s", v.verb, state, text)
 }
 
 // Close ends the child, wherever it is.
 func (f *inflater) Close() error {
 	f.cancel()
 	_ = f.end()
-	return f.out.Close()
+	if err := f.out.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
 }
 
 // runInflate is the child's main.
@@ -192,11 +192,16 @@ func runInflate() {
 			err = out.Flush()
 		}
 	}
+	exitWith(err)
+}
+
+// exitWith ends a child.
+func exitWith(err error) {
 	if err == nil {
 		os.Exit(0)
 	}
 	fmt.Fprintln(os.Stderr, err)
-	for code, kind := range map[int]error{exitCorrupt: ErrCorrupt, exitUnsupported: ErrUnsupported, exitLimit: ErrLimit} {
+	for code, kind := range exitKinds {
 		if errors.Is(err, kind) {
 			os.Exit(code)
 		}
@@ -241,145 +246,4 @@ func decompress(buf *bufio.Reader) (io.Reader, error) {
 		return nil, fmt.Errorf("%w: a layer in bzip2 or xz; layers are tar, gzip or zstd", ErrUnsupported)
 	}
 	return buf, nil
-}
-
-// tarChecker hands a tar on byte by byte, each header only when it was looked at.
-// What was read of a header and not approved is in held.
-type tarChecker struct {
-	in      io.Reader
-	out     io.Writer
-	order   inflateOrder
-	held    bytes.Buffer
-	pass    bool // what is read now has been approved
-	total   int64
-	entries int
-	names   int
-}
-
-// errHeader: see maxHeader.
-var errHeader = limitError("description of an entry", maxHeader, "bytes")
-
-// Read implements io.Reader for the tar reader.
-func (c *tarChecker) Read(p []byte) (int, error) {
-	n, err := c.in.Read(p)
-	if c.total += int64(n); c.total > c.order.Bytes {
-		return 0, limitError("unpacked layers", c.order.Bytes, "bytes")
-	}
-	switch {
-	case c.pass:
-		if _, werr := c.out.Write(p[:n]); werr != nil {
-			return n, werr
-		}
-	case c.held.Len()+n > maxHeader:
-		return 0, errHeader
-	default:
-		c.held.Write(p[:n])
-	}
-	switch {
-	case err == nil || errors.Is(err, io.EOF):
-		return n, err
-	case errors.Is(err, zstd.ErrWindowSizeExceeded) || errors.Is(err, zstd.ErrDecoderSizeExceeded):
-		return n, limitError("window of a zstd frame", maxWindow>>20, "MiB")
-	}
-	return n, fmt.Errorf("%w: decompress: %w", ErrCorrupt, err)
-}
-
-func (c *tarChecker) check() error {
-	r := tar.NewReader(c)
-	for {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return tarError(err)
-		}
-		if c.entries++; c.entries > c.order.Entries {
-			return limitError("entries of a layer", c.order.Entries, "")
-		}
-		if c.names += len(h.Name); c.names > maxNames {
-			return limitError("names of a layer together", maxNames, "bytes")
-		}
-		if err := checkHeader(h); err != nil {
-			return fmt.Errorf("entry %.200q: %w", h.Name, err)
-		}
-		if err := c.approve(); err != nil {
-			return err
-		}
-		c.pass = true
-		if _, err := io.Copy(io.Discard, r); err != nil {
-			return tarError(err)
-		}
-		c.pass = false
-	}
-	if err := c.approve(); err != nil {
-		return err
-	}
-	c.pass = true
-	_, err := io.Copy(io.Discard, onlyReader{c}) // padding
-	return err
-}
-
-// onlyReader hides everything else that a reader can do.
-type onlyReader struct{ io.Reader }
-
-func (c *tarChecker) approve() error {
-	_, err := c.held.WriteTo(c.out)
-	return err
-}
-
-// tarError keeps our own kinds of error and calls everything else corrupt.
-func tarError(err error) error {
-	for _, kind := range []error{ErrLimit, ErrCorrupt, ErrUnsupported, syscall.EPIPE} {
-		if errors.Is(err, kind) {
-			return err
-		}
-	}
-	return fmt.Errorf("%w: %w", ErrCorrupt, err)
-}
-
-// checkHeader refuses what no layer needs and what is something else once it is on
-// disk. Where a path leads is not its business: the unpacking child is in a chroot.
-func checkHeader(h *tar.Header) error {
-	for key := range h.PAXRecords {
-		name, isXattr := strings.CutPrefix(key, "SCHILY.xattr.")
-		switch {
-		case strings.HasPrefix(key, "GNU.sparse."):
-			return fmt.Errorf("%w: a sparse file", ErrUnsupported)
-		case isXattr && (strings.HasPrefix(name, "trusted.") || strings.HasPrefix(name, "user.overlay.")):
-			// The overlay's own language: a lower file could be another one's content.
-			return fmt.Errorf("%w: extended attribute %.100q", ErrUnsupported, name)
-		}
-	}
-	switch h.Typeflag {
-	case tar.TypeGNUSparse:
-		return fmt.Errorf("%w: a sparse file", ErrUnsupported)
-	case tar.TypeChar, tar.TypeBlock:
-		if h.Devmajor < 0 || h.Devmajor > 0xfff || h.Devminor < 0 || h.Devminor > 0xfffff {
-			return fmt.Errorf("%w: device %d:%d", ErrUnsupported, h.Devmajor, h.Devminor)
-		}
-		if h.Typeflag == tar.TypeChar && h.Devmajor == 0 && h.Devminor == 0 {
-			return fmt.Errorf("%w: device 0:0 means that a file is gone", ErrUnsupported)
-		}
-	case tar.TypeReg, tar.TypeDir, tar.TypeLink, tar.TypeSymlink, tar.TypeFifo, tar.TypeXGlobalHeader:
-	default:
-		return fmt.Errorf("%w: an entry of type %q", ErrUnsupported, h.Typeflag)
-	}
-	// The last number of 32 bits means "leave the owner as he is", that is root.
-	if h.Uid < 0 || int64(h.Uid) >= 1<<32-1 || h.Gid < 0 || int64(h.Gid) >= 1<<32-1 {
-		return fmt.Errorf("%w: owner %d:%d", ErrUnsupported, h.Uid, h.Gid)
-	}
-	if len(h.Name) > maxPathname || len(h.Linkname) > maxPathname {
-		return limitError("length of a path", maxPathname, "bytes")
-	}
-	return checkWhiteout(h.Name)
-}
-
-// checkWhiteout refuses a whiteout of "." or "..", and of nothing.
-func checkWhiteout(name string) error {
-	base, ok := strings.CutPrefix(path.Base(path.Clean(name)), ".wh.")
-	if ok && (base == "" || base == "." || base == "..") {
-		return fmt.Errorf("%w: a whiteout of %q", ErrUnsupported, base)
-	}
-	return nil
 }

@@ -25,8 +25,8 @@ const (
 	maxConfig = 4 << 20
 	// maxEntries bounds the entries of one layer: each costs an inode.
 	maxEntries = 1 << 20
-	// maxNames bounds the names of one layer together: the library keeps them in
-	// memory while it unpacks, to find one that is there twice.
+	// maxNames bounds the names of one layer together: they are in memory while it
+	// is unpacked, to find one that is there twice.
 	maxNames = 64 << 20
 	// maxHeader bounds what describes one entry (long names, attributes).
 	maxHeader = 2 << 20

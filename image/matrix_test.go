@@ -46,9 +46,11 @@ func TestParallelPullsShareBlobs(t *testing.T) {
 		blobs = append(blobs, configID(t, img))
 	}
 	e.reg.setHook(func(http.ResponseWriter, *http.Request) bool { return false })
+	e.write(e.conf.PolicyPath, `{"default":[{"type":"insecureAcceptAnything"}]}`) // new, and a moment later no longer
 	var wg sync.WaitGroup
 	for n := range 50 {
 		wg.Go(func() {
+			time.Sleep(time.Duration(n) * tick / 25)
 			if _, err := e.Pull(soon(t), fmt.Sprintf("registry.example/i%d", n%10), nil); err != nil {
 				t.Error(err)
 			}

@@ -11,7 +11,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
+	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/signature"
 	"golang.org/x/sys/unix"
 )
@@ -24,18 +26,26 @@ type rules struct {
 	version string
 }
 
-// policies remembers the files that were parsed, for as long as they are the same
+// policies remembers the files that were read, for as long as they are the same
 // files: a container's start asks for one.
 type policies struct {
 	mu     sync.Mutex
 	byPath map[string]*policyFile // guarded by mu
+	seen   map[string]seenFile    // guarded by mu
 }
 
-// policyFile is one policy.json as it was when its stamp was taken.
+// policyFile is what one policy.json said that had this content.
 type policyFile struct {
-	stamp  string
-	policy *signature.Policy
-	keys   []string // the files that it takes keys and certificates from
+	version string
+	policy  *signature.Policy
+	keys    []string // the files that it takes keys and certificates from
+}
+
+// seenFile is a file's content, and the date that it had then.
+type seenFile struct {
+	stamp   string
+	settled bool // a change since then would have got another date
+	content string
 }
 
 // maxPolicies bounds what is remembered: namespaces come and go.
@@ -55,24 +65,24 @@ func (p *policies) rules(c *Config, namespace string) (*rules, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read signature policy %s: %w", path, err)
 	}
-	r := &rules{policy: f.policy, version: path + f.stamp}
+	r := &rules{policy: f.policy, version: path + f.version}
 	for _, k := range f.keys {
 		// A key that cannot be read is the library's to refuse; here it is as good
 		// a version as any.
-		stamp, err := stampOf(k)
-		r.version += fmt.Sprint(k, stamp, err != nil)
+		version, err := p.versionOf(k)
+		r.version += fmt.Sprint(k, version, err != nil)
 	}
 	return r, nil
 }
 
 func (p *policies) file(path string) (*policyFile, error) {
-	stamp, err := stampOf(path)
+	version, err := p.versionOf(path)
 	if err != nil {
 		return nil, err
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if f := p.byPath[path]; f != nil && f.stamp == stamp {
+	if f := p.byPath[path]; f != nil && f.version == version {
 		return f, nil
 	}
 	data, err := os.ReadFile(path)
@@ -86,7 +96,7 @@ func (p *policies) file(path string) (*policyFile, error) {
 	if p.byPath == nil || len(p.byPath) >= maxPolicies {
 		p.byPath = map[string]*policyFile{}
 	}
-	f := &policyFile{stamp: stamp, policy: policy, keys: keyFiles(data)}
+	f := &policyFile{version: string(digest.FromBytes(data)), policy: policy, keys: keyFiles(data)}
 	p.byPath[path] = f
 	return f, nil
 }
@@ -119,13 +129,41 @@ func keyFiles(policy []byte) (files []string) {
 	return slices.Compact(files)
 }
 
-// stampOf tells a file from what it was before, and from another one in its place.
-func stampOf(path string) (string, error) {
+// tick is more than the steps in which kernels before 6.13, and some file systems of later ones, date changes: 10 ms at
+// the most.
+const tick = 50 * time.Millisecond
+
+// versionOf tells what is in a file from what was in it before. It is the digest of the content, whatever the file's
+// date: pulls that begin a moment apart have to have the same rules to be one pull. The date only spares reading it
+// again, and not that of a file which has just been changed, since another change might get the same date.
+func (p *policies) versionOf(path string) (string, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
 		return "", &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
-	return fmt.Sprint([]int64{int64(st.Dev), int64(st.Ino), st.Size, st.Mtim.Nano(), st.Ctim.Nano()}), nil
+	stamp := fmt.Sprint([]int64{int64(st.Dev), int64(st.Ino), st.Size, st.Mtim.Nano(), st.Ctim.Nano()})
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return stamp, nil
+	}
+	p.mu.Lock()
+	f := p.seen[path]
+	p.mu.Unlock()
+	if f.settled && f.stamp == stamp {
+		return f.content, nil
+	}
+	settled := time.Since(time.Unix(st.Ctim.Unix())) >= tick // before it is read
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.seen == nil || len(p.seen) >= maxPolicies {
+		p.seen = map[string]seenFile{}
+	}
+	f = seenFile{stamp: stamp, settled: settled, content: string(digest.FromBytes(data))}
+	p.seen[path] = f
+	return f.content, nil
 }
 
 // plainName is what a file in PolicyDir can be called for, and a program: less than a

@@ -1,13 +1,18 @@
 package image
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const rejectAll = `{"default":[{"type":"reject"}]}`
@@ -104,5 +109,42 @@ func TestConcurrentPolicies(t *testing.T) {
 		wg.Wait()
 		equal(t, "fetches of the layer", e.reg.requests("/blobs/"+digestOf(t, layers[0])), 1)
 		e.remove("registry.example/x")
+	}
+}
+
+// TestPolicyChangedTwiceAtOnce: two changes of a policy or of a key within one step of the kernel's clock, which the
+// dates do not tell apart, and a look between them: the second one counts.
+func TestPolicyChangedTwiceAtOnce(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	must(t, unix.Mount("ramfs", dir, "ramfs", 0, "")) // whose dates are coarse on any kernel
+	t.Cleanup(func() { must(t, unix.Unmount(dir, unix.MNT_DETACH)) })
+	c, p := &Config{PolicyPath: dir + "/policy.json"}, &policies{}
+	version := ""
+	for i := range 200 {
+		kind := []string{"reject", "insecureAcceptAnything"}[i%2]
+		must(t, os.WriteFile(c.PolicyPath, fmt.Appendf(nil, `{"default":[{"type":%-26q}]}`, kind), 0o600))
+		r, err := p.rules(c, "")
+		must(t, err)
+		text, err := json.Marshal(r.policy.Default)
+		must(t, err)
+		if !strings.Contains(string(text), kind) {
+			t.Fatalf("after change %d the policy is %s, and not %s", i, text, kind)
+		}
+		if r.version == version {
+			t.Fatalf("after change %d verdicts are what they were", i)
+		}
+		version = r.version
+	}
+	time.Sleep(2 * tick)
+	r, err := p.rules(c, "")
+	must(t, err)
+	again, err := p.rules(c, "")
+	must(t, err)
+	if r.version != again.version || r.policy != again.policy {
+		t.Error("a file that does not change is read each time")
+	}
+	if r.version != version {
+		t.Errorf("the version changes as the file gets older: a pull of now does not join one of just then:\n%s\n%s", version, r.version)
 	}
 }

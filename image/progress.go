@@ -13,8 +13,8 @@ import (
 // The states of a layer during a pull, in their order.
 const (
 	LayerWaits       = "waiting"     // for one of the downloads to end
-	LayerComes       = "downloading" // and is unpacked meanwhile, if the one below it is done
-	LayerIsUnpacked  = "unpacking"   // all of it has come
+	LayerComes       = "downloading" // and is unpacked meanwhile, as long as there is a core for it
+	LayerIsUnpacked  = "unpacking"   // all of it has come; or it waits for the one below
 	LayerIsAvailable = "done"
 )
 

@@ -328,8 +328,11 @@ func TestImageWithoutLayers(t *testing.T) {
 // runHelper opens the store in another process and then, by verb, does nothing
 // or runs what the verb says until it dies at the n-th fail point.
 func runHelper(verb string) int {
-	if verb == "filter" {
+	switch verb {
+	case "filter":
 		return filterProbe()
+	case "layer":
+		return layerProbe(os.Args[1])
 	}
 	var conf Config
 	if err := json.Unmarshal([]byte(os.Getenv(helperConfig)), &conf); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -24,11 +25,8 @@ func Init() bool {
 	switch os.Args[0] {
 	case inflateName:
 		runInflate() // does not return
-	case untarName:
-		if err := confineUntar(); err != nil {
-			fmt.Fprint(os.Stderr, err)
-			os.Exit(1)
-		}
+	case unpackName:
+		runUnpack() // nor does this
 	}
 	return reexec.Init()
 }
@@ -55,6 +53,7 @@ type Store struct {
 	flights   flights // pulls, by reference and credentials
 	unpacking flights // layers, by id
 	blobs     blobs
+	cores     chan struct{} // see layerWork.turn
 
 	images   keyLocks // by image id: pin and record of one image change together
 	locks    keyLocks // by container id
@@ -104,7 +103,7 @@ func open(config Config) (*Store, error) {
 	}
 	// What an interrupted pull had downloaded has no name that anybody could
 	// resume from.
-	if err := os.RemoveAll(config.tmp()); err != nil {
+	if err := removeStaged(config.tmp()); err != nil {
 		return nil, fmt.Errorf("empty download directory: %w", err)
 	}
 	for _, dir := range []string{config.Root, config.RunRoot, config.Containers, config.tmp(), config.Root + "/empty"} {
@@ -130,6 +129,7 @@ func open(config Config) (*Store, error) {
 		config: config, store: st, disk: relaxedDisk{atomicfile.Disk},
 		view: &view{}, removing: map[string]bool{}, rootfses: map[string]*rootfs{},
 		users: map[string]int{}, broken: map[string]struct{}{}, limits: defaultLimits,
+		cores: make(chan struct{}, runtime.NumCPU()),
 	}
 	s.blobs = blobs{dir: config.tmp(), limits: &s.limits, slots: make(chan struct{}, maxDownloads), room: s.checkFree}
 	return s, nil
