@@ -11,8 +11,11 @@ import (
 	"github.com/vitrine-runtime/vitrine/cni"
 	"github.com/vitrine-runtime/vitrine/image"
 	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/nri"
 	"github.com/vitrine-runtime/vitrine/oci"
 	"github.com/vitrine-runtime/vitrine/oci/cgroup"
+	"github.com/vitrine-runtime/vitrine/sandbox/cdi"
+	"github.com/vitrine-runtime/vitrine/sandbox/spec"
 )
 
 // Config says where a Manager keeps things and whom it asks. The Manager closes none of what it is given.
@@ -25,13 +28,20 @@ type Config struct {
 	// CgroupParent is the cgroup, relative to the root of the hierarchy, for pods whose request names none;
 	// "" means vitrine. With the systemd driver it is the name of a slice, and such a pod has one below it.
 	CgroupParent string
-	// AllowWritableCgroup lets pods ask for cgroups of their own by the annotation spec.WritableCgroup.
-	AllowWritableCgroup bool
+	// Handlers are the rules of the runtime handlers by their names. "" is the default one, and need not be there.
+	Handlers map[string]spec.Handler
+
+	// CDI knows the devices of the Container Device Interface; nil knows none.
+	CDI *cdi.Registry
 
 	Images  ImageStore
 	Network Network
 	Cgroups CgroupTree
 	Runtime *oci.Runtime
+
+	// Plugins are asked and told what becomes of pods and containers; nil means that there are none. Whoever opens the
+	// Manager starts them with ForPlugins before the first request, and closes them after it.
+	Plugins *nri.Plugins
 
 	// OperationTimeout bounds RunPodSandbox and CreateContainer, which go on when their caller gives up;
 	// 0 means 4 minutes. The kubelet waits two.

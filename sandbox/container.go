@@ -32,13 +32,16 @@ type Container struct {
 	done   chan struct{} // closed when facts.Finished is set
 	taken  atomic.Bool   // somebody was told the id
 	stats  containerStats
+	cdi    cdiParts   // set before the container is made, and not kept
+	target *Container // whose pid namespace it is to be in, nil for none; like cdi
 
 	stdin stdinEnd
 
 	limits   atomic.Pointer[limits]
 	changing chan struct{} // holds a token while somebody changes the limits
 
-	told stage // guarded by Manager.feed.mu
+	told  stage // guarded by Manager.feed.mu
+	heard heard
 
 	mu       sync.Mutex
 	spec     *specs.Spec   // guarded by mu; read from config.json when an exec wants it after a restart
@@ -99,6 +102,7 @@ func (c *Container) update(e event) error {
 	if n.Finished != 0 && old.Finished == 0 {
 		c.stats.end(c.pod.m.stats.fds)
 		close(c.done)
+		c.tellEnd()
 	}
 	c.tell()
 	return err
@@ -185,6 +189,7 @@ func (c *Container) erase(ctx context.Context) error {
 	if err := c.kill(ctx); err != nil {
 		return err
 	}
+	c.tellRemoved(ctx)
 	if err := c.forget(ctx); err != nil {
 		return fmt.Errorf("forget container %s: %w", c.id, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
@@ -89,8 +90,12 @@ func (c *Container) serve(ctx context.Context, pr process, a *oci.Attachment, s 
 		}
 	}()
 	var fed, over chan struct{}
-	if s.Stdin != nil {
+	switch {
+	case s.Stdin == nil:
+	case c.config.GetStdin():
 		fed = feed(a, s.Stdin)
+	default: // a terminal as well: what is typed would be its program's stdin
+		fed = feed(io.Discard, s.Stdin)
 	}
 	once := c.config.GetStdin() && c.config.GetStdinOnce() && !c.config.GetTty() && s.Stdin != nil
 	if once {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
@@ -32,7 +33,7 @@ func (m *Manager) CreateContainer(ctx context.Context, podID string, cfg *runtim
 		return "", err
 	}
 	if sbCfg != nil && !proto.Equal(sbCfg.GetMetadata(), sb.config.GetMetadata()) {
-		return "", spec.Invalid("sandbox_config.metadata", podName(sbCfg.GetMetadata()), "is not that of pod sandbox %s", sb.id)
+		return "", spec.Invalid("sandbox_config.metadata", podName(sbCfg.GetMetadata()), "is not the name, namespace, uid and attempt of pod sandbox %s", sb.id)
 	}
 	name := containerName(sb.id, cfg.GetMetadata())
 	id, err := m.flights.do(ctx, name, "create "+name, m.cfg.OperationTimeout, func(ctx context.Context, op *operation) (string, error) {
@@ -87,7 +88,8 @@ func (sb *Sandbox) createContainer(ctx context.Context, op *operation, name stri
 			klog.ErrorS(rerr, "Container is half undone", "pod", sb.id, "container", c.id)
 		}
 		if sb.gate.ctx.Err() != nil {
-			err = fmt.Errorf("pod sandbox %s was stopped: %w: %w", sb.id, ErrState, err)
+			// Not what the steps met: that they were cancelled is no business of a client who waits.
+			err = fmt.Errorf("pod sandbox %s was stopped: %w: %s", sb.id, ErrState, err.Error())
 		}
 		return "", err
 	}
@@ -96,6 +98,7 @@ func (sb *Sandbox) createContainer(ctx context.Context, op *operation, name stri
 		i.names[name] = c.id
 	})
 	c.tell()
+	c.tellCreated(ctx)
 	klog.V(2).InfoS("Container created", "pod", sb.id, "container", c.id, "name", cfg.GetMetadata().GetName())
 	return c.id, nil
 }
@@ -153,6 +156,10 @@ func (c *Container) bringUp(ctx context.Context, op *operation) (err error) {
 	if err != nil {
 		return err
 	}
+	op.at("ask plugins")
+	if err := c.askCreate(ctx, s); err != nil {
+		return err
+	}
 	if err := c.gather(ctx, op, s, &p); err != nil {
 		return err
 	}
@@ -207,6 +214,12 @@ func (c *Container) checkRequest(ctx context.Context) (*image.Image, error) {
 	if err := c.resolveVolumes(ctx); err != nil {
 		return nil, err
 	}
+	if err := c.resolveCDI(); err != nil {
+		return nil, err
+	}
+	if err := c.findTarget(); err != nil {
+		return nil, err
+	}
 	if c.record.LogPath, err = spec.LogPath(c.pod.plan, c.config); err != nil {
 		return nil, err
 	}
@@ -233,11 +246,29 @@ func (c *Container) makeDir() error {
 		return err
 	}
 	if c.record.LogPath != "" {
-		if err := os.MkdirAll(filepath.Dir(c.record.LogPath), 0o755); err != nil {
-			return fmt.Errorf("make log directory: %w", err)
+		if err := makeLogDir(c.record.LogPath); err != nil {
+			return err
 		}
 	}
 	return c.writeLocked()
+}
+
+// makeLogDir makes the directory of a log, and refuses what stands in the log's place and is none. The monitor follows and opens no
+// such thing either, but its word for it would come late, and without the field.
+func makeLogDir(log string) error {
+	if err := os.MkdirAll(filepath.Dir(log), 0o755); err != nil {
+		return fmt.Errorf("make log directory: %w", hostPathError("log_path", log, err))
+	}
+	st, err := os.Lstat(log)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return hostPathError("log_path", log, err)
+	case !st.Mode().IsRegular():
+		return spec.Invalid("log_path", log, "there is something that is not a regular file")
+	}
+	return nil
 }
 
 // buildSpec gathers what the rules want to know and applies them.
@@ -249,7 +280,10 @@ func (c *Container) buildSpec(root *sys.FD, img *image.Image) (*specs.Spec, erro
 	in := spec.Input{
 		ID: c.id, Container: c.config, Pod: c.pod.plan, Image: img.Config, User: user,
 		Files: c.pod.files(), Host: c.pod.m.host, CgroupsPath: c.record.Cgroup,
-		Volumes: c.volumesByMount(),
+		Volumes: c.volumesByMount(), CDI: c.cdi.edits, CDINodes: c.cdi.nodes, PIDTarget: c.targetPath(),
+	}
+	if in.AppArmor, err = c.pod.m.armor.profile(c.config, c.pod.m.host); err != nil {
+		return nil, err
 	}
 	if in.Devices, err = lookUpDevices(c.config.GetDevices()); err != nil {
 		return nil, err
@@ -258,7 +292,7 @@ func (c *Container) buildSpec(root *sys.FD, img *image.Image) (*specs.Spec, erro
 	if err != nil {
 		return nil, err
 	}
-	if s.Linux.Seccomp, err = seccompProfile(c.config, s.Process.Capabilities.Bounding); err != nil {
+	if s.Linux.Seccomp, err = seccompProfile(c.config, c.pod.plan, s.Process.Capabilities.Bounding); err != nil {
 		return nil, err
 	}
 	c.record.User = userRecord{UID: int64(user.UID), GID: int64(user.GID)}
@@ -295,11 +329,19 @@ func (c *Container) fork(ctx context.Context, s *specs.Spec, p *parts) error {
 	cfg := oci.ContainerConfig{
 		ID: c.id, Spec: s, Dir: c.dir, Rootfs: p.root, Mounts: p.mounts, UserNS: p.userns, Cgroup: p.cgroup, PodCgroup: above, LogPath: c.record.LogPath,
 		Stdin: c.config.GetStdin(), StdinOnce: c.config.GetStdinOnce(), TTY: c.config.GetTty(), Output: c.record.LogPath == "", OOMScoreAdj: s.Process.OOMScoreAdj,
+		Target: c.targetID(),
 	}
 	scope := p.scope
 	*p = parts{} // theirs from here on
 	written := make(chan error, 1)
 	go func() { written <- c.pod.m.disk.write(c.dir, "config.json", s) }() // ends before fork returns
+	if s.Hooks != nil {
+		if cfg.Bundle, err = c.prepareHooks(s, written); err != nil {
+			cfg.Close()
+			return err
+		}
+		defer c.endHooks(cfg.Bundle)
+	}
 	pr, err := mon.create(ctx, cfg)
 	if werr := <-written; err == nil && werr != nil {
 		return werr // the caller takes the process back
@@ -309,7 +351,7 @@ func (c *Container) fork(ctx context.Context, s *specs.Spec, p *parts) error {
 	}
 	// The caller's undo kills and removes the scope, placed or not.
 	if err := scope.Place(ctx, pr.pid()); err != nil {
-		return cgroupError(err)
+		return c.placeError(ctx, err)
 	}
 	if err := c.delegateCgroup(pr.pid()); err != nil {
 		return err
@@ -324,4 +366,19 @@ func (c *Container) fork(ctx context.Context, s *specs.Spec, p *parts) error {
 		return err
 	}
 	return c.update(event{what: created, at: now(), pid: pr.pid()})
+}
+
+// placeError tells a cgroup that cannot be had from a process that has died before it was in its own, as with the pid namespace of
+// its target: systemd makes no scope for that.
+func (c *Container) placeError(ctx context.Context, err error) error {
+	err = cgroupError(err)
+	for until := time.Now().Add(endNews); !errors.Is(err, ErrUnavailable) && ctx.Err() == nil && time.Now().Before(until); time.Sleep(5 * time.Millisecond) {
+		c.mu.Lock()
+		died := c.early != nil
+		c.mu.Unlock()
+		if died {
+			return fmt.Errorf("the first process has died: %w: %w", ErrState, err)
+		}
+	}
+	return err
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -139,8 +140,27 @@ func (c *Container) startExec(ctx context.Context, s *specs.Spec, pr process, le
 	if err != nil {
 		return nil, leafError(err)
 	}
-	return pr.exec(ctx, oci.ExecConfig{Process: &p, Seccomp: s.Linux.Seccomp, Cgroup: dir, Stdout: out, Stderr: errs, UserNS: c.pod.plan.UserNS != nil,
+	return c.execBy(ctx, pr, oci.ExecConfig{Process: &p, Seccomp: s.Linux.Seccomp, Cgroup: dir, Stdout: out, Stderr: errs, UserNS: c.pod.plan.UserNS != nil,
 		Bundle: c.dir, Annotations: s.Annotations})
+}
+
+// endNews is how long the news of a container's end may be on their way while a command already feels it.
+const endNews = 2 * time.Second
+
+// execBy starts a command. One that is killed before its execve, finds no pid namespace to join, or one whose first process has been
+// killed (ENOMEM, from clone3), is under a container that is just ending, which is nobody's fault: ErrState. Where memory is what lacks,
+// the container does not end, and the error comes endNews later.
+func (c *Container) execBy(ctx context.Context, pr process, config oci.ExecConfig) (execution, error) {
+	e, err := pr.exec(ctx, config)
+	if err == nil || !errors.Is(err, oci.ErrDied) && !errors.Is(err, syscall.ESRCH) && !errors.Is(err, syscall.ENOMEM) {
+		return e, err
+	}
+	for until := time.Now().Add(endNews); c.facts.Load().Finished == 0; time.Sleep(5 * time.Millisecond) {
+		if ctx.Err() != nil || time.Now().After(until) {
+			return nil, err
+		}
+	}
+	return nil, fmt.Errorf("the container has ended: %w: %v", ErrState, err) //nolint:errorlint // a failure to start is one no more
 }
 
 // outside is who a user of the container is on the host.

@@ -33,7 +33,7 @@ func (m *Manager) StartContainer(ctx context.Context, id string) error {
 			return "", fmt.Errorf("container %s is %s: %w", c.id, stateName(s), ErrState)
 		}
 		op.at("execve")
-		return "", c.start(ctx)
+		return "", c.askStart(ctx, c.start)
 	})
 	return err
 }

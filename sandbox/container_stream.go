@@ -115,7 +115,7 @@ func (e *streamedExec) start(ctx context.Context, spec *specs.Spec, pr process) 
 	// the command has begun. That is a hang-up like any other, and no reason to kill.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.c.pod.m.cfg.OperationTimeout)
 	defer cancel()
-	return pr.exec(ctx, oci.ExecConfig{Process: &p, Seccomp: spec.Linux.Seccomp, Cgroup: dir, Bundle: e.c.dir, Annotations: spec.Annotations, UserNS: e.c.pod.plan.UserNS != nil,
+	return e.c.execBy(ctx, pr, oci.ExecConfig{Process: &p, Seccomp: spec.Linux.Seccomp, Cgroup: dir, Bundle: e.c.dir, Annotations: spec.Annotations, UserNS: e.c.pod.plan.UserNS != nil,
 		Stdin: e.child[0], Stdout: e.child[1], Stderr: e.child[2]})
 }
 

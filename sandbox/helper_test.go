@@ -304,11 +304,12 @@ type testNetwork struct {
 	delErr  error
 	delay   time.Duration
 	adds    int
+	last    cni.Pod // that was added
 }
 
 func (n *testNetwork) Add(ctx context.Context, p cni.Pod) (*cni.Result, error) {
 	n.mu.Lock()
-	n.pending[p.ID], n.adds = p.NetNS, n.adds+1
+	n.pending[p.ID], n.adds, n.last = p.NetNS, n.adds+1, p
 	err, delay := n.addErr, n.delay
 	n.mu.Unlock()
 	if delay != 0 {

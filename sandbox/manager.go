@@ -27,9 +27,11 @@ type Manager struct {
 	disk    recordDisk
 	volumes *volumeOpener
 	flights flights
+	armor   appArmor
 	stop    context.CancelFunc
 	index   atomic.Pointer[index]
 	feed    eventFeed
+	known   sync.Map // pod id -> *Sandbox: all that plugins know of, also before they can be seen
 	stats   stats
 
 	mu        sync.Mutex
@@ -56,7 +58,6 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	host.AllowWritableCgroup = cfg.AllowWritableCgroup
 	if cfg.bootID == "" {
 		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 		if err != nil {
@@ -67,7 +68,11 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 	if err := os.MkdirAll(filepath.Join(cfg.RunDir, "pods"), 0o700); err != nil {
 		return nil, err
 	}
-	m := &Manager{cfg: cfg, host: *host, volumes: newVolumeOpener(cfg.VolumeTimeout), leftovers: map[string]eraser{}}
+	armor := openAppArmor(ctx, host, cfg.RunDir)
+	if err := os.RemoveAll(cfg.RunDir + "-hooks"); err != nil { // of creations that a daemon before us did not end
+		return nil, err
+	}
+	m := &Manager{cfg: cfg, host: *host, armor: armor, volumes: newVolumeOpener(cfg.VolumeTimeout), leftovers: map[string]eraser{}}
 	m.index.Store(&index{pods: map[string]*Sandbox{}, containers: map[string]*Container{}, names: map[string]string{}})
 	m.flights.m = map[string]*operation{}
 	m.flights.base, m.stop = context.WithCancel(context.Background())

@@ -28,9 +28,12 @@ func (e *startFailure) Unwrap() error { return e.err }
 // ociError gives errors of package oci our kinds, and keeps everything else of them.
 func ociError(err error) error {
 	var errno syscall.Errno
+	var hook *oci.HookError
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, &hook): // a program of the node's, which may do better next time
+		return fmt.Errorf("%w: %w", ErrState, err)
 	case errors.Is(err, oci.ErrNoMonitor):
 		return fmt.Errorf("%w: %w: %w", errNoMonitor, ErrUnavailable, err)
 	case errors.Is(err, oci.ErrStuck):
@@ -67,6 +70,19 @@ func startError(err error) error {
 	return ociError(err)
 }
 
+// createError tells what this image, this pod or this kernel has no place for, as a file where a directory is to be entered, from
+// everything else. Steps are what was asked for; one that the kernel refuses is no fault of ours.
+func createError(err error) error {
+	var step *oci.StartError
+	if errors.As(err, &step) && !exhausted(step.Errno) {
+		return fmt.Errorf("%w: %w", ErrState, err)
+	}
+	if errors.Is(err, oci.ErrDied) { // killed from outside: with its pod, with the pid namespace of its target, or by the OOM killer
+		return fmt.Errorf("%w: %w", ErrState, err)
+	}
+	return ociError(err)
+}
+
 func exitOf(s oci.ExitStatus) exit {
 	x := exit{code: int32(s.ExitCode()), oom: s.OOMKilled, kills: s.OOMKills}
 	if !s.At.IsZero() {
@@ -83,15 +99,15 @@ func (o ociMonitors) start(ctx context.Context, c oci.PodConfig) (monitor, error
 	if err != nil {
 		return nil, ociError(err)
 	}
-	return newOCIMonitor(p), nil
+	return newOCIMonitor(o.rt, p), nil
 }
 
-func (ociMonitors) dial(ctx context.Context, dir string) (monitor, error) {
+func (o ociMonitors) dial(ctx context.Context, dir string) (monitor, error) {
 	p, err := oci.DialPod(ctx, dir)
 	if err != nil {
 		return nil, ociError(err)
 	}
-	return newOCIMonitor(p), nil
+	return newOCIMonitor(o.rt, p), nil
 }
 
 func (ociMonitors) readExit(dir string) (exit, error) {
@@ -104,11 +120,12 @@ func (ociMonitors) readExit(dir string) (exit, error) {
 
 type ociMonitor struct {
 	*oci.Pod
+	rt *oci.Runtime
 	ev chan podEvent
 }
 
-func newOCIMonitor(p *oci.Pod) *ociMonitor {
-	m := &ociMonitor{Pod: p, ev: make(chan podEvent)}
+func newOCIMonitor(rt *oci.Runtime, p *oci.Pod) *ociMonitor {
+	m := &ociMonitor{Pod: p, rt: rt, ev: make(chan podEvent)}
 	go m.translate() // ends with the pod's events
 	return m
 }
@@ -144,9 +161,10 @@ func (m *ociMonitor) userns(ctx context.Context) (*sys.FD, error) {
 }
 
 func (m *ociMonitor) create(ctx context.Context, c oci.ContainerConfig) (process, error) {
+	c.Runtime = m.rt
 	p, err := m.Create(ctx, c)
 	if err != nil {
-		return nil, ociError(err)
+		return nil, createError(err)
 	}
 	return ociProcess{p}, nil
 }

@@ -18,6 +18,7 @@ func TestKindsOfErrors(t *testing.T) {
 		{ociError(fmt.Errorf("clone3: %w", syscall.EAGAIN)), ErrExhausted},
 		{ociError(&oci.StartError{Step: 3, Errno: syscall.ENOSPC, Text: "mount"}), ErrExhausted},
 		{startError(&oci.StartError{Step: 3, Errno: syscall.EAGAIN, Text: "set uid"}), ErrExhausted},
+		{createError(fmt.Errorf("create container: %w: SIGKILL", oci.ErrDied)), ErrState},
 		{ociError(fmt.Errorf("%w: %w", oci.ErrNotFound, syscall.EAGAIN)), ErrNotFound},
 		{cgroupError(fmt.Errorf("mkdir: %w", syscall.EAGAIN)), ErrExhausted},
 		{cgroupError(fmt.Errorf("leaf: %w", cgroup.ErrFrozen)), ErrState},

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/vitrine-runtime/vitrine/internal/atomicfile"
+	"github.com/vitrine-runtime/vitrine/sandbox/spec"
 )
 
 // recordVersion is the version of the records' form. A record of a later version belongs to a newer daemon:
@@ -25,8 +26,9 @@ type podRecord struct {
 	ID      string          `json:"id"`
 	BootID  string          `json:"bootID"`
 	Handler string          `json:"handler,omitempty"`
-	Config  json.RawMessage `json:"config"` // PodSandboxConfig
-	Cgroup  string          `json:"cgroup"` // the pod's, relative to the root of the hierarchy
+	Rules   *spec.Handler   `json:"rules,omitempty"` // of the handler, as they were; nil in records of before
+	Config  json.RawMessage `json:"config"`          // PodSandboxConfig
+	Cgroup  string          `json:"cgroup"`          // the pod's, relative to the root of the hierarchy
 	OwnCG   bool            `json:"ownCgroup"`
 	Limits  *podLimits      `json:"limits,omitempty"` // of the pod as a whole
 	Facts   podFacts        `json:"facts"`

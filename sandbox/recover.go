@@ -11,8 +11,6 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
-
-	"github.com/vitrine-runtime/vitrine/sandbox/spec"
 )
 
 // recover brings the records and reality together. Pods are recovered beside each other, so that one whose
@@ -107,8 +105,16 @@ func (m *Manager) recoverPod(ctx context.Context, id string) error {
 	return cerr
 }
 
-// publish makes a recovered pod and its containers visible.
+// publish makes a recovered pod and its containers visible. Plugins get to know of them by the state.
 func (m *Manager) publish(sb *Sandbox) {
+	sb.heard.made.Store(true)
+	sb.heard.stopped.Store(sb.facts.Load().Stopped != 0)
+	m.known.Store(sb.id, sb)
+	for _, c := range sb.containers() {
+		f := c.facts.Load()
+		c.heard.made.Store(f.Created != 0)
+		c.heard.stopped.Store(f.Finished != 0)
+	}
 	m.change(func(i *index) {
 		i.pods[sb.id] = sb
 		i.names[podName(sb.config.GetMetadata())] = sb.id
@@ -144,7 +150,7 @@ func (m *Manager) loadPod(id string) (*Sandbox, error) {
 	if err := decodeMessage(sb.record.Config, sb.config); err != nil {
 		return sb, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
-	plan, err := spec.PodOf(sb.config, m.host)
+	plan, err := m.planOf(sb.config, m.rulesOf(&sb.record))
 	if err != nil {
 		return sb, fmt.Errorf("%w: %w", errUnreadable, err)
 	}

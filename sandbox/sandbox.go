@@ -35,7 +35,8 @@ type Sandbox struct {
 	limits   atomic.Pointer[podLimits]
 	changing chan struct{} // holds a token while somebody changes the limits
 
-	told stage // guarded by Manager.feed.mu
+	told  stage // guarded by Manager.feed.mu
+	heard heard
 
 	mu     sync.Mutex
 	erased bool // guarded by mu: the directory is on its way out, no record is written any more
@@ -45,14 +46,14 @@ type Sandbox struct {
 }
 
 // newSandbox prepares a pod; nothing exists of it yet.
-func (m *Manager) newSandbox(id string, cfg *runtimeapi.PodSandboxConfig, plan *spec.Pod, handler string) (*Sandbox, error) {
+func (m *Manager) newSandbox(id string, cfg *runtimeapi.PodSandboxConfig, plan *spec.Pod, h chosen) (*Sandbox, error) {
 	raw, err := encodeMessage(cfg)
 	if err != nil {
 		return nil, err
 	}
 	sb := m.emptySandbox(id)
 	sb.config, sb.plan = cfg, plan
-	sb.record = podRecord{Version: recordVersion, ID: id, BootID: m.cfg.bootID, Handler: handler, Config: raw, OwnCG: plan.CgroupParent == ""}
+	sb.record = podRecord{Version: recordVersion, ID: id, BootID: m.cfg.bootID, Handler: h.name, Rules: &h.rules, Config: raw, OwnCG: plan.CgroupParent == ""}
 	if sb.record.OwnCG {
 		sb.record.Cgroup, err = m.cfg.Cgroups.PodParent(m.cfg.CgroupParent, id)
 	} else {

@@ -18,16 +18,17 @@ import (
 )
 
 // RunPodSandbox makes a pod: monitor, namespaces, network, files. It returns when the pod is READY. handler
-// must be empty: there is one way of running a pod.
+// is one of Config.Handlers, whose rules the pod keeps for its life, or empty for the default one.
 //
 // If ctx ends first the work goes on under Config.OperationTimeout; a retry with an equal config gets its
 // result. A pod of the same name whose id somebody was told already is ErrExists. After any other error
 // nothing is left of the pod, or it is erased in the background and not shown.
 func (m *Manager) RunPodSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (string, error) {
-	if handler != "" {
-		return "", spec.Invalid("runtime_handler", handler, "unknown handler; only the default one, with no name, exists")
+	h, err := m.handler(handler)
+	if err != nil {
+		return "", err
 	}
-	plan, err := spec.PodOf(cfg, m.host)
+	plan, err := m.planOf(cfg, h.rules)
 	if err != nil {
 		return "", err
 	}
@@ -39,7 +40,7 @@ func (m *Manager) RunPodSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxC
 		if sb := m.podNamed(name); sb != nil {
 			return sb.id, sb.adoptable(name)
 		}
-		return m.runPod(ctx, op, name, cfg, plan)
+		return m.runPod(ctx, op, name, cfg, plan, h)
 	})
 	if err != nil {
 		return "", err
@@ -48,7 +49,7 @@ func (m *Manager) RunPodSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxC
 	switch {
 	case sb == nil:
 		return "", fmt.Errorf("%s: removed meanwhile: %w", name, ErrState)
-	case !proto.Equal(sb.config, cfg):
+	case !proto.Equal(sb.config, cfg) || sb.record.Handler != handler:
 		return "", fmt.Errorf("%s: is pod sandbox %s, which was asked for with another config: %w", name, id, ErrExists)
 	}
 	sb.taken.Store(true)
@@ -70,8 +71,8 @@ func (sb *Sandbox) adoptable(name string) error {
 }
 
 // runPod makes the pod, step by step, and takes everything back if one of them fails.
-func (m *Manager) runPod(ctx context.Context, op *operation, name string, cfg *runtimeapi.PodSandboxConfig, plan *spec.Pod) (string, error) {
-	sb, err := m.newSandbox(newID(), cfg, plan, "")
+func (m *Manager) runPod(ctx context.Context, op *operation, name string, cfg *runtimeapi.PodSandboxConfig, plan *spec.Pod, h chosen) (string, error) {
+	sb, err := m.newSandbox(newID(), cfg, plan, h)
 	if err != nil {
 		return "", err
 	}
@@ -122,6 +123,10 @@ func (sb *Sandbox) bringUp(ctx context.Context, op *operation) error {
 	}
 	if err == nil {
 		err = sb.writeHosts(ips)
+	}
+	if err == nil {
+		op.at("ask plugins")
+		err = sb.askRun(ctx, ips)
 	}
 	if err != nil {
 		return err

@@ -106,6 +106,8 @@ func (sb *Sandbox) tearDown(ctx context.Context, op *operation) error {
 	fail("cancel creations", sb.gate.shut(ctx))
 	op.at("kill containers")
 	fail("kill containers", sb.killAll(ctx))
+	op.at("tell plugins")
+	sb.tellStopped(ctx)
 	op.at("delete network")
 	if err := sb.disconnect(ctx); err != nil {
 		fail("delete network", err)
@@ -194,6 +196,7 @@ func (sb *Sandbox) erase(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	sb.tellRemoved(ctx)
 	if err := unmountAll(sb.shmDir()); err != nil {
 		return err
 	}

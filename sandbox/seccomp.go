@@ -20,8 +20,8 @@ const maxProfile = 4 << 20
 
 // seccompProfile returns the profile of a container; nil means unconfined. caps is its bounding set, which
 // decides what the default profile lets through.
-func seccompProfile(c *runtimeapi.ContainerConfig, caps []string) (*specs.LinuxSeccomp, error) {
-	kind, ref, err := spec.SeccompOf(c)
+func seccompProfile(c *runtimeapi.ContainerConfig, pod *spec.Pod, caps []string) (*specs.LinuxSeccomp, error) {
+	kind, ref, err := spec.SeccompOf(c, pod)
 	if err != nil {
 		return nil, err
 	}

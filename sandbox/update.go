@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/containerd/nri/pkg/api"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
@@ -63,19 +64,39 @@ func (m *Manager) UpdateContainerResources(ctx context.Context, id string, chang
 	if err != nil {
 		return err
 	}
-	// Two updates are never the same one, so each has a key of its own.
-	_, err = m.flights.do(ctx, "update "+newID(), "update container "+c.id, m.cfg.OperationTimeout, func(ctx context.Context, op *operation) (string, error) {
-		op.at("wait for another update")
-		select {
-		case c.changing <- struct{}{}:
-			defer func() { <-c.changing }()
-		case <-ctx.Done():
-			return "", ctx.Err()
+	return m.updateContainer(ctx, c, func(ctx context.Context, op *operation) error {
+		op.at("ask plugins") // without the token: they may update the container meanwhile
+		change, err := c.askUpdate(ctx, change)
+		if err != nil {
+			return err
 		}
-		op.at("write limits")
-		return "", c.setLimits(ctx, change)
+		if err := c.change(ctx, op, change); err != nil {
+			return err
+		}
+		m.tell(ctx, api.Event_POST_UPDATE_CONTAINER, c.pod, c, func() {})
+		return nil
+	})
+}
+
+// updateContainer runs an update as an operation. Two updates are never the same one, so each has a key of its own.
+func (m *Manager) updateContainer(ctx context.Context, c *Container, f func(context.Context, *operation) error) error {
+	_, err := m.flights.do(ctx, "update "+newID(), "update container "+c.id, m.cfg.OperationTimeout, func(ctx context.Context, op *operation) (string, error) {
+		return "", f(ctx, op)
 	})
 	return err
+}
+
+// change changes the limits when nobody else does.
+func (c *Container) change(ctx context.Context, op *operation, change *runtimeapi.LinuxContainerResources) error {
+	op.at("wait for another update")
+	select {
+	case c.changing <- struct{}{}:
+		defer func() { <-c.changing }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	op.at("write limits")
+	return c.setLimits(ctx, change)
 }
 
 // setLimits changes the limits. c.changing is held.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/containerd/nri/pkg/api"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
@@ -78,6 +79,10 @@ func (m *Manager) UpdatePodSandboxResources(ctx context.Context, id string, over
 		return err
 	}
 	_, err = m.flights.do(ctx, "update "+newID(), "update pod sandbox "+sb.id, m.cfg.OperationTimeout, func(ctx context.Context, op *operation) (string, error) {
+		op.at("ask plugins")
+		if err := sb.askUpdate(ctx, overhead, resources); err != nil {
+			return "", err
+		}
 		op.at("wait for another update")
 		select {
 		case sb.changing <- struct{}{}:
@@ -86,7 +91,11 @@ func (m *Manager) UpdatePodSandboxResources(ctx context.Context, id string, over
 			return "", ctx.Err()
 		}
 		op.at("write limits")
-		return "", sb.setLimits(ctx, overhead, resources)
+		if err := sb.setLimits(ctx, overhead, resources); err != nil {
+			return "", err
+		}
+		m.tell(ctx, api.Event_POST_UPDATE_POD_SANDBOX, sb, nil, func() {})
+		return "", nil
 	})
 	return err
 }

@@ -63,7 +63,7 @@ func (c *Container) gatherForUserNS(s *specs.Spec, p *parts) error {
 	}
 	user := p.user
 	p.user = nil
-	p.userns, err = userNSParts(user, s, devices)
+	p.userns, err = userNSParts(user, s, append(devices, c.cdi.nodes...))
 	return err
 }
 

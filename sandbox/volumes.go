@@ -37,6 +37,7 @@ type openers struct {
 	own   string                                                    // the pod's directory: what is below it is ours and on no server
 	user  *sys.FD                                                   // the user namespace whose ids mapped volumes get, nil without
 	image func(ctx context.Context, m specs.Mount) (*sys.FD, error) // of image volumes
+	there map[string]bool                                           // sources that are not made where they are missing
 }
 
 // openAll opens the sources of all bind mounts, by their index. The caller closes them. On an error
@@ -67,11 +68,11 @@ func (v *volumeOpener) openOne(ctx context.Context, o openers, m specs.Mount) (*
 	}
 	open := v.open
 	if strings.HasPrefix(m.Source, o.own+"/") {
-		open = func(_ context.Context, m specs.Mount) (*sys.FD, error) { return openVolume(m) }
+		open = func(_ context.Context, m specs.Mount, made bool) (*sys.FD, error) { return openVolume(m, made) }
 	}
-	fd, err := open(ctx, m)
+	fd, err := open(ctx, m, !o.there[m.Source])
 	if err != nil {
-		return nil, err
+		return nil, hostPathError("mounts.host_path", m.Source, err)
 	}
 	if err := mapVolume(fd, m, o.user); err != nil {
 		return nil, errors.Join(err, fd.Close())
@@ -79,8 +80,8 @@ func (v *volumeOpener) openOne(ctx context.Context, o openers, m specs.Mount) (*
 	return fd, nil
 }
 
-// open opens one source, within the limit.
-func (v *volumeOpener) open(ctx context.Context, m specs.Mount) (*sys.FD, error) {
+// open opens one source, within the limit; made says whether one that is missing is.
+func (v *volumeOpener) open(ctx context.Context, m specs.Mount, made bool) (*sys.FD, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, v.limit, fmt.Errorf("it does not answer within %v: %w", v.limit, ErrUnavailable))
 	defer cancel()
 	mine, err := v.claim(ctx, m.Source)
@@ -93,7 +94,7 @@ func (v *volumeOpener) open(ctx context.Context, m specs.Mount) (*sys.FD, error)
 	}
 	answer := make(chan result)
 	go func() { // ends when the kernel answers, which on a dead server may be never
-		fd, err := openVolume(m)
+		fd, err := openVolume(m, made)
 		v.mu.Lock()
 		delete(v.stuck, m.Source)
 		v.mu.Unlock()
@@ -133,8 +134,8 @@ func (v *volumeOpener) claim(ctx context.Context, path string) (chan struct{}, e
 }
 
 // openVolume takes a copy of the tree of mounts at the source. Symbolic links on the way are the host's and
-// are followed. A missing source becomes a directory, as every runtime does it.
-func openVolume(m specs.Mount) (*sys.FD, error) {
+// are followed. A missing source becomes a directory, as every runtime does it, unless it is not to be made.
+func openVolume(m specs.Mount, made bool) (*sys.FD, error) {
 	prop, err := propagation(m)
 	if err != nil {
 		return nil, err
@@ -144,6 +145,9 @@ func openVolume(m specs.Mount) (*sys.FD, error) {
 		flags &^= unix.AT_RECURSIVE // the host's /sys, without what is mounted in it
 	}
 	fd, err := sys.OpenTree(unix.AT_FDCWD, m.Source, flags)
+	if errors.Is(err, unix.ENOENT) && !made {
+		return nil, fmt.Errorf("the spec of a device of CDI_devices mounts it: %w: %w", err, ErrState)
+	}
 	if errors.Is(err, unix.ENOENT) {
 		if err := os.MkdirAll(m.Source, 0o755); err != nil {
 			return nil, err

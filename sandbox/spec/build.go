@@ -11,7 +11,7 @@ type rule struct {
 }
 
 // rules run in this order. Later ones may read what earlier ones wrote: env needs the user, volumes are
-// laid over the default mounts, masks may meet a volume.
+// laid over the default mounts, CDI devices over the request, masks may meet a volume.
 var rules = []rule{
 	{"args", applyArgs},
 	{"user", applyUser},
@@ -24,6 +24,7 @@ var rules = []rule{
 	{"mounts", applyDefaultMounts},
 	{"volumes", applyVolumes},
 	{"devices", applyDevices},
+	{"cdi", applyCDI},
 	{"paths", applyPaths},
 	{"resources", applyResources},
 	{"seccomp", applySeccomp},

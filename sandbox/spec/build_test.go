@@ -229,13 +229,13 @@ func TestBuildRefusesSecurity(t *testing.T) {
 			sc(in).Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"CAP_CAP_KILL"}}
 		}, ErrInvalid},
 		{"linux.security_context.privileged", func(in *Input) { sc(in).Privileged = true }, ErrInvalid},
-		{"linux.security_context.apparmor", func(in *Input) {
-			sc(in).Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "x"}
-		}, ErrInvalid},
-		{"linux.security_context.apparmor_profile", func(in *Input) { sc(in).ApparmorProfile = "foo" }, ErrInvalid}, //nolint:staticcheck // deprecated, and still to be judged
-		{"linux.security_context.namespace_options.pid", func(in *Input) {
-			sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET}
+		{"linux.security_context.selinux_options", func(in *Input) {
+			in.Host.SELinux = true
+			sc(in).SelinuxOptions = &runtimeapi.SELinuxOption{Level: "s0"}
 		}, ErrUnimplemented},
+		{"linux.security_context.namespace_options.pid", func(in *Input) {
+			sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Pid: 99}
+		}, ErrInvalid},
 		{"linux.security_context.namespace_options.pid", func(in *Input) {
 			sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_NODE}
 		}, ErrInvalid},
@@ -299,7 +299,6 @@ func TestBuildRefusesVolumes(t *testing.T) {
 		{"devices[0].container_path", device("/proc/x", "rwm"), ErrInvalid},
 		{"devices[0].permissions", device("/dev/x", "rr"), ErrInvalid},
 		{"devices[0].permissions", device("/dev/x", ""), ErrInvalid},
-		{"CDI_devices", func(in *Input) { in.Container.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v/c=d"}} }, ErrUnimplemented},
 	})
 }
 

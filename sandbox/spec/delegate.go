@@ -19,8 +19,8 @@ func podDelegation(p *Pod, cfg *runtimeapi.PodSandboxConfig, h Host) error {
 		return nil
 	}
 	const field = "annotations[" + WritableCgroup + "]"
-	if !h.AllowWritableCgroup {
-		return Invalid(field, value, "not allowed on this node, see cgroup.allow_writable")
+	if !h.Handler.WritableCgroup {
+		return Invalid(field, value, "not allowed by this node or runtime handler, see cgroup.allow_writable")
 	}
 	for name := range strings.SplitSeq(value, ",") {
 		if name = strings.TrimSpace(name); name == "" {

@@ -24,7 +24,7 @@ func TestWritableCgroup(t *testing.T) {
 	} {
 		cfg := &runtimeapi.PodSandboxConfig{Annotations: map[string]string{WritableCgroup: c.value}}
 		p := &Pod{}
-		err := podDelegation(p, cfg, Host{AllowWritableCgroup: c.allowed})
+		err := podDelegation(p, cfg, Host{Handler: Handler{WritableCgroup: c.allowed}})
 		if c.yes == nil && (!errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), WritableCgroup)) {
 			t.Errorf("%q: %v", c.value, err)
 		}

@@ -12,9 +12,6 @@ import (
 // applyDevices gives the container its device nodes beside the standard ones, which the program makes
 // itself, and the rules of the device cgroup.
 func applyDevices(in *Input, s *specs.Spec) error {
-	if n := len(in.Container.GetCDIDevices()); n != 0 {
-		return Unimplemented("CDI_devices", in.Container.GetCDIDevices()[0].GetName(), "CDI devices come later")
-	}
 	s.Linux.Resources = &specs.LinuxResources{Devices: standardDeviceRules()}
 	if security(in.Container).GetPrivileged() {
 		s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}

@@ -4,6 +4,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	cdi "tags.cncf.io/container-device-interface/specs-go"
 )
 
 // Input is everything that [Build] may look at.
@@ -17,7 +18,15 @@ type Input struct {
 	Host      Host                        // facts about the node
 	Devices   []HostDevice                // one for each entry of Container.Devices, in its order
 	Volumes   map[int]string              // ids of the images of Container.Mounts, by their index
+	CDI       *cdi.ContainerEdits         // what the CDI devices of the request bring; nil without
+	CDINodes  []HostDevice                // one for each entry of CDI.DeviceNodes, in its order
 	Seccomp   *specs.LinuxSeccomp         // the profile that SeccompOf chose; nil means unconfined
+
+	// PIDTarget is the path of the pid namespace of the container that the request names as its target, "" without one. It is only
+	// told, like CgroupsPath.
+	PIDTarget string
+
+	AppArmor string // the profile to run under, chosen by AppArmorOf; "" for none
 
 	// CgroupsPath is the container's cgroup relative to the root of the hierarchy. It is only told to
 	// whoever reads the spec: the daemon makes the cgroup and hands it over as a descriptor.
@@ -56,8 +65,8 @@ type Host struct {
 	// Devices are the host's device nodes: what a privileged container gets.
 	Devices []HostDevice
 
-	// AllowWritableCgroup: pods may ask for WritableCgroup.
-	AllowWritableCgroup bool
+	// Handler are the rules of the pod's runtime handler.
+	Handler Handler
 
 	// HugePageSizes are the sizes that the kernel has, such as 2MB.
 	HugePageSizes []string
@@ -66,7 +75,7 @@ type Host struct {
 // HostDevice is a device node of the host.
 type HostDevice struct {
 	Path         string // absolute, on the host
-	Type         string // b, c
+	Type         string // b, c; of CDI also u, which is c, and p
 	Major, Minor int64
 	Mode         uint32 // permission bits
 	UID, GID     uint32

@@ -7,7 +7,8 @@ import (
 
 // applyNamespaces lists the namespaces that are the container's own. The pod's (network, ipc, uts) are not
 // in the list: init is born in them, since the monitor lives there. An absent pid namespace means the
-// host's in a HostPID pod and the pod's shared one otherwise; see [Pod.SharedPID].
+// host's in a HostPID pod and the pod's shared one otherwise; see [Pod.SharedPID]. That of another container
+// ([Input.PIDTarget]) has a path, for whoever reads the spec: what is joined is that container's, whatever its pid has become.
 //
 // The cgroup namespace is private except for privileged containers, which are given the host's hierarchy
 // to manage; but not in a user namespace, whose root the hierarchy does not belong to and could not mount.
@@ -17,8 +18,11 @@ func applyNamespaces(in *Input, s *specs.Spec) error {
 		return err
 	}
 	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.MountNamespace})
-	if own {
+	switch {
+	case own:
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace})
+	case in.PIDTarget != "":
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace, Path: in.PIDTarget})
 	}
 	if !security(in.Container).GetPrivileged() || in.Pod.UserNS != nil {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
@@ -30,10 +34,9 @@ func applyNamespaces(in *Input, s *specs.Spec) error {
 }
 
 // OwnPID tells whether the container gets a pid namespace of its own. The container's mode must agree with
-// the sandbox's, with two liberties: CONTAINER may be asked for in a HostPID pod, and POD, which is also what an
-// unset field reads as, means whatever the pod does; but not yet in a pod that shares one, whose monitor forks
-// everything into that. NODE in a pod that does not share the host's pid
-// namespace is an escalation and refused.
+// the sandbox's, with liberties: CONTAINER may be asked for in any pod; POD, which is also what an
+// unset field reads as, means whatever the pod does; and TARGET is another container's of the same pod, which is not looked
+// for here. NODE in a pod that does not share the host's pid namespace is an escalation and refused.
 func OwnPID(c *runtimeapi.ContainerConfig, p *Pod) (bool, error) {
 	const field = "linux.security_context.namespace_options"
 	ns := security(c).GetNamespaceOptions()
@@ -54,9 +57,6 @@ func OwnPID(c *runtimeapi.ContainerConfig, p *Pod) (bool, error) {
 	}
 	switch mode := ns.GetPid(); mode {
 	case runtimeapi.NamespaceMode_CONTAINER:
-		if p.SharedPID {
-			return false, Unimplemented(field+".pid", "CONTAINER", "an own pid namespace in a sandbox that shares one comes later")
-		}
 		return true, nil
 	case runtimeapi.NamespaceMode_POD:
 		return !p.SharedPID && !p.HostPID, nil
@@ -66,7 +66,7 @@ func OwnPID(c *runtimeapi.ContainerConfig, p *Pod) (bool, error) {
 		}
 		return false, nil
 	case runtimeapi.NamespaceMode_TARGET:
-		return false, Unimplemented(field+".pid", "TARGET", "joining another container's pid namespace comes later")
+		return false, nil
 	default:
 		return false, Invalid(field+".pid", itoa(int64(mode)), "unknown namespace mode")
 	}

@@ -17,6 +17,7 @@ type Pod struct {
 	CgroupParent                  string   // relative to the root of the hierarchy, cleaned; "" for ours
 	LogDirectory                  string   // absolute and clean; "" for no logs
 	WritableCgroups               []string // names of containers, or *, see WritableCgroup
+	DefaultSeccomp                bool     `json:",omitempty"` // containers that name no profile have the default one
 }
 
 // Port is a port of the host that leads to a port of the pod. Mappings without a host port are not listed:
@@ -37,7 +38,7 @@ func PodOf(cfg *runtimeapi.PodSandboxConfig, h Host) (*Pod, error) {
 	}
 	p := &Pod{Privileged: cfg.GetLinux().GetSecurityContext().GetPrivileged()}
 	for _, f := range []func(*Pod, *runtimeapi.PodSandboxConfig, Host) error{
-		podNamespaces, podUserNS, podHostname, podSysctls, podDNS, podPorts, podCgroup, podDelegation, podLogs, podSecurity,
+		podNamespaces, podUserNS, podHostname, podSysctls, podDNS, podPorts, podCgroup, podDelegation, podLogs, podSecurity, podHandler,
 	} {
 		if err := f(p, cfg, h); err != nil {
 			return nil, err

@@ -156,9 +156,9 @@ func TestOwnPID(t *testing.T) {
 		ok   bool
 	}{
 		{shared, 0, false, true}, {own, 0, true, true}, {host, 0, false, true},
-		{shared, 1, false, false}, {own, 1, true, true}, {host, 1, true, true},
+		{shared, 1, true, true}, {own, 1, true, true}, {host, 1, true, true},
 		{shared, 2, false, false}, {own, 2, false, false}, {host, 2, false, true},
-		{shared, 3, false, false}, {shared, 99, false, false},
+		{shared, 3, false, true}, {own, 3, false, true}, {host, 3, false, true}, {shared, 99, false, false},
 	} {
 		cc := &runtimeapi.ContainerConfig{Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
 			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: c.mode}}}}
@@ -236,7 +236,7 @@ func TestSeccompOf(t *testing.T) {
 		{sc: &runtimeapi.LinuxContainerSecurityContext{SeccompProfilePath: "localhost//x"}, kind: SeccompLocalhost, ref: "/x"}, //nolint:staticcheck // deprecated, and still sent
 		{sc: &runtimeapi.LinuxContainerSecurityContext{SeccompProfilePath: "foo"}, bad: true},                                  //nolint:staticcheck // deprecated, and still sent
 	} {
-		kind, ref, err := SeccompOf(&runtimeapi.ContainerConfig{Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: c.sc}})
+		kind, ref, err := SeccompOf(&runtimeapi.ContainerConfig{Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: c.sc}}, &Pod{})
 		if kind != c.kind || ref != c.ref || (err != nil) != c.bad {
 			t.Errorf("%v: %v %q %v", c.sc, kind, ref, err)
 		}
@@ -265,22 +265,44 @@ func TestParseSeccomp(t *testing.T) {
 
 func TestAppArmor(t *testing.T) {
 	type prof = runtimeapi.SecurityProfile
-	for _, c := range []struct {
-		p       *prof
-		enabled bool
-		kind    error
+	const newer, older = "linux.security_context.apparmor", "linux.security_context.apparmor_profile"
+	on, off := Host{AppArmor: true}, Host{}
+	for name, c := range map[string]struct {
+		p          *prof
+		legacy     string
+		privileged bool
+		host       Host
+		want       AppArmor
+		field      string // in the error
 	}{
-		{nil, true, nil},
-		{&prof{ProfileType: 1}, true, nil},
-		{&prof{}, false, nil},
-		{&prof{}, true, ErrUnimplemented},
-		{&prof{ProfileType: 2, LocalhostRef: "x"}, false, ErrInvalid},
-		{&prof{ProfileType: 2, LocalhostRef: "x"}, true, ErrUnimplemented},
-		{&prof{ProfileType: 2}, true, ErrInvalid},
-		{&prof{ProfileType: 9}, true, ErrInvalid},
+		"nothing":                      {host: on, want: AppArmor{Default: true}},
+		"nothing, privileged":          {host: on, privileged: true},
+		"nothing, no AppArmor":         {host: off},
+		"default":                      {p: &prof{}, host: on, want: AppArmor{Field: newer, Default: true}},
+		"default, privileged":          {p: &prof{}, privileged: true, host: on},
+		"default, no AppArmor":         {p: &prof{}, host: off},
+		"unconfined":                   {p: &prof{ProfileType: 1}, host: on},
+		"unconfined beats the older":   {p: &prof{ProfileType: 1}, legacy: "localhost/y", host: on},
+		"named":                        {p: &prof{ProfileType: 2, LocalhostRef: "x"}, host: on, want: AppArmor{Field: newer, Profile: "x"}},
+		"named as by a kubelet":        {p: &prof{ProfileType: 2, LocalhostRef: "localhost/x"}, host: on, want: AppArmor{Field: newer, Profile: "x"}},
+		"a kubelet's for nothing":      {p: &prof{ProfileType: 2, LocalhostRef: "localhost/"}, host: on, field: newer + ".localhost_ref"},
+		"named, privileged":            {p: &prof{ProfileType: 2, LocalhostRef: "x"}, privileged: true, host: on, want: AppArmor{Field: newer, Profile: "x"}},
+		"named, no AppArmor":           {p: &prof{ProfileType: 2, LocalhostRef: "x"}, host: off, field: newer},
+		"no name":                      {p: &prof{ProfileType: 2}, host: on, field: newer + ".localhost_ref"},
+		"a name too many":              {p: &prof{LocalhostRef: "x"}, host: on, field: newer + ".localhost_ref"},
+		"unknown":                      {p: &prof{ProfileType: 9}, host: on, field: newer + ".profile_type"},
+		"older: default":               {legacy: "runtime/default", host: on, want: AppArmor{Field: older, Default: true}},
+		"older: unconfined":            {legacy: "unconfined", host: on},
+		"older: named":                 {legacy: "localhost/y", host: on, want: AppArmor{Field: older, Profile: "y"}},
+		"older: named, no AppArmor":    {legacy: "localhost/y", host: off, field: older},
+		"older: nothing of the kind":   {legacy: "foo", host: on, field: older},
+		"older: nothing behind a name": {legacy: "localhost/", host: on, field: older + ".localhost_ref"},
 	} {
-		if err := checkAppArmor("f", c.p, c.enabled); !errors.Is(err, c.kind) {
-			t.Errorf("%v enabled=%v: %v", c.p, c.enabled, err)
+		sc := &runtimeapi.LinuxContainerSecurityContext{Apparmor: c.p, ApparmorProfile: c.legacy, Privileged: c.privileged} //nolint:staticcheck // deprecated, and still to be honoured
+		got, err := AppArmorOf(&runtimeapi.ContainerConfig{Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: sc}}, c.host)
+		var fe *FieldError
+		if errors.As(err, &fe); got != c.want || (err == nil) != (c.field == "") || err != nil && (fe == nil || fe.Field != c.field || !errors.Is(err, ErrInvalid)) {
+			t.Errorf("%s: %+v, %v", name, got, err)
 		}
 	}
 }

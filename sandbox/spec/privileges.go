@@ -13,15 +13,7 @@ func applyPrivileges(in *Input, s *specs.Spec) error {
 		return Invalid("linux.security_context.privileged", "", "no privileged container in a sandbox that is not privileged")
 	}
 	s.Process.NoNewPrivileges = sc.GetNoNewPrivs()
-	if err := checkAppArmor("linux.security_context.apparmor", sc.GetApparmor(), in.Host.AppArmor); err != nil {
-		return err
-	}
-	if sc.GetApparmor() == nil {
-		//nolint:staticcheck // deprecated, but kubelets still send it and critest tries it
-		if err := checkAppArmorString(sc.GetApparmorProfile(), in.Host.AppArmor); err != nil {
-			return err
-		}
-	}
+	s.Process.ApparmorProfile = in.AppArmor
 	if in.Host.SELinux && sc.GetSelinuxOptions() != nil && !sc.GetPrivileged() {
 		return Unimplemented("linux.security_context.selinux_options", "", "SELinux labels are not applied yet, and this node enforces them")
 	}

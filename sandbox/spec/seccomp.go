@@ -22,18 +22,21 @@ const (
 	SeccompLocalhost                    // a profile from a file on the node
 )
 
-// SeccompOf chooses the profile of a container; ref is the absolute path of a Localhost one. Unset means
-// unconfined, as critest requires; privileged wins over everything.
-func SeccompOf(c *runtimeapi.ContainerConfig) (kind SeccompKind, ref string, err error) {
+// SeccompOf chooses the profile of a container; ref is the absolute path of a Localhost one. Unset means what
+// the pod's handler says: unconfined, as critest requires, or the default. Privileged wins over everything.
+func SeccompOf(c *runtimeapi.ContainerConfig, p *Pod) (kind SeccompKind, ref string, err error) {
 	sc := security(c)
-	p := sc.GetSeccomp()
-	if p == nil {
+	want := sc.GetSeccomp()
+	if want == nil {
 		//nolint:staticcheck // deprecated, but kubelets still send it
-		if p, err = seccompString(sc.GetSeccompProfilePath()); err != nil {
+		if want, err = seccompString(sc.GetSeccompProfilePath()); err != nil {
 			return SeccompNone, "", err
 		}
 	}
-	kind, ref, err = seccompProfile("linux.security_context.seccomp", p)
+	if want == nil && p.DefaultSeccomp {
+		want = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
+	}
+	kind, ref, err = seccompProfile("linux.security_context.seccomp", want)
 	if err != nil || sc.GetPrivileged() {
 		return SeccompNone, "", err
 	}
@@ -97,27 +100,35 @@ func ParseSeccomp(data []byte) (*specs.LinuxSeccomp, error) {
 	if dec.More() {
 		return nil, Invalid(field, "", "the profile is followed by more data")
 	}
+	if err := checkSeccomp(field, p); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// checkSeccomp judges a profile, wherever it came from.
+func checkSeccomp(field string, p *specs.LinuxSeccomp) error {
 	if p.ListenerPath != "" {
-		return nil, Unimplemented(field, p.ListenerPath, "user notification comes later")
+		return Unimplemented(field, p.ListenerPath, "user notification comes later")
 	}
 	if err := checkAction(field, "defaultAction", p.DefaultAction, p.DefaultErrnoRet); err != nil {
-		return nil, err
+		return err
 	}
 	for i, sc := range p.Syscalls {
 		at := fmt.Sprintf("syscalls[%d]", i)
 		if err := checkAction(field, at, sc.Action, sc.ErrnoRet); err != nil {
-			return nil, err
+			return err
 		}
 		if len(sc.Names) == 0 {
-			return nil, Invalid(field, at, "no names")
+			return Invalid(field, at, "no names")
 		}
 		for _, a := range sc.Args {
 			if a.Index > 5 {
-				return nil, Invalid(field, at, "argument index %d: system calls have six", a.Index)
+				return Invalid(field, at, "argument index %d: system calls have six", a.Index)
 			}
 		}
 	}
-	return p, nil
+	return nil
 }
 
 func checkAction(field, at string, a specs.LinuxSeccompAction, errno *uint) error {

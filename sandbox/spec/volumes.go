@@ -14,11 +14,24 @@ import (
 // whole namespace.
 const maxMounts = 4096
 
-// mountOptions are the values of mounts[].mount_options that are passed on. Everything else could change
-// what a volume is instead of how it may be used.
-var mountOptions = map[string]bool{
-	"noexec": true, "exec": true, "nosuid": true, "suid": true, "nodev": true, "dev": true,
-	"noatime": true, "relatime": true, "strictatime": true, "nodiratime": true, "nosymfollow": true,
+// MountOption says whether o is one of those that a volume may be mounted with. All of them take something away: what
+// the request asks for beside (read-only, propagation, ids) has fields of its own, and an option that gave
+// something back would undo what the node's mount forbids. It is the list of the CRI, and package server asks here.
+func MountOption(o string) bool { return o == "noexec" || o == "nodev" || o == "nosuid" }
+
+// applyMountOptions appends the options of a request, each as it is written there. They hold for the volume itself and
+// not for what the host has mounted below it: that is how the runtime spec means them, and recursive_read_only
+// is the one way of the CRI to ask for more.
+func applyMountOptions(field string, m *runtimeapi.Mount, opts []string) ([]string, error) {
+	for j, o := range m.GetMountOptions() {
+		if !MountOption(o) {
+			return nil, Invalid(fmt.Sprintf("%s.mount_options[%d]", field, j), o, "must be noexec, nodev or nosuid")
+		}
+		if !slices.Contains(opts, o) {
+			opts = append(opts, o)
+		}
+	}
+	return opts, nil
 }
 
 // applyVolumes appends the volumes of the request and sorts all mounts so that a place comes before the
@@ -42,13 +55,23 @@ func applyVolumes(in *Input, s *specs.Spec) error {
 			return Invalid(field+".container_path", m.GetContainerPath(), "named twice")
 		}
 		seen[v.Destination] = true
-		s.Mounts = slices.DeleteFunc(s.Mounts, func(d specs.Mount) bool { return d.Destination == v.Destination })
-		s.Mounts = append(s.Mounts, v)
+		setMount(s, v)
 	}
-	slices.SortStableFunc(s.Mounts, func(a, b specs.Mount) int {
+	byDepth(s.Mounts)
+	return nil
+}
+
+// setMount adds a mount, in place of one that there is at the same place.
+func setMount(s *specs.Spec, m specs.Mount) {
+	s.Mounts = slices.DeleteFunc(s.Mounts, func(d specs.Mount) bool { return d.Destination == m.Destination })
+	s.Mounts = append(s.Mounts, m)
+}
+
+// byDepth sorts mounts so that a place comes before the places below it.
+func byDepth(mounts []specs.Mount) {
+	slices.SortStableFunc(mounts, func(a, b specs.Mount) int {
 		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
 	})
-	return nil
 }
 
 // IsImageVolume says whether a mount of a request is of an image and not of the host.
@@ -127,15 +150,9 @@ func imageVolume(field string, m *runtimeapi.Mount, id string, u *UserNS) (specs
 	if err != nil {
 		return none, err
 	}
-	opts := []string{"rbind", "rprivate", "ro", "nosuid", "nodev"}
-	for j, o := range m.GetMountOptions() {
-		switch o {
-		case "noexec":
-			opts = append(opts, o)
-		case "nosuid", "nodev": // anyway
-		default:
-			return none, Invalid(fmt.Sprintf("%s.mount_options[%d]", field, j), o, "not an option that an image volume may have")
-		}
+	opts, err := applyMountOptions(field, m, []string{"rbind", "rprivate", "ro", "nosuid", "nodev"})
+	if err != nil {
+		return none, err
 	}
 	return bind(dst, ImageVolumeSource(id, m.GetImageSubPath()), opts, lines), nil
 }
@@ -169,13 +186,7 @@ func volumeOptions(field string, m *runtimeapi.Mount) ([]string, error) {
 	default:
 		opts = append(opts, "rw")
 	}
-	for j, o := range m.GetMountOptions() {
-		if !mountOptions[o] {
-			return nil, Invalid(fmt.Sprintf("%s.mount_options[%d]", field, j), o, "not an option that a volume may have")
-		}
-		opts = append(opts, o)
-	}
-	return opts, nil
+	return applyMountOptions(field, m, opts)
 }
 
 // containerPath judges a place inside the container. It is cleaned here and resolved below the root by the

@@ -1,0 +1,198 @@
+package spec
+
+import (
+	"errors"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/nri/pkg/api"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// adjustable is a spec with one of everything that plugins change.
+func adjustable() *specs.Spec {
+	return &specs.Spec{
+		Annotations: map[string]string{"gone": "1", "kept": "1"},
+		Process:     &specs.Process{Args: []string{"a"}, Env: []string{"A=1", "B=2"}, Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 2, Soft: 1}}},
+		Mounts:      []specs.Mount{{Destination: "/proc", Type: "proc"}, {Destination: "/gone", Type: "bind", Source: "/s"}, {Destination: "/same", Type: "bind", Source: "/old"}},
+		Linux:       &specs.Linux{Resources: &specs.LinuxResources{Devices: standardDeviceRules()}},
+	}
+}
+
+// TestAdjust: what is honoured is in the spec, in the form that a request of the kubelet's would have.
+func TestAdjust(t *testing.T) {
+	s := adjustable()
+	a := &api.ContainerAdjustment{}
+	a.RemoveAnnotation("gone")
+	a.AddAnnotation("new", "2")
+	a.RemoveEnv("A")
+	a.AddEnv("B", "3")
+	a.RemoveMount("/gone")
+	a.AddMount(&api.Mount{Destination: "/same/", Type: "bind", Source: "/new", Options: []string{"ro", "slave"}})
+	a.AddMount(&api.Mount{Destination: "/a", Source: "/flat", Options: []string{"bind"}})
+	a.AddRlimit("RLIMIT_NOFILE", 9, 8)
+	a.AddDevice(&api.LinuxDevice{Path: "/dev/d", Type: "c", Major: 1, Minor: 5})
+	a.SetLinuxIOPriority(&api.LinuxIOPriority{Class: api.IOPrioClass_IOPRIO_CLASS_BE, Priority: 3})
+	a.SetLinuxSeccompPolicy(&api.LinuxSeccomp{DefaultAction: "SCMP_ACT_ALLOW"})
+	a.SetLinuxMemoryReservation(1 << 20)
+	a.SetLinuxPidLimits(-1)
+	a.SetLinuxCPUShares(7)
+	r, err := Adjust(s, a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := map[string]string{"memory.low": "1048576", "pids.max": "max"}; !reflect.DeepEqual(r.GetUnified(), want) || r.GetCpuShares() != 7 {
+		t.Errorf("limits %v, want %v", r, want)
+	}
+	if want := map[string]string{"kept": "1", "new": "2"}; !reflect.DeepEqual(s.Annotations, want) {
+		t.Errorf("annotations %v, want %v", s.Annotations, want)
+	}
+	if !slices.Equal(s.Process.Env, []string{"B=3"}) {
+		t.Errorf("env %q", s.Process.Env)
+	}
+	want := []specs.Mount{
+		{Destination: "/proc", Type: "proc"},
+		{Destination: "/same", Type: "bind", Source: "/new", Options: []string{"ro", "rslave", "rbind"}},
+		{Destination: "/a", Type: "bind", Source: "/flat", Options: []string{"bind", "rprivate"}},
+	}
+	if !reflect.DeepEqual(s.Mounts, want) {
+		t.Errorf("mounts %v, want %v", s.Mounts, want)
+	}
+	if want := []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 9, Soft: 8}}; !reflect.DeepEqual(s.Process.Rlimits, want) {
+		t.Errorf("rlimits %v", s.Process.Rlimits)
+	}
+	rules := s.Linux.Resources.Devices
+	if last := rules[len(rules)-1]; len(s.Linux.Devices) != 1 || *last.Major != 1 || *last.Minor != 5 || last.Access != "rwm" {
+		t.Errorf("devices %v, rules %v", s.Linux.Devices, rules)
+	}
+	if s.Process.IOPriority == nil || s.Process.IOPriority.Priority != 3 || s.Linux.Seccomp == nil {
+		t.Errorf("io priority %v, seccomp %v", s.Process.IOPriority, s.Linux.Seccomp)
+	}
+	b := &api.ContainerAdjustment{}
+	b.RemoveDevice("/dev/d")
+	if _, err := Adjust(s, b); err != nil || len(s.Linux.Devices) != 0 || len(s.Linux.Resources.Devices) != len(standardDeviceRules()) {
+		t.Errorf("device taken away: %v, %v, %v", err, s.Linux.Devices, s.Linux.Resources.Devices)
+	}
+}
+
+// TestAdjustRefuses: what a request may not have, a plugin may not have either, and it hears which field it was.
+func TestAdjustRefuses(t *testing.T) {
+	for field, f := range map[string]func(*api.ContainerAdjustment){
+		"env[0].key":   func(a *api.ContainerAdjustment) { a.AddEnv("A=B", "1") },
+		"env[0].value": func(a *api.ContainerAdjustment) { a.AddEnv("A", "\x00") },
+		"args[0]":      func(a *api.ContainerAdjustment) { a.Args = []string{""} },
+		"mounts[0].source": func(a *api.ContainerAdjustment) {
+			a.AddMount(&api.Mount{Destination: "/a", Type: "bind", Source: "image:x"})
+		},
+		"mounts[0].destination": func(a *api.ContainerAdjustment) {
+			a.AddMount(&api.Mount{Destination: "/a/../proc/1", Type: "bind", Source: "/x"})
+		},
+		"mounts[0].options[0]": func(a *api.ContainerAdjustment) {
+			a.AddMount(&api.Mount{Destination: "/a", Type: "bind", Source: "/x", Options: []string{"idmap"}})
+		},
+		"mounts[0].type": func(a *api.ContainerAdjustment) {
+			a.AddMount(&api.Mount{Destination: "/a", Type: "proc", Source: "proc"})
+		},
+		"rlimits[0]":            func(a *api.ContainerAdjustment) { a.AddRlimit("RLIMIT_NOFILE", 1, 2) },
+		"linux.devices[0].type": func(a *api.ContainerAdjustment) { a.AddDevice(&api.LinuxDevice{Path: "/dev/a", Type: "p"}) },
+		"linux.devices[0].path": func(a *api.ContainerAdjustment) { a.AddDevice(&api.LinuxDevice{Path: "/proc/kcore", Type: "c"}) },
+		"linux.oom_score_adj":   func(a *api.ContainerAdjustment) { a.SetLinuxOomScoreAdj(&[]int{1001}[0]) },
+		"linux.seccomp_policy": func(a *api.ContainerAdjustment) {
+			a.SetLinuxSeccompPolicy(&api.LinuxSeccomp{DefaultAction: "SCMP_ACT_NOTIFY"})
+		},
+		"linux.resources.memory.swap": func(a *api.ContainerAdjustment) { a.SetLinuxMemorySwap(0) },
+	} {
+		a := &api.ContainerAdjustment{}
+		f(a)
+		_, err := Adjust(adjustable(), a)
+		var fe *FieldError
+		if !errors.As(err, &fe) || fe.Field != field {
+			t.Errorf("%s: %v", field, err)
+		}
+	}
+}
+
+// TestAdjustPage holds the table of docs/nri.md against NRI's messages and the code: no field of an adjustment is left
+// out, and what stands there as refused is.
+func TestAdjustPage(t *testing.T) {
+	b, err := os.ReadFile("../../docs/nri.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(b), "\n## Adjustments\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	said := map[string]string{}
+	for line := range strings.Lines(section) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 4 {
+			continue
+		}
+		for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(cells[1], -1) {
+			said[m[1]] = strings.TrimSpace(cells[2])
+		}
+	}
+	a := &api.ContainerAdjustment{}
+	for _, field := range leaves("", a.ProtoReflect().Descriptor()) {
+		word, ok := said[field]
+		if !ok || word != "honoured" && word != "refused" {
+			t.Errorf("%s: the page says %q", field, word)
+		}
+		delete(said, field)
+		one := &api.ContainerAdjustment{}
+		setAt(one.ProtoReflect(), strings.Split(field, "."))
+		_, err := Adjust(adjustable(), one)
+		var fe *FieldError
+		refused := errors.As(err, &fe) && errors.Is(err, ErrUnimplemented) && strings.HasPrefix(field, fe.Field)
+		if refused != (word == "refused") {
+			t.Errorf("%s: the page says %s, the code %v", field, word, err)
+		}
+	}
+	for field := range said {
+		t.Errorf("%s is no field of an adjustment", field)
+	}
+}
+
+// whole are messages that are one thing for the table.
+var whole = []string{"Mount", "KeyValue", "Hook", "LinuxDevice", "POSIXRlimit", "CDIDevice", "LinuxIOPriority", "LinuxSeccomp", "LinuxNamespace",
+	"LinuxNetDevice", "LinuxScheduler", "LinuxMemoryPolicy", "HugepageLimit", "LinuxDeviceCgroup", "LinuxPids"}
+
+// leaves lists the fields of a message by their paths.
+func leaves(prefix string, d protoreflect.MessageDescriptor) (out []string) {
+	for i := range d.Fields().Len() {
+		f := d.Fields().Get(i)
+		name, m := prefix+string(f.Name()), f.Message()
+		if m == nil || f.IsMap() || slices.Contains(whole, string(m.Name())) || strings.HasPrefix(string(m.Name()), "Optional") {
+			out = append(out, name)
+			continue
+		}
+		out = append(out, leaves(name+".", m)...)
+	}
+	return out
+}
+
+// setAt sets one field to something, which need not make sense.
+func setAt(m protoreflect.Message, path []string) {
+	f := m.Descriptor().Fields().ByName(protoreflect.Name(path[0]))
+	switch {
+	case len(path) > 1:
+		setAt(m.Mutable(f).Message(), path[1:])
+	case f.IsMap():
+		k := protoreflect.ValueOfString("k").MapKey()
+		v := m.Mutable(f).Map()
+		v.Set(k, v.NewValue())
+	case f.IsList():
+		l := m.Mutable(f).List()
+		l.Append(l.NewElement())
+	case f.Kind() == protoreflect.BoolKind:
+		m.Set(f, protoreflect.ValueOfBool(true))
+	case f.Message() != nil:
+		m.Mutable(f)
+	default:
+		m.Set(f, protoreflect.ValueOfString("x"))
+	}
+}
