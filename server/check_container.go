@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/vitrine-runtime/vitrine/sandbox/spec"
 )
 
 // checkCreateContainer is all that can be said about a CreateContainerRequest
@@ -44,7 +46,7 @@ func (s *Server) checkContainerConfig(c *runtimeapi.ContainerConfig, pod *runtim
 		optional("log_path", c.GetLogPath(), relative, noParent, singleLine, pathMax, fileName),
 		at("linux.resources", checkResources(c.GetLinux().GetResources())),
 		at("linux.security_context", s.checkContainerSecurity(c.GetLinux().GetSecurityContext(), podSecurity)),
-		checkCDI(c.GetCDIDevices()),
+		checkCDI(c),
 	)
 }
 
@@ -119,25 +121,28 @@ func permissions(v string) string {
 	return ""
 }
 
-// checkCDI wants fully qualified names, vendor.com/class=device, and refuses them
-// then: devices that a pod was promised must not be missing in silence.
-func checkCDI(devices []*runtimeapi.CDIDevice) error {
-	for i, d := range devices {
+// checkCDI wants fully qualified names, vendor.com/class=device. Whether there is such a device is the node's to say.
+func checkCDI(c *runtimeapi.ContainerConfig) error {
+	for i, d := range c.GetCDIDevices() {
 		if err := text("name", d.GetName(), required, cdiName); err != nil {
 			return atIndex("CDI_devices", i, err)
 		}
 	}
-	if len(devices) > 0 {
-		return unsupported("CDI_devices", "CDI devices are")
+	for key, value := range c.GetAnnotations() {
+		if !strings.HasPrefix(key, spec.CDIAnnotation) {
+			continue
+		}
+		for name := range strings.SplitSeq(value, ",") {
+			if err := text("annotations["+key+"]", name, required, cdiName); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
 
 func cdiName(v string) string {
-	kind, device, ok := strings.Cut(v, "=")
-	vendor, class, slash := strings.Cut(kind, "/")
-	if !ok || !slash || vendor == "" || class == "" || device == "" ||
-		chars("-_.")(vendor) != "" || chars("-_")(class) != "" || chars("-_.:")(device) != "" {
+	if !spec.CDIName(v) {
 		return "must be a name as vendor.com/class=device"
 	}
 	return ""

@@ -26,6 +26,7 @@ func (s *Server) checkPullImage(r *runtimeapi.PullImageRequest) error {
 func (s *Server) checkImage(i *runtimeapi.ImageSpec) error {
 	return first(
 		text("image", i.GetImage(), required, reference),
+		optional("user_specified_image", i.GetUserSpecifiedImage(), reference), // a signature policy may be about it
 		s.checkHandler("runtime_handler", i.GetRuntimeHandler()),
 		checkLabels("annotations", i.GetAnnotations()),
 	)

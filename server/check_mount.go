@@ -2,12 +2,13 @@ package server
 
 import (
 	"path"
-	"slices"
 	"strings"
 
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	crierrors "k8s.io/cri-api/pkg/errors"
+
+	"github.com/vitrine-runtime/vitrine/sandbox/spec"
 )
 
 // outsideProc: a mount in /proc would hide or fake what the kernel says there, and
@@ -73,7 +74,7 @@ func (s *Server) checkMountSource(m *runtimeapi.Mount) error {
 
 func (s *Server) checkMountFlags(m *runtimeapi.Mount) error {
 	for i, o := range m.GetMountOptions() {
-		if !slices.Contains([]string{"noexec", "nodev", "nosuid"}, o) {
+		if !spec.MountOption(o) {
 			return atIndex("mount_options", i, bad("", o, "must be noexec, nodev or nosuid"))
 		}
 	}

@@ -93,7 +93,7 @@ func (s *Server) checkUserns(o *runtimeapi.NamespaceOption) error {
 	switch {
 	case err != nil:
 	case !proto.Equal(u.GetUids()[0], u.GetGids()[0]):
-		err = wrong("gids", "must be the same mapping as uids")
+		err = wrong("gids", "must be the same mapping as uids: container_id, host_id and length")
 	case o.GetPid() == modeNode || o.GetIpc() == modeNode:
 		err = wrong("mode", "must not be POD with the host's PID or IPC namespace")
 	case !s.cfg.Features.UserNamespaces:

@@ -3,6 +3,7 @@ package server
 import (
 	"net/netip"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -22,9 +23,9 @@ func (s *Server) checkRunPodSandbox(r *runtimeapi.RunPodSandboxRequest) error {
 	)
 }
 
-// checkHandler accepts the names in Status.runtime_handlers. There is one, "".
+// checkHandler accepts the names in Status.runtime_handlers, of which "" is one.
 func (s *Server) checkHandler(field, name string) error {
-	if name != "" {
+	if name != "" && !slices.ContainsFunc(s.cfg.Handlers, func(h Handler) bool { return h.Name == name }) {
 		return bad(field, name, "must be a runtime handler of this node")
 	}
 	return nil

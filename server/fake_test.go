@@ -33,6 +33,8 @@ type fake struct {
 	entries int    // of lists, numbered; 0 is one, with an id
 	queue   chan *runtimeapi.ContainerEventResponse
 	pulls   []image.PullProgress
+	auth    *image.Auth   // of the last pull
+	filter  proto.Message // of the last list
 }
 
 func (f *fake) call(ctx context.Context, name string, args ...any) error {
@@ -82,7 +84,8 @@ func (f *fake) UpdateContainerResources(ctx context.Context, id string, change *
 func (f *fake) UpdatePodSandboxResources(ctx context.Context, id string, overhead, resources *runtimeapi.LinuxContainerResources) error {
 	return f.call(ctx, "UpdatePodSandboxResources", id, overhead.GetMemoryLimitInBytes(), resources.GetMemoryLimitInBytes())
 }
-func (f *fake) ListPodSandbox(*runtimeapi.PodSandboxFilter) []*runtimeapi.PodSandbox {
+func (f *fake) ListPodSandbox(filter *runtimeapi.PodSandboxFilter) []*runtimeapi.PodSandbox {
+	f.filter = filter
 	_ = f.call(context.Background(), "ListPodSandbox")
 	return many(f, podID, func(id string) *runtimeapi.PodSandbox { return &runtimeapi.PodSandbox{Id: id} })
 }
@@ -101,7 +104,8 @@ func (f *fake) RemoveContainer(ctx context.Context, id string) error {
 func (f *fake) ContainerStatus(id string, _ bool) (*runtimeapi.ContainerStatus, map[string]string, error) {
 	return &runtimeapi.ContainerStatus{Id: containerID}, f.info, f.call(context.Background(), "ContainerStatus", id)
 }
-func (f *fake) ListContainers(*runtimeapi.ContainerFilter) []*runtimeapi.Container {
+func (f *fake) ListContainers(filter *runtimeapi.ContainerFilter) []*runtimeapi.Container {
+	f.filter = filter
 	_ = f.call(context.Background(), "ListContainers")
 	return many(f, containerID, func(id string) *runtimeapi.Container { return &runtimeapi.Container{Id: id} })
 }
@@ -136,7 +140,8 @@ func many[T any](f *fake, only string, entry func(id string) T) (out []T) {
 // fakeImages is apart because its verbs have the same names.
 type fakeImages struct{ *fake }
 
-func (f fakeImages) PullFor(ctx context.Context, namespace, ref string, _ *image.Auth) (string, error) {
+func (f fakeImages) PullFor(ctx context.Context, namespace, ref string, auth *image.Auth) (string, error) {
+	f.auth = auth
 	return imageID, f.call(ctx, "Pull", namespace, ref)
 }
 func (f fakeImages) List(ctx context.Context, ref string) ([]image.Image, error) {

@@ -79,7 +79,8 @@ func (s *Server) ImageStatus(ctx context.Context, r *runtimeapi.ImageStatusReque
 	}
 	resp := &runtimeapi.ImageStatusResponse{Image: imageOf(img)}
 	if r.GetVerbose() {
-		resp.Info, err = documents(map[string]any{"config": img.Config, "created": img.Created})
+		// As other runtimes have it, and crictl's users look for it.
+		resp.Info, err = documents(map[string]any{"info": map[string]any{"imageSpec": map[string]any{"created": img.Created, "config": img.Config}}})
 	}
 	return resp, err
 }

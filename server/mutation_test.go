@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"fmt"
-	"math"
 	"strings"
 	"testing"
 	"time"
@@ -11,118 +10,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/vitrine-runtime/vitrine/conformance/matrix"
 )
-
-// A mutation changes one leaf of a valid request.
-type mutation struct {
-	field string // path as in errors, without indices: config.mounts.host_path
-	kind  string // what was done: "nil", "NUL", "max", ...
-	apply func(root protoreflect.Message)
-}
-
-// find leads from the root of a copy of a request to the message with the field.
-type find func(root protoreflect.Message) protoreflect.Message
-
-// mutations walks all fields of a valid request by its descriptor. What the request
-// leaves unset is set to bad values as well.
-func mutations(m protoreflect.Message, path string, here find) (all []mutation) {
-	fields := m.Descriptor().Fields()
-	for i := range fields.Len() {
-		fd := fields.Get(i)
-		if fd.Name() == "windows" {
-			continue
-		}
-		field := strings.TrimPrefix(path+"."+string(fd.Name()), ".")
-		add := func(kind string, apply func(protoreflect.Message)) {
-			all = append(all, mutation{field, kind, func(root protoreflect.Message) { apply(here(root)) }})
-		}
-		add("nil", func(p protoreflect.Message) { p.Clear(fd) })
-		switch {
-		case fd.IsMap():
-			mutateMap(fd, add)
-		case fd.IsList():
-			mutateList(m, fd, add)
-			if fd.Message() != nil && m.Get(fd).List().Len() > 0 {
-				all = append(all, mutations(m.Get(fd).List().Get(0).Message(), field, func(root protoreflect.Message) protoreflect.Message {
-					return here(root).Mutable(fd).List().Get(0).Message()
-				})...)
-			}
-		case fd.Message() != nil:
-			add("empty", func(p protoreflect.Message) { p.Set(fd, p.NewField(fd)) })
-			if m.Has(fd) {
-				all = append(all, mutations(m.Get(fd).Message(), field, func(root protoreflect.Message) protoreflect.Message {
-					return here(root).Mutable(fd).Message()
-				})...)
-			}
-		default:
-			for kind, v := range badValues(fd) {
-				add(kind, func(p protoreflect.Message) { p.Set(fd, v) })
-			}
-		}
-	}
-	return all
-}
-
-func mutateMap(fd protoreflect.FieldDescriptor, add func(string, func(protoreflect.Message))) {
-	for kind, v := range badValues(fd.MapValue()) {
-		add("value "+kind, func(p protoreflect.Message) {
-			p.Mutable(fd).Map().Set(protoreflect.ValueOfString("net.core.x").MapKey(), v)
-		})
-	}
-	for kind, v := range badValues(fd.MapKey()) {
-		add("key "+kind, func(p protoreflect.Message) { p.Mutable(fd).Map().Set(v.MapKey(), protoreflect.ValueOfString("1")) })
-	}
-}
-
-func mutateList(m protoreflect.Message, fd protoreflect.FieldDescriptor, add func(string, func(protoreflect.Message))) {
-	add("many", func(p protoreflect.Message) {
-		l := p.Mutable(fd).List()
-		for range 100_000 {
-			l.Append(l.NewElement())
-		}
-	})
-	add("empty element", func(p protoreflect.Message) {
-		l := p.Mutable(fd).List()
-		l.Append(l.NewElement())
-	})
-	if fd.Message() != nil {
-		return
-	}
-	for kind, v := range badValues(fd) {
-		add(kind, func(p protoreflect.Message) { p.Mutable(fd).List().Append(v) })
-	}
-}
-
-func badValues(fd protoreflect.FieldDescriptor) map[string]protoreflect.Value {
-	switch fd.Kind() {
-	case protoreflect.StringKind:
-		return map[string]protoreflect.Value{
-			"1 MiB":   protoreflect.ValueOfString(strings.Repeat("a", 1<<20)),
-			"NUL":     protoreflect.ValueOfString("/a\x00b"),
-			"parent":  protoreflect.ValueOfString("../../etc/shadow"),
-			"format":  protoreflect.ValueOfString("%n%s"),
-			"newline": protoreflect.ValueOfString("a\nb"),
-		}
-	case protoreflect.BytesKind:
-		return map[string]protoreflect.Value{"NUL": protoreflect.ValueOfBytes([]byte("a\x00b")), "1 MiB": protoreflect.ValueOfBytes(make([]byte, 1<<20))}
-	case protoreflect.EnumKind:
-		return map[string]protoreflect.Value{"99": protoreflect.ValueOfEnum(99), "-1": protoreflect.ValueOfEnum(-1), "max": protoreflect.ValueOfEnum(math.MaxInt32)}
-	case protoreflect.Int32Kind:
-		return map[string]protoreflect.Value{"-1": protoreflect.ValueOfInt32(-1), "min": protoreflect.ValueOfInt32(math.MinInt32), "max": protoreflect.ValueOfInt32(math.MaxInt32)}
-	case protoreflect.Int64Kind:
-		return map[string]protoreflect.Value{"-1": protoreflect.ValueOfInt64(-1), "min": protoreflect.ValueOfInt64(math.MinInt64), "max": protoreflect.ValueOfInt64(math.MaxInt64)}
-	case protoreflect.Uint32Kind:
-		return map[string]protoreflect.Value{"max": protoreflect.ValueOfUint32(math.MaxUint32)}
-	case protoreflect.Uint64Kind:
-		return map[string]protoreflect.Value{"max": protoreflect.ValueOfUint64(math.MaxUint64)}
-	case protoreflect.BoolKind:
-		return map[string]protoreflect.Value{"true": protoreflect.ValueOfBool(true)}
-	default:
-		panic("no bad values for " + fd.Kind().String())
-	}
-}
 
 // A target is an RPC in scope with a valid request.
 type target struct {
@@ -216,28 +107,25 @@ func TestMutations(t *testing.T) {
 		if err := target.call(context.Background(), target.valid); err != nil {
 			t.Fatalf("%s, unchanged: %v", rpc, err)
 		}
-		root := func(m protoreflect.Message) protoreflect.Message { return m }
-		for _, m := range mutations(target.valid.ProtoReflect(), "", root) {
-			req := proto.Clone(target.valid)
-			m.apply(req.ProtoReflect())
+		for _, m := range matrix.Mutations(target.valid) {
+			req := m.Of(target.valid)
 			f.took()
 			start := time.Now()
 			err := target.call(context.Background(), req)
 			st, took := status.Convert(err), time.Since(start)
 			count[st.Code()]++
-			what := fmt.Sprintf("%s %s %s", rpc, m.field, m.kind)
-			leaf := m.field[strings.LastIndexByte(m.field, '.')+1:]
+			what := fmt.Sprintf("%s %s %s", rpc, m.Field, m.Kind)
 			switch {
 			case took > time.Second:
 				t.Errorf("%s took %v", what, took)
-			case err == nil && accepted(rpc, m) == "":
+			case err == nil && matrix.Reason(rpc, m) == "":
 				t.Errorf("%s: accepted, and not on the list", what)
 			case err == nil:
 			case !refusals[st.Code()]:
 				t.Errorf("%s: %v", what, err)
 			case len(f.took()) != 0:
 				t.Errorf("%s: refused, but after it had reached the manager", what)
-			case !strings.Contains(st.Message(), leaf) && !related(m, st.Message()):
+			case !matrix.NamedBy(m, st.Message()):
 				t.Errorf("%s: %q does not name the field", what, st.Message())
 			}
 		}

@@ -31,6 +31,8 @@ type Config struct {
 	Version string
 	// CgroupDriver is told to the kubelet, which then uses the same.
 	CgroupDriver runtimeapi.CgroupDriver
+	// Handlers are the runtime handlers beside the default one.
+	Handlers []Handler
 	// Features that are true are advertised; those that are false are refused.
 	Features Features
 	// Info makes what a verbose Status shows: one JSON document for each key. Nil
@@ -52,6 +54,13 @@ type Features struct {
 	MountOptions bool
 	// ImageVolumes: mounts of images. CRI has no flag for them.
 	ImageVolumes bool
+}
+
+// Handler is a runtime handler as Status tells of it. What the node does not have none of them has.
+type Handler struct {
+	Name string
+	// NoUserNamespaces: its pods have none.
+	NoUserNamespaces bool
 }
 
 // Server serves both CRI services, and to the operator what CRI has no words for (WatchPulls). It keeps nothing but its gRPC server and the

@@ -37,6 +37,7 @@ func TestVersion(t *testing.T) {
 
 func TestStatus(t *testing.T) {
 	c, f := serve(t, func(cfg *Config) {
+		cfg.Features.UserNamespaces, cfg.Handlers = true, []Handler{{Name: "a"}, {Name: "b", NoUserNamespaces: true}}
 		cfg.Info = func() map[string]any { return map[string]any{"cgroup": map[string]any{"unenforced": []string{"cpu"}}} }
 	})
 	st, err := c.RuntimeServiceClient.Status(context.Background(), &runtimeapi.StatusRequest{})
@@ -49,8 +50,10 @@ func TestStatus(t *testing.T) {
 		}
 	}
 	h := st.GetRuntimeHandlers()
-	if len(h) != 1 || h[0].GetName() != "" || !h[0].GetFeatures().GetRecursiveReadOnlyMounts() || h[0].GetFeatures().GetUserNamespaces() {
-		t.Errorf("handlers %v", h)
+	for i, want := range []Handler{{}, {Name: "a"}, {Name: "b", NoUserNamespaces: true}} {
+		if f := h[i].GetFeatures(); len(h) != 3 || h[i].GetName() != want.Name || !f.GetRecursiveReadOnlyMounts() || f.GetUserNamespaces() == want.NoUserNamespaces {
+			t.Errorf("handler %d: %v, want %+v", i, h[i], want)
+		}
 	}
 	if !st.GetFeatures().GetSupplementalGroupsPolicy() || st.GetFeatures().GetMountOptions() || len(st.GetInfo()) != 0 {
 		t.Errorf("features %v, info %v", st.GetFeatures(), st.GetInfo())

@@ -16,6 +16,7 @@ func (f *fake) ContainerStats(ctx context.Context, id string) (*runtimeapi.Conta
 	return &runtimeapi.ContainerStats{Attributes: &runtimeapi.ContainerAttributes{Id: containerID}}, f.call(ctx, "ContainerStats", id)
 }
 func (f *fake) ListContainerStats(ctx context.Context, filter *runtimeapi.ContainerStatsFilter) []*runtimeapi.ContainerStats {
+	f.filter = filter
 	_ = f.call(ctx, "ListContainerStats", filter.GetId())
 	out := make([]*runtimeapi.ContainerStats, max(f.entries, 1))
 	for i := range out {
@@ -27,6 +28,7 @@ func (f *fake) PodSandboxStats(ctx context.Context, id string) (*runtimeapi.PodS
 	return &runtimeapi.PodSandboxStats{Attributes: &runtimeapi.PodSandboxAttributes{Id: podID}}, f.call(ctx, "PodSandboxStats", id)
 }
 func (f *fake) ListPodSandboxStats(ctx context.Context, filter *runtimeapi.PodSandboxStatsFilter) []*runtimeapi.PodSandboxStats {
+	f.filter = filter
 	_ = f.call(ctx, "ListPodSandboxStats", filter.GetId())
 	out := make([]*runtimeapi.PodSandboxStats, max(f.entries, 1))
 	for i := range out {

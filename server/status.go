@@ -45,13 +45,7 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 			{Type: runtimeapi.RuntimeReady, Status: true},
 			s.networkCondition(ctx),
 		}},
-		RuntimeHandlers: []*runtimeapi.RuntimeHandler{{
-			Name: "",
-			Features: &runtimeapi.RuntimeHandlerFeatures{
-				RecursiveReadOnlyMounts: s.cfg.Features.RecursiveReadOnly,
-				UserNamespaces:          s.cfg.Features.UserNamespaces,
-			},
-		}},
+		RuntimeHandlers: s.handlers(),
 		Features: &runtimeapi.RuntimeFeatures{
 			UserNamespacesHostNetwork: s.cfg.Features.UserNamespaces,
 			SupplementalGroupsPolicy:  s.cfg.Features.SupplementalGroupsPolicy,
@@ -68,6 +62,18 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 	var err error
 	resp.Info, err = documents(info)
 	return resp, err
+}
+
+// handlers are the runtime handlers, the default one first.
+func (s *Server) handlers() []*runtimeapi.RuntimeHandler {
+	var all []*runtimeapi.RuntimeHandler
+	for _, h := range append([]Handler{{}}, s.cfg.Handlers...) {
+		all = append(all, &runtimeapi.RuntimeHandler{Name: h.Name, Features: &runtimeapi.RuntimeHandlerFeatures{
+			RecursiveReadOnlyMounts: s.cfg.Features.RecursiveReadOnly,
+			UserNamespaces:          s.cfg.Features.UserNamespaces && !h.NoUserNamespaces,
+		}})
+	}
+	return all
 }
 
 // networkCondition asks the network, and not for long.

@@ -266,7 +266,7 @@ func TestImageAnswers(t *testing.T) {
 	c, f := serve(t, nil)
 	ctx := context.Background()
 	st, err := c.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: "a"}, Verbose: true})
-	if err != nil || st.GetImage().GetId() != imageID || st.GetImage().GetUsername() != "web" || st.GetImage().GetUid() != nil || st.GetInfo()["config"] == "" {
+	if err != nil || st.GetImage().GetId() != imageID || st.GetImage().GetUsername() != "web" || st.GetImage().GetUid() != nil || len(st.GetInfo()) != 1 || !strings.Contains(st.GetInfo()["info"], `"imageSpec":{"config":{`) {
 		t.Errorf("status: %v, %v", st, err)
 	}
 	pulled, err := c.PullImage(ctx, validPull())

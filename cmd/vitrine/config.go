@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -20,10 +21,15 @@ type Config struct {
 	MonitorPath string `toml:"monitor_path" flag:"monitor-path" help:"the vitrine-oci program (default: beside this program, then in PATH)"`
 
 	CNI    CNIConfig    `toml:"cni"`
+	CDI    CDIConfig    `toml:"cdi"`
 	Cgroup CgroupConfig `toml:"cgroup"`
 	Image  ImageConfig  `toml:"image"`
 	Stream StreamConfig `toml:"stream"`
+	NRI    NRIConfig    `toml:"nri"`
 	Log    LogConfig    `toml:"log"`
+
+	// Handlers are in files only, by name; see HandlerConfig.
+	Handlers map[string]HandlerConfig `toml:"handlers"`
 }
 
 // CNIConfig is about the network of pods.
@@ -31,6 +37,11 @@ type CNIConfig struct {
 	ConfDir  string   `toml:"conf_dir" flag:"cni-conf-dir" default:"/etc/cni/net.d" help:"directory of network configurations; the first by name counts"`
 	BinDirs  []string `toml:"bin_dirs" flag:"cni-bin-dir" default:"/opt/cni/bin" help:"directories of network plugins"`
 	CacheDir string   `toml:"cache_dir" flag:"cni-cache-dir" help:"directory for results of network plugins (default: cni in the root directory)"`
+}
+
+// CDIConfig is about devices of the Container Device Interface.
+type CDIConfig struct {
+	SpecDirs []string `toml:"spec_dirs" flag:"cdi-spec-dirs" default:"/etc/cdi,/var/run/cdi" help:"directories of device specs; what is in a later one counts more. They are read when a container asks for a device"`
 }
 
 // CgroupConfig is about limits.
@@ -100,7 +111,10 @@ func (c *Config) complete() error {
 	if c.Log.Level < 0 || c.Log.Level > 10 {
 		return fmt.Errorf("log.level: must be between 0 and 10, got %d", c.Log.Level)
 	}
-	if err := c.Stream.check(); err != nil {
+	if err := errors.Join(c.Stream.check(), c.NRI.check()); err != nil {
+		return err
+	}
+	if err := c.checkHandlers(); err != nil {
 		return err
 	}
 	return c.checkPaths()
@@ -112,7 +126,7 @@ func (c *Config) checkPaths() error {
 		return fmt.Errorf("cni.bin_dirs: must have at least one directory")
 	}
 	for _, o := range options(c) {
-		if slices.Contains([]string{"cgroup.driver", "log.vmodule", "stream.address", "image.token_hosts", "image.pinned"}, o.key) {
+		if slices.Contains([]string{"cgroup.driver", "log.vmodule", "stream.address", "image.token_hosts", "image.pinned", "nri.required"}, o.key) {
 			continue
 		}
 		var paths []string

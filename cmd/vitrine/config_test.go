@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -9,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/spf13/pflag"
+
+	"github.com/vitrine-runtime/vitrine/sandbox/spec"
 )
 
 // load runs what a command line would: files of a directory of the test's own, then
@@ -67,6 +70,11 @@ func TestConfigRefusals(t *testing.T) {
 		{"[cni]\nbin_dirs = []", "cni.bin_dirs"},
 		{"[cni]\nbin_dirs = ['/a', 'b']", "cni.bin_dirs"},
 		{"listen = 'unix://x'", "listen: must be an absolute path"},
+		{"[handlers.a]\nuser_namespaces = 'yes'", "handlers.a.user_namespaces"},
+		{"[handlers.a]\nseccomp = 'x'", "handlers.a.seccomp"},
+		{"[handlers.a]\nx = 1", "unknown setting handlers.a.x"},
+		{"[handlers.A]", "handlers: \"A\" must be"},
+		{"[handlers.'']", "handlers: \"\" must be"},
 	}
 	for _, r := range rows {
 		_, err := load(t, map[string]string{"c[1].toml": r.text})
@@ -106,6 +114,33 @@ func TestConfigPrintsItself(t *testing.T) {
 	}
 	if got, want := strings.Count(b.String(), "\n# ")+1, len(options(first)); got != want {
 		t.Errorf("%d comments for %d settings", got, want)
+	}
+}
+
+// Handlers say what is different in them, and are printed as they were read.
+func TestConfigOfHandlers(t *testing.T) {
+	text := "[handlers.a]\n[handlers.b]\nallow_writable_cgroups = false\nrefuse_privileged = true\nuser_namespaces = 'required'\nseccomp = 'runtime/default'\n[handlers.c]\nuser_namespaces = 'refused'"
+	c, err := load(t, map[string]string{"c[1].toml": text, "c[1].toml.d/d.toml": "[handlers.d]\nuser_namespaces = 'allowed'"}, "--allow-writable-cgroups")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]spec.Handler{
+		"": {WritableCgroup: true}, "a": {WritableCgroup: true}, "b": {NoPrivileged: true, UserNS: spec.UserNSRequired, DefaultSeccomp: true},
+		"c": {WritableCgroup: true, UserNS: spec.UserNSRefused}, "d": {WritableCgroup: true},
+	}
+	if got := c.handlers(); !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	if got := fmt.Sprint(c.criHandlers()); got != "[{a false} {b false} {c true} {d false}]" {
+		t.Errorf("for Status: %s", got)
+	}
+	var b bytes.Buffer
+	if err := c.print(&b); err != nil {
+		t.Fatal(err)
+	}
+	again, err := load(t, map[string]string{"c[1].toml": b.String()})
+	if err != nil || !reflect.DeepEqual(again, c) {
+		t.Errorf("%v\n%s", err, b.String())
 	}
 }
 

@@ -32,6 +32,9 @@ func options(c *Config) []option { return optionsOf(reflect.ValueOf(c).Elem(), "
 func optionsOf(v reflect.Value, prefix string) (all []option) {
 	for i := range v.NumField() {
 		f := v.Type().Field(i)
+		if f.Type.Kind() == reflect.Map {
+			continue // handlers, which have names of their own
+		}
 		key := prefix + f.Tag.Get("toml")
 		if f.Type.Kind() == reflect.Struct {
 			all = append(all, optionsOf(v.Field(i), key+".")...)
@@ -159,7 +162,7 @@ func (c *Config) print(w io.Writer) error {
 			return err
 		}
 	}
-	return nil
+	return c.printHandlers(w)
 }
 
 // asMap is c in the form of its file, for Status.
@@ -168,5 +171,6 @@ func (c *Config) asMap() map[string]any {
 	for _, o := range options(c) {
 		m[o.key] = o.value.Interface()
 	}
+	m["handlers"] = c.Handlers
 	return m
 }

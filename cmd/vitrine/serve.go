@@ -20,6 +20,7 @@ import (
 	"github.com/vitrine-runtime/vitrine/oci"
 	"github.com/vitrine-runtime/vitrine/oci/cgroup"
 	"github.com/vitrine-runtime/vitrine/sandbox"
+	"github.com/vitrine-runtime/vitrine/sandbox/cdi"
 	"github.com/vitrine-runtime/vitrine/server"
 	"github.com/vitrine-runtime/vitrine/server/stream"
 )
@@ -131,13 +132,14 @@ type daemon struct {
 	images  *image.Store
 	network *cni.Network
 	tree    *cgroup.Tree
+	cdi     *cdi.Registry
 	manager *sandbox.Manager
 }
 
 // openDaemon opens everything from the bottom up. The last step is the recovery of
 // the pods that a daemon before this one left running.
 func openDaemon(ctx context.Context, cfg *Config, open *closers) (*daemon, error) {
-	d := new(daemon)
+	d := &daemon{cdi: cdi.New(cfg.CDI.SpecDirs)}
 	var err error
 	if d.images, err = image.Open(cfg.imageConfig()); err != nil {
 		return nil, err
@@ -163,23 +165,36 @@ func openDaemon(ctx context.Context, cfg *Config, open *closers) (*daemon, error
 		return nil, err
 	}
 	open.add(d.tree.Close)
+	d.tree.KeepAsking()
 	runtime, err := openRuntime(ctx, cfg, d.tree, open)
 	if err != nil {
 		return nil, err
 	}
+	plugins, err := cfg.NRI.open()
+	if err != nil {
+		return nil, err
+	}
+	if plugins != nil {
+		open.add(plugins.Close) // after the manager, which tells them what it takes back
+	}
 	if d.manager, err = sandbox.Open(ctx, sandbox.Config{
 		RunDir:  cfg.RunDir,
+		CDI:     d.cdi,
 		Images:  d.images,
 		Network: d.network,
 		Cgroups: d.tree,
 		Runtime: runtime,
 
-		AllowWritableCgroup: cfg.Cgroup.AllowWritable,
+		Handlers: cfg.handlers(),
+		Plugins:  plugins,
 	}); err != nil {
 		return nil, err
 	}
 	open.add(d.manager.Close)
-	return d, nil
+	if plugins != nil {
+		err = plugins.Start(d.manager.ForPlugins())
+	}
+	return d, err
 }
 
 // openRuntime loads the monitor's program and makes the cgroup that monitors are in.
@@ -229,6 +244,7 @@ func (d *daemon) serverConfig(cfg *Config, streams server.Streams) server.Config
 		Streams:      streams,
 		Version:      semver(version),
 		CgroupDriver: criDriver(d.tree.Driver()),
+		Handlers:     cfg.criHandlers(),
 		Features: server.Features{
 			RecursiveReadOnly:        recursiveReadOnly(),
 			UserNamespaces:           d.images.IDMaps(),
@@ -242,6 +258,7 @@ func (d *daemon) serverConfig(cfg *Config, streams server.Streams) server.Config
 			config["stateDir"] = cfg.Root
 			return map[string]any{
 				"config": config,
+				"cdi":    d.cdi.State(),
 				"cgroup": map[string]any{
 					"driver":      fmt.Sprint(d.tree.Driver()),
 					"controllers": d.tree.Controllers(),

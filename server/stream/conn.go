@@ -14,7 +14,8 @@ import (
 
 const (
 	// maxStrangers is how many connections may be open that have not shown a token. They have headerTime
-	// for it, so that nobody on the node can hold the descriptors of the daemon.
+	// for it in all, so that nobody on the node can hold the descriptors of the daemon, or keep clients out: not by a
+	// body that never comes, by answers that he does not read, or by one wrong token after the other.
 	maxStrangers = 256
 	headerTime   = 10 * time.Second
 	// lookTime is how often a connection is looked at that nobody may be reading.
@@ -29,6 +30,7 @@ type conn struct {
 	gone    chan struct{} // closed when the client has gone, or we have closed
 	once    sync.Once
 	strange *atomic.Int32 // counts who has not shown a token
+	limit   *time.Timer   // hangs up on him
 	shown   sync.Once
 }
 
@@ -67,7 +69,12 @@ func (c *conn) Close() error {
 func (c *conn) lost() { c.once.Do(func() { close(c.gone) }) }
 
 // known says that the client has shown a token, or is gone.
-func (c *conn) known() { c.shown.Do(func() { c.strange.Add(-1) }) }
+func (c *conn) known() {
+	c.shown.Do(func() {
+		c.limit.Stop()
+		c.strange.Add(-1)
+	})
+}
 
 // watch cancels ctx when the client has gone, until the returned function is called.
 func (c *conn) watch(cancel func()) (stop func()) {
@@ -104,6 +111,7 @@ func (c *conn) hungUp() bool {
 type listener struct {
 	*net.TCPListener
 	idle    time.Duration
+	limit   time.Duration // of strangers
 	strange atomic.Int32
 }
 
@@ -123,7 +131,8 @@ func (l *listener) Accept() (net.Conn, error) {
 		}
 		// A client whose node has gone answers none of these.
 		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 6})
-		return &conn{Conn: tcp, raw: raw, idle: l.idle, gone: make(chan struct{}), strange: &l.strange}, nil
+		limit := time.AfterFunc(l.limit, func() { _ = tcp.Close() })
+		return &conn{Conn: tcp, raw: raw, idle: l.idle, gone: make(chan struct{}), strange: &l.strange, limit: limit}, nil
 	}
 }
 

@@ -93,7 +93,7 @@ func Listen(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("listen for streams: %w", err)
 	}
 	s.base.Host = l.Addr().String()
-	s.l = &listener{TCPListener: l.(*net.TCPListener), idle: cfg.IdleTimeout}
+	s.l = &listener{TCPListener: l.(*net.TCPListener), idle: cfg.IdleTimeout, limit: headerTime}
 	if secure != nil {
 		s.l = tls.NewListener(s.l, secure)
 	}

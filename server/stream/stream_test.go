@@ -66,6 +66,13 @@ func (f *fake) PortForward(ctx context.Context, _ string, _ uint16, _ io.ReadWri
 
 func serve(t *testing.T, edit func(*Config)) (*Server, *fake) {
 	t.Helper()
+	s, f := listen(t, edit)
+	begin(t, s)
+	return s, f
+}
+
+func listen(t *testing.T, edit func(*Config)) (*Server, *fake) {
+	t.Helper()
 	f := &fake{causes: make(chan error, 1000)}
 	cfg := Config{Runtime: f, Address: "127.0.0.1:0", IdleTimeout: time.Minute}
 	if edit != nil {
@@ -75,6 +82,11 @@ func serve(t *testing.T, edit func(*Config)) (*Server, *fake) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return s, f
+}
+
+func begin(t *testing.T, s *Server) {
+	t.Helper()
 	served := make(chan error, 1)
 	go func() { served <- s.Serve() }()
 	t.Cleanup(func() {
@@ -85,7 +97,6 @@ func serve(t *testing.T, edit func(*Config)) (*Server, *fake) {
 			t.Error(err)
 		}
 	})
-	return s, f
 }
 
 // dial upgrades a connection and opens streams; nil and an HTTP status where it is refused.
@@ -344,6 +355,40 @@ func TestStrangers(t *testing.T) {
 	c, conn, _ := dial(t, add(t, s, "exit"), "error", "stdin", "stdout")
 	defer c.Close()
 	defer conn.Close()
+}
+
+// TestStrangersDoNotLast: whatever a stranger does, his time is limited as a whole; that of who has shown a token is not.
+func TestStrangersDoNotLast(t *testing.T) {
+	s, f := listen(t, nil)
+	s.l.(*listener).limit = 3 * time.Second
+	begin(t, s)
+	client, _, _ := dial(t, add(t, s, "sleep"), "error", "stdin", "stdout")
+	defer client.Close()
+	for name, behave := range map[string]func(c net.Conn){
+		"a body that never comes": func(c net.Conn) { fmt.Fprint(c, "POST /exec/x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n") },
+		"answers that are not read": func(c net.Conn) {
+			for err := error(nil); err == nil; { // until he is hung up on
+				_, err = io.WriteString(c, strings.Repeat("GET /exec/x HTTP/1.1\r\nHost: x\r\n\r\n", 1000))
+			}
+		},
+		"one wrong token after the other": func(c net.Conn) {
+			for err := error(nil); err == nil; time.Sleep(100 * time.Millisecond) {
+				_, err = io.WriteString(c, "GET /exec/x HTTP/1.1\r\nHost: x\r\n\r\n")
+			}
+		},
+	} {
+		c, err := net.Dial("tcp", s.base.Host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		go behave(c) // ends with the connection
+		eventually(t, name, func() bool { return s.l.(*listener).strange.Load() == 1 })
+		eventually(t, name+": he is gone", func() bool { return s.l.(*listener).strange.Load() == 0 })
+	}
+	if f.running.Load() != 1 {
+		t.Error("a client with a token was hung up on, too")
+	}
 }
 
 // TestPanic: a bug in one stream is not the end of the others.
