@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -13,29 +12,31 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/vitrine-runtime/vitrine/conformance/stage"
 )
 
-// containerd is a daemon of that name on our stage, with its own directories and our registry.
+// containerd is a daemon of that name on our stage, with its own directories, our registry, and our CNI plugins.
 type containerd struct {
-	dir, socket string
-	cmd         *exec.Cmd
+	dir, socket, program string
+	cmd                  *exec.Cmd
 }
 
-// ociName is the name by which this program is an OCI runtime: see beOCI.
-const ociName = "bench-oci"
-
-const containerdConfig = `version = 3
+// configCommon begins the configuration of every version, and those of a version follow.
+const configCommon = `version = %[5]d
 root = "%[1]s/root"
-state = "%[1]s/state"
+state = "/run/%[4]s"
 [grpc]
-  address = "%[1]s/sock"
+  address = "/run/%[4]s.sock"
 [ttrpc]
-  address = "%[1]s/ttrpc"
-[plugins."io.containerd.cri.v1.images"]
+  address = "/run/%[4]s.ttrpc"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "%[1]s/opt"
+`
+
+const configOf2 = `[plugins."io.containerd.cri.v1.images"]
   snapshotter = "overlayfs"
   [plugins."io.containerd.cri.v1.images".pinned_images]
     sandbox = %[2]q
@@ -55,57 +56,109 @@ state = "%[1]s/state"
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.bench]
       runtime_type = "io.containerd.runc.v2"
       [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.bench.options]
-        BinaryName = "%[1]s/bench-oci"
+        BinaryName = "%[1]s/oci"
         SystemdCgroup = false
 [plugins."io.containerd.nri.v1.nri"]
   disable = true
 `
 
-// startContainerd starts the containerd in bin, which holds its shim as well, and returns when it answers.
-func startContainerd(ctx context.Context, place *stage.Stage, bin, crun string) (*containerd, error) {
-	c := &containerd{dir: filepath.Join(place.Scratch, "containerd")}
-	c.socket = c.dir + "/sock"
+const configOf1 = `[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = %[2]q
+  restrict_oom_score_adj = true
+  tolerate_missing_hugetlb_controller = true
+  disable_hugetlb_controller = true
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "%[1]s/certs.d"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "%[3]s/cni"
+    conf_dir = "%[1]s/net.d"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    default_runtime_name = "bench"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.bench]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.bench.options]
+        BinaryName = "%[1]s/oci"
+        SystemdCgroup = false
+`
+
+// startContainerd starts a containerd, of version 1 or 2, and returns when it answers.
+func startContainerd(ctx context.Context, place *stage.Stage, p peer) (*containerd, error) {
+	c := &containerd{dir: filepath.Join(place.Scratch, p.name), socket: "/run/" + p.name + ".sock"}
+	var err error
+	if c.program, err = exec.LookPath(filepath.Join(p.bin, "containerd")); err != nil {
+		return nil, err
+	}
+	said, err := exec.Command(c.program, "--version").Output()
+	if err != nil {
+		return nil, fmt.Errorf("ask %s for its version: %w", c.program, err)
+	}
 	ref, err := pushSandbox(ctx, place)
 	if err != nil {
 		return nil, err
 	}
-	registry, _, _ := strings.Cut(ref, "/")
-	hosts := fmt.Sprintf("server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", place.Registry.Addr())
-	conflist := `{"cniVersion": "1.0.0", "name": "none", "plugins": [{"type": "loopback"}]}`
-	self, err := os.Executable()
-	if err == nil {
-		crun, err = exec.LookPath(crun)
+	version, own := 2, configOf1
+	if strings.Contains(string(said), "/containerd/v2 ") {
+		version, own = 3, configOf2
 	}
-	if err == nil {
-		crun, err = filepath.Abs(crun)
-	}
-	if err != nil {
+	config := fmt.Sprintf(configCommon+own, c.dir, ref, place.Bin, p.name, version)
+	if err := errors.Join(c.writeHosts(place, ref), c.writeNetwork(place), c.writeOCI(place, p.crun, p.bin == "")); err != nil {
 		return nil, err
 	}
-	for _, d := range []string{c.dir + "/certs.d/" + registry, c.dir + "/net.d"} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			return nil, err
-		}
-	}
-	if err := errors.Join(
-		os.WriteFile(c.dir+"/certs.d/"+registry+"/hosts.toml", []byte(hosts), 0o644),
-		os.WriteFile(c.dir+"/net.d/10-none.conflist", []byte(conflist), 0o644),
-		os.WriteFile(c.dir+"/config.toml", fmt.Appendf(nil, containerdConfig, c.dir, ref, place.Bin), 0o644),
-		os.Symlink(self, c.dir+"/"+ociName), os.Symlink(crun, c.dir+"/crun"),
-	); err != nil {
+	if err := os.WriteFile(c.dir+"/config.toml", []byte(config), 0o644); err != nil {
 		return nil, err
 	}
-	return c, c.start(ctx, bin)
+	return c, c.start(ctx)
 }
 
-func (c *containerd) start(ctx context.Context, bin string) error {
+// writeHosts says that our registry speaks plain HTTP.
+func (c *containerd) writeHosts(place *stage.Stage, ref string) error {
+	registry, _, _ := strings.Cut(ref, "/")
+	dir := c.dir + "/certs.d/" + registry
+	text := fmt.Sprintf("server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", place.Registry.Addr())
+	return errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(dir+"/hosts.toml", []byte(text), 0o644))
+}
+
+// writeNetwork copies our network, in the version of CNI that old libraries know, too.
+func (c *containerd) writeNetwork(place *stage.Stage) error {
+	dir := c.dir + "/net.d"
+	text, err := os.ReadFile(place.Network)
+	if err != nil {
+		return err
+	}
+	text = bytes.Replace(text, []byte(`"1.1.0"`), []byte(`"1.0.0"`), 1)
+	return errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(dir+"/10-bench.conflist", text, 0o644))
+}
+
+// writeOCI makes the OCI runtime: crun, or, where the hierarchy has no controllers, crun without limits; see nolimits.c. A crun of
+// before 1.9 gives up where it may not raise its limit of locked memory, which old kernels want for a device filter: where
+// we may not, it gets no filter.
+func (c *containerd) writeOCI(place *stage.Stage, crun string, old bool) error {
+	path, err := exec.LookPath(crun)
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil {
+		return err
+	}
+	all := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
+	bare := old && unix.Setrlimit(unix.RLIMIT_MEMLOCK, &all) != nil
+	if len(stage.MissingControllers()) == 0 && !bare {
+		return os.Symlink(path, c.dir+"/oci")
+	}
+	if bare {
+		err = os.WriteFile(c.dir+"/nodevices", nil, 0o644)
+	}
+	return errors.Join(err, os.Symlink(path, c.dir+"/crun"), os.Symlink(filepath.Join(place.Bin, "dev", "nolimits"), c.dir+"/oci"))
+}
+
+func (c *containerd) start(ctx context.Context) error {
 	log, err := os.Create(c.dir + "/log")
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	c.cmd = exec.Command(filepath.Join(bin, "containerd"), "--config", c.dir+"/config.toml")
-	c.cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
+	c.cmd = exec.Command(c.program, "--config", c.dir+"/config.toml")
+	c.cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(c.program)+":"+os.Getenv("PATH"))
 	c.cmd.Stdout, c.cmd.Stderr = log, log
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := c.cmd.Start(); err != nil {
@@ -146,74 +199,9 @@ func pushSandbox(ctx context.Context, place *stage.Stage) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	var manifest ocispec.Manifest
-	if err := json.Unmarshal(img.Manifest, &manifest); err != nil {
-		return "", err
-	}
-	var config ocispec.Image
-	if err := json.Unmarshal(img.Blobs[manifest.Config.Digest.String()], &config); err != nil {
-		return "", err
-	}
-	config.Config.Cmd = []string{"/bin/sleep", "100000"}
-	text, err := json.Marshal(config)
+	img, err = img.With(nil, func(c *ocispec.Image) { c.Config.Cmd = []string{"/bin/sleep", "100000"} })
 	if err != nil {
-		return "", err
-	}
-	manifest.Config.Digest, manifest.Config.Size = digest.FromBytes(text), int64(len(text))
-	img.Blobs[manifest.Config.Digest.String()] = text
-	if img.Manifest, err = json.Marshal(manifest); err != nil {
 		return "", err
 	}
 	return place.Registry.Push(ctx, "bench/sandbox", "1", img)
-}
-
-// beOCI is this program as the OCI runtime of containerd: crun, with the limits taken out of the bundle where the
-// hierarchy has no controllers. crun refuses to start with limits that it cannot set, and containerd always sets some.
-func beOCI() error {
-	verb, bundle := "", "."
-	for i, arg := range os.Args[1:] {
-		switch arg {
-		case "create", "run", "update":
-			if verb == "" {
-				verb = arg
-			}
-		case "--bundle", "-b":
-			if i+2 < len(os.Args) {
-				bundle = os.Args[i+2]
-			}
-		}
-	}
-	if len(stage.MissingControllers()) > 0 {
-		if verb == "update" {
-			return nil
-		}
-		if verb != "" {
-			if err := dropLimits(filepath.Join(bundle, "config.json")); err != nil {
-				return err
-			}
-		}
-	}
-	crun := filepath.Join(filepath.Dir(os.Args[0]), "crun")
-	return syscall.Exec(crun, append([]string{crun}, os.Args[1:]...), os.Environ())
-}
-
-func dropLimits(path string) error {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.UseNumber()
-	var spec map[string]any
-	if err := d.Decode(&spec); err != nil {
-		return err
-	}
-	linux, _ := spec["linux"].(map[string]any)
-	if r, ok := linux["resources"].(map[string]any); ok {
-		linux["resources"] = map[string]any{"devices": r["devices"]}
-	}
-	if text, err = json.Marshal(spec); err != nil {
-		return err
-	}
-	return os.WriteFile(path, text, 0o600)
 }

@@ -48,23 +48,13 @@ var compressions = []string{"gzip", "zstd"}
 
 const imageLayers = 5
 
-// runImage puts every store on a disk: the stage itself is a tmpfs, which would hide what files cost.
+// runImage measures pulls, with every store on a disk, and then roots.
 func runImage(ctx context.Context, place *stage.Stage, rounds, megabytes int, containerd string) (err error) {
-	disk, err := os.MkdirTemp("/var/tmp", "vitrine-bench-")
+	back, err := onDisk(place)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(disk)) }()
-	for _, dir := range []string{place.Root, place.Scratch} {
-		on := filepath.Join(disk, filepath.Base(dir))
-		if err := os.Mkdir(on, 0o700); err != nil {
-			return err
-		}
-		if err := unix.Mount(on, dir, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("bind %s: %w", dir, err)
-		}
-		defer func() { err = errors.Join(err, unix.Unmount(dir, unix.MNT_DETACH)) }()
-	}
+	defer func() { err = errors.Join(err, back()) }()
 	b := &imageBench{place: place, refs: map[string]string{}}
 	if err := b.push(ctx, megabytes); err != nil {
 		return err
@@ -73,12 +63,12 @@ func runImage(ctx context.Context, place *stage.Stage, rounds, megabytes int, co
 		return err
 	}
 	if containerd != "" {
-		peer, err := startContainerd(ctx, place, containerd, "true")
+		daemon, err := startContainerd(ctx, place, peer{name: givenPeer, bin: containerd, crun: "true"})
 		if err != nil {
 			return fmt.Errorf("containerd: %w", err)
 		}
-		defer func() { err = errors.Join(err, peer.stop()) }()
-		if err := b.addContainerd(ctx, peer); err != nil {
+		defer func() { err = errors.Join(err, daemon.stop()) }()
+		if err := b.addContainerd(ctx, daemon); err != nil {
 			return err
 		}
 	}
@@ -191,10 +181,10 @@ func (b *imageBench) addVitrine(ctx context.Context) error {
 	return b.addCRI(ctx, "vitrine", b.place, d.Pid())
 }
 
-func (b *imageBench) addContainerd(ctx context.Context, peer *containerd) error {
+func (b *imageBench) addContainerd(ctx context.Context, daemon *containerd) error {
 	other := *b.place
-	other.Socket = peer.socket
-	return b.addCRI(ctx, "containerd", &other, peer.cmd.Process.Pid)
+	other.Socket = daemon.socket
+	return b.addCRI(ctx, "containerd", &other, daemon.cmd.Process.Pid)
 }
 
 // addCRI adds a daemon that pulls by the CRI. Its children count when they have ended.

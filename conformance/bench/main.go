@@ -11,7 +11,8 @@
 //
 // As "bench stats" it measures instead what the statistics of many containers cost, beside containerd where that is
 // given, also interleaved. As "bench image" it measures pulls of a large image beside containerd and skopeo, and the time
-// until a container's root is mounted beside the bare system calls.
+// until a container's root is mounted beside the bare system calls. As "bench cri" it measures lives of pods beside the
+// containerd that is given and that of the distribution, and then their statistics.
 package main
 
 import (
@@ -20,8 +21,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
-	"slices"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -31,17 +30,13 @@ import (
 )
 
 func main() {
-	if filepath.Base(os.Args[0]) == ociName {
-		fmt.Fprintln(os.Stderr, ociName+":", beOCI())
-		os.Exit(1)
-	}
 	if image.Init() { // unpacks a layer, and is a child
 		return
 	}
 	rounds := flag.Int("rounds", 60, "how often each is measured")
-	count := flag.Int("containers", 100, "stats: how many containers")
-	peer := flag.String("containerd", "", "stats, image: directory of a containerd 2 and its shim, to be measured beside")
-	crun := flag.String("crun", "crun", "stats: the OCI runtime of that containerd")
+	count := flag.Int("containers", 100, "stats, cri: how many containers")
+	dir := flag.String("containerd", "", "stats, image, cri: directory of a containerd 2 and its shim, to be measured beside")
+	crun := flag.String("crun", "crun", "stats, cri: the OCI runtime of that containerd")
 	size := flag.Int("mb", 700, "image: size of its layers, unpacked")
 	flag.Parse()
 	place, err := stage.Enter()
@@ -49,15 +44,21 @@ func main() {
 		fmt.Fprintln(os.Stderr, "make bench:", err)
 		os.Exit(1)
 	}
+	var peers []peer
+	if *dir != "" {
+		peers = append(peers, peer{name: givenPeer, bin: *dir, crun: *crun})
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute)
 	defer cancel()
 	switch flag.Arg(0) {
 	case "":
 		err = (&bench{Stage: place}).run(ctx, *rounds)
 	case "stats":
-		err = runStats(ctx, place, *count, *rounds, *peer, *crun)
+		err = runStats(ctx, place, *rounds, *count, peers)
+	case "cri":
+		err = runCRI(ctx, place, *rounds, *count, append(peers, installed()...))
 	case "image":
-		err = runImage(ctx, place, *rounds, *size, *peer)
+		err = runImage(ctx, place, *rounds, *size, *dir)
 	default:
 		err = fmt.Errorf("unknown mode %q", flag.Arg(0))
 	}
@@ -81,15 +82,6 @@ type bench struct {
 	ourCPU              time.Duration
 	theirs              [2]samples // by crunManagers
 	theirCPU            [2]time.Duration
-}
-
-// samples are wall times of one operation.
-type samples []time.Duration
-
-// quantile returns the value below which a share q of the samples lies.
-func (s samples) quantile(q float64) time.Duration {
-	sorted := slices.Sorted(slices.Values(s))
-	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
 }
 
 func (b *bench) run(ctx context.Context, rounds int) error {

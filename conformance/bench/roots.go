@@ -66,8 +66,6 @@ func measureRoots(ctx context.Context, place *stage.Stage, rounds int) (err erro
 	return nil
 }
 
-func millis(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }
-
 // open makes a store of its own with the image in it.
 func (b *rootsBench) open(ctx context.Context, place *stage.Stage) (err error) {
 	var layers [][]byte

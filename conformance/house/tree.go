@@ -14,7 +14,7 @@ import (
 )
 
 // Tags are the build tags of everything that Vitrine ships; the Makefile carries the same list.
-const Tags = "osusergo netgo containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_devicemapper"
+const Tags = "osusergo netgo containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_devicemapper nri_no_wasm"
 
 // Module is the import path of the module; floors are given relative to it.
 const Module = "github.com/vitrine-runtime/vitrine"

@@ -3,7 +3,6 @@ package integration
 import (
 	"archive/tar"
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/vitrine-runtime/vitrine/conformance/stage"
 )
@@ -50,6 +50,30 @@ func TestCritestMetrics(t *testing.T) {
 	}
 	if len(others) > 0 || passed != 2 {
 		t.Errorf("%d specs passed, want 2; others: %q", passed, others)
+	}
+}
+
+// TestCrictl runs crictl's own specs, where VITRINE_CRICTL_SPECS names the program that they are (cri-tools, test/e2e) and
+// VITRINE_CRICTL the crictl: none fails, none is skipped.
+func TestCrictl(t *testing.T) {
+	program, crictl := os.Getenv("VITRINE_CRICTL_SPECS"), os.Getenv("VITRINE_CRICTL")
+	if program == "" || crictl == "" {
+		t.Skip("needs crictl and its specs: VITRINE_CRICTL and VITRINE_CRICTL_SPECS are their paths")
+	}
+	s := openFor(t, critestTime)
+	// One spec removes all images, and expects that there is none.
+	if err := s.cri.Images.RemoveImage(s.ctx, &runtimeapi.ImageSpec{Image: busybox}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, err := s.cri.Pull(s.ctx, busybox); err != nil {
+			t.Error(err)
+		}
+	})
+	passed, others := s.runSpecs(program, s.critestImages(), "-crictl-binary-path="+crictl, "-crictl-runtime-endpoint=unix://"+s.Socket)
+	t.Logf("%d specs passed", passed)
+	if len(others) > 0 || passed < 35 {
+		t.Errorf("%d specs passed, others: %q", passed, others)
 	}
 }
 
@@ -119,32 +143,37 @@ func (s *scene) critestImages() (digest string) {
 	return digest
 }
 
+// critestTime is enough for all of critest, three times.
+const critestTime = 20 * time.Minute
+
 // runCritest runs specs, and says which of them did not pass.
-func (s *scene) runCritest(program, digest, focus string) (passed int, others []string) {
+func (s *scene) runCritest(program, digest, focus string, flags ...string) (passed int, others []string) {
 	s.Helper()
-	// The one constant that is the digest of somebody's build.
+	return s.runSpecs(program, digest, append([]string{"--runtime-endpoint=unix://" + s.Socket, "--ginkgo.focus=" + focus}, flags...)...)
+}
+
+// runSpecs runs a program of specs, of which it replaces the one constant that is the digest of somebody's build.
+func (s *scene) runSpecs(program, digest string, flags ...string) (passed int, others []string) {
+	s.Helper()
 	binary, err := os.ReadFile(program)
 	if err != nil {
 		s.Fatal(err)
 	}
 	const theirs = "sha256:9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf"
-	copied := filepath.Join(s.Scratch, "critest")
+	copied := filepath.Join(s.Scratch, "specs")
 	if err := os.WriteFile(copied, bytes.ReplaceAll(binary, []byte(theirs), []byte(digest)), 0o755); err != nil {
 		s.Fatal(err)
 	}
 	defer os.Remove(copied)
-	crictl := filepath.Join(s.Scratch, "crictl.yaml")
-	if err := os.WriteFile(crictl, nil, 0o644); err != nil {
+	config := filepath.Join(s.Scratch, "crictl.yaml") // or each would say that there is none
+	if err := os.WriteFile(config, nil, 0o644); err != nil {
 		s.Fatal(err)
 	}
-	defer os.Remove(crictl)
-	ctx, cancel := context.WithTimeout(s.ctx, s.Scale(100*time.Second))
-	defer cancel()
-	report := filepath.Join(s.Scratch, "critest.json")
+	defer os.Remove(config)
+	report := filepath.Join(s.Scratch, "specs.json")
 	defer os.Remove(report)
-	cmd := exec.CommandContext(ctx, copied, "--runtime-endpoint=unix://"+s.Socket, "--config="+crictl,
-		"--ginkgo.focus="+focus, "--ginkgo.no-color", "--ginkgo.json-report="+report)
-	cmd.Dir = s.Scratch
+	cmd := exec.CommandContext(s.ctx, copied, append([]string{"--ginkgo.no-color", "--ginkgo.json-report=" + report}, flags...)...)
+	cmd.Dir, cmd.Env = s.Scratch, append(os.Environ(), "CRI_CONFIG_FILE="+config)
 	out, err := cmd.CombinedOutput()
 	lines := strings.Split(string(out), "\n")
 	for _, l := range lines {
@@ -154,7 +183,7 @@ func (s *scene) runCritest(program, digest, focus string) (passed int, others []
 	}
 	passed, others = specsOf(s.T, report)
 	if err != nil && len(others) == 0 {
-		s.Errorf("critest: %v\n%s", err, strings.Join(lines[max(0, len(lines)-80):], "\n"))
+		s.Errorf("%s: %v\n%s", filepath.Base(program), err, strings.Join(lines[max(0, len(lines)-80):], "\n"))
 	}
 	return passed, others
 }

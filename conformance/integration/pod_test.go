@@ -2,12 +2,21 @@ package integration
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/vitrine-runtime/vitrine/conformance/stage"
@@ -183,6 +192,96 @@ func TestExecTimeoutKillsTheTree(t *testing.T) {
 		out := s.exec(id, "ps")
 		return !strings.Contains(out, "sleep 777") && !strings.Contains(out, "sleep 778")
 	})
+}
+
+// TestExecInADeadPIDNamespace: when the first process of a pid namespace has been killed, nobody new can be born there: ENOMEM of
+// clone3. A container in it that is still on its way out runs by all that anybody was told. A command at that moment has come too
+// late, which is FailedPrecondition, and not a node without memory.
+func TestExecInADeadPIDNamespace(t *testing.T) {
+	s := open(t)
+	shared := func(o *runtimeapi.NamespaceOption) { o.Pid = runtimeapi.NamespaceMode_POD }
+	p := s.runPod("exec-dead", func(c *runtimeapi.PodSandboxConfig) { shared(c.Linux.SecurityContext.NamespaceOptions) })
+	id := p.run("c", "echo ready; exec sleep 1000", func(c *runtimeapi.ContainerConfig) { shared(c.Linux.SecurityContext.NamespaceOptions) })
+	pids := p.pids(id)
+	if len(pids) != 1 {
+		t.Fatalf("processes %v, want one", pids)
+	}
+	s.exec(id, "true") // the legal case
+	let, err := stopAtExit(t, pids[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer let()
+	if err := syscall.Kill(firstBeside(t, pids[0]), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	s.eventually("the container is on its way out", func() bool { return processState(pids[0]) == 't' })
+	answer := make(chan error, 1)
+	go func() { // ends with the answer
+		_, _, err := s.cri.ExecSync(s.ctx, id, []string{"/bin/true"}, 10*time.Second)
+		answer <- err
+	}()
+	select {
+	case err := <-answer:
+		t.Errorf("before the container has ended: %v", err)
+	case <-time.After(200 * time.Millisecond):
+		let()
+		if err := <-answer; code(err) != codes.FailedPrecondition {
+			t.Errorf("%v, want FailedPrecondition", err)
+		}
+	}
+}
+
+// firstBeside returns the process that is the first in the pid namespace of another.
+func firstBeside(t *testing.T, pid int) int {
+	t.Helper()
+	ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range all {
+		text, _ := os.ReadFile(dir + "/status")
+		_, rest, _ := strings.Cut(string(text), "\nNSpid:")
+		line, _, _ := strings.Cut(rest, "\n")
+		if its, _ := os.Readlink(dir + "/ns/pid"); its == ns && strings.HasSuffix(line, "\t1") {
+			first, _ := strconv.Atoi(filepath.Base(dir))
+			return first
+		}
+	}
+	t.Fatalf("%s has no first process", ns)
+	return 0
+}
+
+// stopAtExit traces a process, so that it stops with all its namespaces when it has been killed, until let is called.
+func stopAtExit(t *testing.T, pid int) (let func(), err error) {
+	over, traced, done := make(chan struct{}), make(chan error, 1), make(chan struct{})
+	go func() { // ends with over
+		defer close(done)
+		runtime.LockOSThread() // who traces is a thread
+		defer runtime.UnlockOSThread()
+		_, _, errno := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_SEIZE, uintptr(pid), 0, unix.PTRACE_O_TRACEEXIT, 0, 0)
+		if errno != 0 {
+			traced <- fmt.Errorf("trace %d: %w", pid, errno)
+			return
+		}
+		traced <- nil
+		<-over
+		if err := unix.PtraceDetach(pid); err != nil {
+			t.Errorf("let %d go: %v", pid, err)
+		}
+	}()
+	return sync.OnceFunc(func() { close(over); <-done }), <-traced
+}
+
+// processState is the state of a process as in /proc/PID/stat, 0 for one that is gone.
+func processState(pid int) byte {
+	text, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	_, rest, _ := bytes.Cut(text, []byte(") "))
+	if len(rest) == 0 {
+		return 0
+	}
+	return rest[0]
 }
 
 func TestPodSandboxStatusAndList(t *testing.T) {

@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -64,6 +65,14 @@ var (
 	leaf = regexp.MustCompile(`^cgroup 0::/exec-[0-9a-f]+$`)
 )
 
+// label is the AppArmor label of who asks for no profile, where the kernel has AppArmor.
+func (p pose) label() string {
+	if _, err := exec.LookPath("apparmor_parser"); err != nil || p.cfg == nil || p.cfg.GetLinux().GetSecurityContext().GetPrivileged() {
+		return "unconfined"
+	}
+	return "vitrine-default (enforce)"
+}
+
 // text writes the sections in an order and in words that are the same
 // everywhere.
 func (p pose) text(m map[string][]string) string {
@@ -88,7 +97,7 @@ func (p pose) text(m map[string][]string) string {
 					lines[i] = "cgroup a leaf of its own below the root"
 				} else if l != "cgroup 0::/" && strings.HasPrefix(l, "cgroup ") {
 					lines[i] = "cgroup in sight of the host's hierarchy"
-				} else if l == "label unconfined" { // nobody asks for a profile, and some kernels have AppArmor
+				} else if l == "label "+p.label() {
 					lines[i] = "label"
 				}
 			}

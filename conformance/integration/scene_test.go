@@ -24,6 +24,7 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	standIn()
 	s, err := stage.Enter()
 	if errors.Is(err, stage.ErrNotRoot) {
 		os.Exit(m.Run())
@@ -76,10 +77,16 @@ type scene struct {
 // open begins a scene; its leak check and the connection's end are left to the test's cleanup.
 func open(t *testing.T) *scene {
 	t.Helper()
+	return openFor(t, 2*time.Minute)
+}
+
+// openFor is open for a test that may take so long.
+func openFor(t *testing.T, most time.Duration) *scene {
+	t.Helper()
 	if place == nil {
 		t.Skip("needs root: starts pods in private namespaces")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), place.Scale(2*time.Minute))
+	ctx, cancel := context.WithTimeout(context.Background(), place.Scale(most))
 	s := &scene{Stage: place, T: t, ctx: ctx}
 	if err := place.EnsureDaemon(ctx); err != nil {
 		cancel()
@@ -126,6 +133,12 @@ type pod struct {
 // runPod runs a sandbox. The name must be unique among the pods of a test.
 func (s *scene) runPod(name string, change ...func(*runtimeapi.PodSandboxConfig)) *pod {
 	s.Helper()
+	return s.runPodAs("", name, change...)
+}
+
+// runPodAs is runPod under a runtime handler.
+func (s *scene) runPodAs(handler, name string, change ...func(*runtimeapi.PodSandboxConfig)) *pod {
+	s.Helper()
 	cfg, err := s.PodConfig(name)
 	if err != nil {
 		s.Fatal(err)
@@ -135,7 +148,7 @@ func (s *scene) runPod(name string, change ...func(*runtimeapi.PodSandboxConfig)
 	}
 	p := &pod{scene: s, cfg: cfg}
 	s.Cleanup(p.end)
-	if p.id, err = s.cri.RunPodSandbox(s.ctx, cfg, ""); err != nil {
+	if p.id, err = s.cri.RunPodSandbox(s.ctx, cfg, handler); err != nil {
 		s.Fatalf("run pod %s: %v", name, err)
 	}
 	return p

@@ -90,6 +90,30 @@ func TestAttachStdinStays(t *testing.T) {
 	}
 }
 
+// TestAttachScreenWithoutStdin: a container that did not ask for stdin gets none from who attaches to its terminal, which is there to be
+// seen, and has its size.
+func TestAttachScreenWithoutStdin(t *testing.T) {
+	s := open(t)
+	p := s.runPod("no-stdin")
+	id := p.run("c", `trap 'echo size $(stty size)' WINCH; while :; do read -t 1 v && echo "got $v"; done`, tty)
+	x := s.dial(s.attachURL(&runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Tty: true})).open("stdin", "stdout", "resize")
+	x.say("typed\r")
+	for i := range 3 {
+		x.resize(101+i, 33)
+		x.sees(fmt.Sprintf("size 33 %d", 101+i))
+		time.Sleep(300 * time.Millisecond)
+	}
+	if out := x.out["stdout"].String(); strings.Contains(out, "typed") { // not even as the terminal's echo
+		t.Errorf("what was typed came to the container: %q", out)
+	}
+	if err := s.cri.StopContainer(s.ctx, id, 0); err != nil {
+		t.Fatal(err)
+	}
+	if r := x.end(); r.code != 0 {
+		t.Errorf("at the end of the container: %+v", r)
+	}
+}
+
 // TestAttachScreen: B-105. A container's terminal: stdin, sizes, one stream, here and in the log; a client that goes changes nothing.
 func TestAttachScreen(t *testing.T) {
 	s := open(t)

@@ -278,3 +278,20 @@ func TestExecSyncIsCut(t *testing.T) {
 		t.Errorf("after that %q", got)
 	}
 }
+
+// TestBadSizes: B-112. What is no size of a window changes nothing, and the command goes on.
+func TestBadSizes(t *testing.T) {
+	s := open(t)
+	p := s.runPod("sizes")
+	id := p.run("c", "sleep 1000")
+	for _, bad := range []string{"{", "null", `{"Width":99999999999999999999,"Height":1}`, `{"Width":65536,"Height":1}`, `{"Width":"80"}`, strings.Repeat("[", 1<<20)} {
+		x := s.screen(id, `echo ready; read v; stty size; exit 5`)
+		x.resize(80, 24)
+		x.sees("ready")
+		go func() { _, _ = x.streams["resize"].Write([]byte(bad)) }() // ends with the connection
+		x.say("go\r")
+		if r := x.end(); r.code != 5 || !strings.Contains(x.out["stdout"].String(), "24 80") {
+			t.Errorf("%.20q: %+v, %q", bad, r, x.out["stdout"])
+		}
+	}
+}

@@ -175,14 +175,22 @@ func TestUserNamespaceStreams(t *testing.T) {
 	f.conn.Close()
 }
 
+// mappable is a directory on a filesystem that can map ids: before Linux 6.3 a tmpfs, which the scratch is, cannot.
+func (s *scene) mappable() string {
+	if os.Getenv("VITRINE_VM") == "12" {
+		return "/var/tmp"
+	}
+	return s.Scratch
+}
+
 // TestUserNamespaceVolumes: a volume's files have in the pod the owners that they have on disk, and what the pod writes has
 // its ids there; without mappings its files are nobody's. A filesystem that cannot map ids is refused, and nothing is left.
 func TestUserNamespaceVolumes(t *testing.T) {
 	s := open(t)
 	p := s.runPod("userns-volumes", mapped)
-	at, below := s.Scratch, "7:8"
-	if os.Getenv("VITRINE_VM") == "12" { // before Linux 6.3 a tmpfs, which the scratch is, cannot map ids
-		at, below = "/var/tmp", "65534:65534"
+	at, below := s.mappable(), "7:8"
+	if at != s.Scratch {
+		below = "65534:65534"
 	}
 	dir := filepath.Join(at, "userns-volume")
 	for _, sub := range []string{dir, filepath.Join(dir, "tmpfs")} {

@@ -26,7 +26,13 @@ type Daemon struct {
 
 // daemonCommand returns the command line of a daemon on this stage.
 func (s *Stage) daemonCommand(extra ...string) *exec.Cmd {
-	cmd := exec.Command(filepath.Join(s.Bin, "vitrine"), append(append([]string{"serve"}, s.flags...), extra...)...)
+	program := s.Daemons
+	if program == "" {
+		program = filepath.Join(s.Bin, "vitrine")
+	} else {
+		extra = append(extra, "--monitor-path="+filepath.Join(s.Bin, "vitrine-oci")) // it lies beside the other one
+	}
+	cmd := exec.Command(program, append(append([]string{"serve"}, s.flags...), extra...)...)
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TMPDIR=" + s.tmpDir, "HOME=/root"}
 	// A group of its own: an interrupt at the terminal is the player's to handle.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -28,7 +28,7 @@ type Image struct {
 // Digest returns the digest of the manifest.
 func (i *Image) Digest() string { return digest.FromBytes(i.Manifest).String() }
 
-// busyboxPaths are where Debian's busybox-static and others put a busybox.
+// busyboxPaths are where Debian's busybox-static and others put a busybox. VITRINE_BUSYBOX names another one.
 var busyboxPaths = []string{"/bin/busybox", "/usr/bin/busybox", "/sbin/busybox"}
 
 // BusyboxImage makes an image from the host's static busybox: one layer with the program, its applets as hard links
@@ -185,6 +185,9 @@ func (w *layerWriter) link(name, target string) {
 
 // busyboxPath returns the first busybox that exists.
 func busyboxPath() string {
+	if p := os.Getenv("VITRINE_BUSYBOX"); p != "" {
+		return p
+	}
 	for _, p := range busyboxPaths {
 		if _, err := os.Stat(p); err == nil {
 			return p

@@ -29,6 +29,7 @@ type Stage struct {
 	Registry *Registry
 	Bin      string // directory of vitrine, vitrine-oci and cni/
 	Driver   string // cgroup driver of the daemon: cgroupfs or systemd
+	Daemons  string // the program of daemons that are started from now on; "" is vitrine in Bin
 
 	Root    string // the daemon's --root
 	RunDir  string // the daemon's --run-dir
@@ -36,9 +37,12 @@ type Stage struct {
 	LogDir  string // for pods: PodSandboxConfig.LogDirectory goes below it
 	Scratch string // for whatever a test wants to mount into a pod
 
+	Config         string // the daemon's --config, an empty file
 	RegistriesConf string // the daemon's registries.conf; drop-ins go into its name with .d
 	Policy         string // the daemon's policy.json
 	PolicyDir      string // policies of namespaces; not there yet
+	Network        string // the CNI list of the pod network
+	CDIDir         string // specs of devices; not there yet
 
 	ipamDir  string
 	cniCache string
@@ -79,7 +83,7 @@ func newStage(driver string, machine bool) (*Stage, error) {
 	if s.RegistriesConf, s.Policy, err = WriteImageConfig(base, s.Registry.Addr()); err != nil {
 		return nil, err
 	}
-	s.PolicyDir = base + "/policies"
+	s.PolicyDir, s.CDIDir = base+"/policies", base+"/cdi"
 	if err := s.writeNetwork(); err != nil {
 		return nil, err
 	}
@@ -87,12 +91,13 @@ func newStage(driver string, machine bool) (*Stage, error) {
 		"--config", base + "/vitrine.toml", "--root", s.Root, "--run-dir", s.RunDir, "--listen", s.Socket,
 		"--cni-conf-dir", base + "/net.d", "--cni-bin-dir", filepath.Join(bin, "cni"), "--cni-cache-dir", s.cniCache,
 		"--cgroup-driver", driver, "--registries-conf", s.RegistriesConf, "--policy", s.Policy, "--policy-dir", s.PolicyDir,
-		"--allow-writable-cgroups",
+		"--allow-writable-cgroups", "--cdi-spec-dirs", s.CDIDir,
 	}
 	if missing := MissingControllers(); len(missing) > 0 {
 		s.flags = append(s.flags, "--allow-unenforced-limits")
 	}
-	return s, os.WriteFile(base+"/vitrine.toml", nil, 0o644)
+	s.Config = base + "/vitrine.toml"
+	return s, os.WriteFile(s.Config, nil, 0o644)
 }
 
 // writeNetwork writes the CNI list: a bridge with the host as gateway, and addresses by host-local. No address
@@ -116,7 +121,8 @@ func (s *Stage) writeNetwork() error {
   ]
 }
 `, network, Bridge, s.ipamDir, subnet)
-	return os.WriteFile(base+"/net.d/10-vitrine.conflist", []byte(text), 0o644)
+	s.Network = base + "/net.d/10-vitrine.conflist"
+	return os.WriteFile(s.Network, []byte(text), 0o644)
 }
 
 // MissingControllers returns which of the controllers that Kubernetes counts on this cgroup2 hierarchy lacks.

@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	tags       = "osusergo netgo containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_devicemapper"
+	tags       = "osusergo netgo containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_devicemapper nri_no_wasm"
 	testTime   = 45 * time.Minute
 	guestTree  = "/src" // where the guest has what tests expect around them
 	modulePath = "github.com/vitrine-runtime/vitrine"
@@ -56,15 +56,11 @@ func (o *options) exec(ctx context.Context, args []string) error {
 	if err := binaries(files, top, rel); err != nil {
 		return err
 	}
+	env := append(environment(files), "VITRINE_VM="+o.debian)
 	if err := send(ctx, g.client, guestTree, files); err != nil {
 		return err
 	}
-	cmd := link.Command{Args: append([]string{filepath.Join(dir, filepath.Base(args[0]))}, args[1:]...), Dir: dir, Env: []string{"VITRINE_VM=" + o.debian}}
-	for _, e := range os.Environ() {
-		if strings.HasPrefix(e, "VITRINE_") || strings.HasPrefix(e, "GODEBUG=") {
-			cmd.Env = append(cmd.Env, e)
-		}
-	}
+	cmd := link.Command{Args: append([]string{filepath.Join(dir, filepath.Base(args[0]))}, args[1:]...), Dir: dir, Env: env}
 	res, err := g.client.Run(ctx, cmd, link.Streams{Stdout: os.Stdout, Stderr: os.Stderr})
 	if err == nil && res.Left > 0 {
 		fmt.Printf("vm: the tests left %d processes behind, which were killed\n", res.Left)
@@ -73,6 +69,25 @@ func (o *options) exec(ctx context.Context, args []string) error {
 		err = exitCode(res.Code)
 	}
 	return err
+}
+
+// brought are variables of the environment that name a program of the host's, which goes into the guest with the tests.
+var brought = map[string]bool{"VITRINE_CRITEST": true, "VITRINE_BUSYBOX": true, "VITRINE_CRICTL": true, "VITRINE_CRICTL_SPECS": true}
+
+// environment returns what the tests are to have of ours, and adds to files what that names.
+func environment(files map[string]string) (env []string) {
+	for _, e := range os.Environ() {
+		name, value, _ := strings.Cut(e, "=")
+		switch {
+		case brought[name] && value != "":
+			in := filepath.Join("brought", filepath.Base(value))
+			files[in] = value
+			env = append(env, name+"="+filepath.Join(guestTree, in))
+		case strings.HasPrefix(e, "VITRINE_"), name == "GODEBUG":
+			env = append(env, e)
+		}
+	}
+	return env
 }
 
 func treeTop(dir string) (string, error) {

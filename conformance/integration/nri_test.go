@@ -1,0 +1,338 @@
+package integration
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/nri/pkg/api"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/vitrine-runtime/vitrine/conformance/stage"
+)
+
+// podEvents and ctrEvents are what a plugin hears of a life without incidents.
+var (
+	podEvents = []string{"RunPodSandbox", "StopPodSandbox", "RemovePodSandbox"}
+	ctrEvents = []string{"CreateContainer", "PostCreateContainer", "StartContainer", "PostStartContainer", "StopContainer", "RemoveContainer"}
+)
+
+// TestNRIOrder: a plugin hears of everything once and in order, also of a container that ends by itself, before it is removed; and of
+// a pod's containers before the pod. While it thinks about a pod nobody sees that.
+func TestNRIOrder(t *testing.T) {
+	s := open(t)
+	s.withNRI("")
+	pl := s.plugin("10", "order")
+	listed := -1
+	pl.set(func() {
+		pl.say = func(event string) error {
+			if event == "RunPodSandbox" {
+				pods, err := s.cri.ListPodSandbox(s.ctx, nil)
+				listed = len(pods)
+				return err
+			}
+			return nil
+		}
+	})
+	p := s.runPod("order")
+	if listed != 0 {
+		t.Errorf("%d pods are listed while a plugin is asked about the first", listed)
+	}
+	p.run("short", "exit 3")
+	p.run("long", "sleep 1000")
+	s.eventually("the exit is told", func() bool { return slices.Contains(pl.of("short"), "StopContainer") })
+	if c := pl.ctr("short"); c.GetExitCode() != 3 || c.GetState() != api.ContainerState_CONTAINER_STOPPED || c.GetPid() == 0 {
+		t.Errorf("the container that ended: %v", c)
+	}
+	for range 2 {
+		if err := s.cri.StopPodSandbox(s.ctx, p.id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.cri.RemovePodSandbox(s.ctx, p.id); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string][]string{"order": podEvents, "short": ctrEvents, "long": ctrEvents} {
+		if got := pl.of(name); !slices.Equal(got, want) {
+			t.Errorf("%s: heard %q, want %q", name, got, want)
+		}
+	}
+	pl.set(func() {
+		if stop, end := slices.Index(pl.events, "StopPodSandbox order"), slices.Index(pl.events, "StopContainer long"); end > stop {
+			t.Errorf("the pod's stop was told before its container's: %q", pl.events)
+		}
+		pod := pl.pods["order"]
+		if ns := pod.GetLinux().GetNamespaces(); len(ns) != 1 || ns[0].GetType() != "network" || len(pod.GetIps()) == 0 || pod.GetUid() == "" {
+			t.Errorf("the pod: %v", pod)
+		}
+	})
+}
+
+// TestNRIAdjust: each adjustment is seen from inside the container.
+func TestNRIAdjust(t *testing.T) {
+	s := open(t)
+	s.withNRI("")
+	dir := filepath.Join(s.Scratch, "nri")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.WriteFile(filepath.Join(dir, "f"), []byte("from the plugin"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	pl := s.plugin("10", "adjust")
+	pl.set(func() {
+		pl.adjust = func(*api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate) {
+			a := &api.ContainerAdjustment{}
+			a.AddAnnotation("vitrine.test/seen", "yes")
+			a.AddEnv("ADDED", "by plugin")
+			a.RemoveEnv("GONE")
+			a.SetArgs([]string{"/bin/sh", "-c", "echo adjusted; sleep 1000"})
+			a.AddMount(&api.Mount{Destination: "/plugin", Type: "bind", Source: dir, Options: []string{"ro", "noexec"}})
+			a.AddMount(&api.Mount{Destination: "/scratch", Type: "tmpfs", Options: []string{"size=4096"}})
+			a.AddRlimit("RLIMIT_NOFILE", 77, 66)
+			a.AddDevice(&api.LinuxDevice{Path: "/dev/mine", Type: "c", Major: 1, Minor: 5, FileMode: api.FileMode(os.FileMode(0o600))})
+			a.SetLinuxMemoryLimit(64 << 20)
+			a.SetLinuxPidLimits(55)
+			a.SetLinuxOomScoreAdj(&[]int{321}[0])
+			return a, nil
+		}
+	})
+	p := s.runPod("adjust")
+	id := p.run("c", "sleep 1000", func(c *runtimeapi.ContainerConfig) {
+		c.Envs = append(c.Envs, &runtimeapi.KeyValue{Key: "GONE", Value: []byte("1")}, &runtimeapi.KeyValue{Key: "KEPT", Value: []byte("1")})
+	})
+	s.eventually("the arguments are the plugin's", func() bool { return slices.Equal(p.logText("c", "stdout"), []string{"adjusted"}) })
+	for script, want := range map[string]string{
+		`tr '\0' '\n' < /proc/1/environ | grep -E '^(ADDED|GONE|KEPT)' | sort | tr '\n' ' '`: "ADDED=by plugin KEPT=1 ",
+		"cat /plugin/f": "from the plugin",
+		"touch /plugin/g 2>&1 | grep -o 'Read-only.*'":              "Read-only file system",
+		"grep -E ' /plugin .*noexec' /proc/self/mountinfo | wc -l":  "1",
+		"df -k /scratch | tail -1 | awk '{print $2}'":               "4",
+		"grep 'open files' /proc/1/limits | awk '{print $4, $5}'":   "66 77",
+		"stat -c '%t:%T %a' /dev/mine; head -c 3 /dev/mine | wc -c": "1:5 600\n3",
+		"cat /proc/1/oom_score_adj":                                 "321",
+	} {
+		if got := s.exec(id, script); got != want {
+			t.Errorf("%s: %q, want %q", script, got, want)
+		}
+	}
+	if r := p.spec(id).Linux.Resources; r.Memory == nil || *r.Memory.Limit != 64<<20 || r.Unified["pids.max"] != "55" {
+		t.Errorf("limits that were asked for: %+v", r)
+	}
+	if len(stage.MissingControllers()) == 0 {
+		st := s.status(id).GetResources().GetLinux()
+		if st.GetMemoryLimitInBytes() != 64<<20 || st.GetUnified()["pids.max"] != "55" {
+			t.Errorf("limits: %v", st)
+		}
+	}
+	if c := pl.ctr("c"); c.GetAnnotations()["vitrine.test/seen"] != "yes" {
+		t.Errorf("annotations afterwards: %v", c.GetAnnotations())
+	}
+}
+
+// spec reads what a container was made of, with its limits as they were asked for last.
+func (p *pod) spec(id string) *specs.Spec {
+	p.Helper()
+	b, err := os.ReadFile(filepath.Join(p.RunDir, "pods", p.id, id, "config.json"))
+	if err != nil {
+		p.Fatal(err)
+	}
+	s := &specs.Spec{}
+	if err := json.Unmarshal(b, s); err != nil {
+		p.Fatal(err)
+	}
+	return s
+}
+
+// TestNRIRefused: what a plugin cannot have is refused by its name, is no fault of the caller's, and leaves nothing behind.
+func TestNRIRefused(t *testing.T) {
+	s := open(t)
+	s.withNRI("")
+	pl := s.plugin("10", "refused")
+	p := s.runPod("refused")
+	for field, f := range map[string]func(*api.ContainerAdjustment){
+		"hooks.create_runtime": func(a *api.ContainerAdjustment) {
+			a.AddHooks(&api.Hooks{CreateRuntime: []*api.Hook{{Path: "/bin/true"}}})
+		},
+		"linux.cgroups_path": func(a *api.ContainerAdjustment) { a.SetLinuxCgroupsPath("/elsewhere") },
+		"linux.namespaces": func(a *api.ContainerAdjustment) {
+			a.AddOrReplaceNamespace(&api.LinuxNamespace{Type: "network", Path: "/proc/1/ns/net"})
+		},
+		"CDI_devices":               func(a *api.ContainerAdjustment) { a.AddCDIDevice(&api.CDIDevice{Name: "v/c=d"}) },
+		"linux.sysctl":              func(a *api.ContainerAdjustment) { a.SetLinuxSysctl("net.ipv4.ip_forward", "1") },
+		"linux.resources.rdt_class": func(a *api.ContainerAdjustment) { a.SetLinuxRDTClass("gold") },
+		"linux.rdt.clos_id":         func(a *api.ContainerAdjustment) { a.SetLinuxRDTClosID("gold") },
+		"mounts[0].destination": func(a *api.ContainerAdjustment) {
+			a.AddMount(&api.Mount{Destination: "/proc/sys", Type: "bind", Source: "/tmp"})
+		},
+		"mounts[0].type": func(a *api.ContainerAdjustment) {
+			a.AddMount(&api.Mount{Destination: "/x", Type: "overlay", Source: "/tmp"})
+		},
+	} {
+		pl.set(func() {
+			pl.adjust = func(*api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate) {
+				a := &api.ContainerAdjustment{}
+				f(a)
+				return a, nil
+			}
+		})
+		_, err := s.cri.CreateContainer(s.ctx, p.id, stage.ContainerConfig("c", busybox, "sleep", "1000"), p.cfg)
+		if code(err) != codes.FailedPrecondition || !strings.Contains(status.Convert(err).Message(), field) {
+			t.Errorf("%s: %v", field, err)
+		}
+	}
+	if list, err := s.cri.ListContainers(s.ctx, nil); err != nil || len(list) != 0 {
+		t.Errorf("left behind: %v, %v", list, err)
+	}
+	if got, want := pl.of("c")[:3], []string{"CreateContainer", "StopContainer", "RemoveContainer"}; !slices.Equal(got, want) {
+		t.Errorf("heard %q, want %q", got, want)
+	}
+}
+
+// TestNRIUpdate: a plugin changes an update, changes another container with a creation, and changes and hears of limits by itself.
+func TestNRIUpdate(t *testing.T) {
+	s := open(t)
+	s.withNRI("")
+	pl := s.plugin("10", "update")
+	p := s.runPod("update")
+	first := p.run("first", "sleep 1000")
+	limit := func(n int64) []*api.ContainerUpdate {
+		u := &api.ContainerUpdate{}
+		u.SetContainerId(first)
+		u.SetLinuxMemoryLimit(n)
+		return []*api.ContainerUpdate{u}
+	}
+	is := func(when string, n int64) {
+		t.Helper()
+		if got := p.spec(first).Linux.Resources.Memory; got == nil || *got.Limit != n {
+			t.Errorf("%s: the limit is %+v, want %d", when, got, n)
+		}
+		if got := s.status(first).GetResources().GetLinux().GetMemoryLimitInBytes(); got != n && len(stage.MissingControllers()) == 0 {
+			t.Errorf("%s: the kernel's limit is %d, want %d", when, got, n)
+		}
+	}
+	pl.set(func() {
+		pl.update = func(*api.Container, *api.LinuxResources) ([]*api.ContainerUpdate, error) { return limit(80 << 20), nil }
+		pl.adjust = func(*api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate) { return nil, limit(90 << 20) }
+	})
+	if err := s.cri.UpdateContainerResources(s.ctx, first, &runtimeapi.ContainerResources{Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 70 << 20}}); err != nil {
+		t.Fatal(err)
+	}
+	is("after an update that a plugin changed", 80<<20)
+	p.create(stage.ContainerConfig("second", busybox, "sleep", "1000"))
+	is("after a creation by which a plugin changed it", 90<<20)
+	if failed, err := pl.stub.UpdateContainers(limit(100 << 20)); err != nil || len(failed) != 0 {
+		t.Errorf("update by a plugin: %v, %v", failed, err)
+	}
+	is("after an update of a plugin's own", 100<<20)
+	if got, want := pl.of("first")[4:], []string{"UpdateContainer", "PostUpdateContainer"}; !slices.Equal(got, want) {
+		t.Errorf("heard %q, want %q", got, want)
+	}
+}
+
+// TestNRIRequired: without a required plugin, with one that says no, and with one that hangs, nothing is made and nothing is left
+// behind; and what runs already can be stopped.
+func TestNRIRequired(t *testing.T) {
+	s := open(t)
+	s.withNRI("required = [\"guard\"]\nrequest_seconds = 1")
+	cfg, err := s.PodConfig("required")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Forget(cfg) })
+	refused := func(when string, want codes.Code) {
+		t.Helper()
+		id, err := s.cri.RunPodSandbox(s.ctx, cfg, "")
+		if code(err) != want || !strings.Contains(err.Error(), "guard") && want == codes.Unavailable {
+			t.Errorf("%s: %s, %v; want %v", when, id, err, want)
+		}
+		name := map[string]string{"io.kubernetes.pod.name": "required"}
+		if pods, err := s.cri.ListPodSandbox(s.ctx, &runtimeapi.PodSandboxFilter{LabelSelector: name}); err != nil || len(pods) != 0 {
+			t.Errorf("%s: left behind %v, %v", when, pods, err)
+		}
+	}
+	refused("not there", codes.Unavailable)
+	pl := s.plugin("10", "guard")
+	pl.set(func() { pl.say = func(string) error { return errors.New("not today") } })
+	refused("it says no", codes.FailedPrecondition)
+	pl.set(func() { pl.say = nil })
+	p := s.runPod("running")
+	id := p.run("c", "sleep 1000")
+	end := make(chan struct{})
+	t.Cleanup(func() { close(end) })
+	pl.set(func() {
+		pl.say = func(string) error {
+			<-end
+			return nil
+		}
+	})
+	begin := time.Now()
+	_, err = s.cri.CreateContainer(s.ctx, p.id, stage.ContainerConfig("d", busybox, "sleep", "1000"), p.cfg)
+	if code(err) != codes.Unavailable || !strings.Contains(err.Error(), "guard") {
+		t.Errorf("it hangs: %v after %v", err, time.Since(begin))
+	}
+	refused("it was hung up on", codes.Unavailable)
+	if err := s.cri.StopContainer(s.ctx, id, 0); err != nil {
+		t.Errorf("stop: %v", err)
+	}
+	if list, err := s.cri.ListContainers(s.ctx, nil); err != nil || len(list) != 1 {
+		t.Errorf("containers afterwards: %v, %v", list, err)
+	}
+}
+
+// TestNRIRestart: a daemon that was killed tells a plugin that connects again all that it finds.
+func TestNRIRestart(t *testing.T) {
+	s := open(t)
+	s.withNRI("")
+	pl := s.plugin("10", "restart")
+	p := s.runPod("restart")
+	p.run("runs", "sleep 1000", func(c *runtimeapi.ContainerConfig) { c.Labels = map[string]string{"a": "b"} })
+	p.exited(p.run("ended", "exit 3"))
+	p.create(stage.ContainerConfig("waits", busybox, "sleep", "1000"))
+	s.eventually("the exit is told", func() bool { return slices.Contains(pl.of("ended"), "StopContainer") })
+	s.killDaemon()
+	s.restart()
+	again := s.plugin("11", "again")
+	again.set(func() {
+		want := []string{"ended CONTAINER_STOPPED", "restart", "runs CONTAINER_RUNNING", "waits CONTAINER_CREATED"}
+		if !slices.Equal(again.synced, want) {
+			t.Errorf("got %q, want %q", again.synced, want)
+		}
+		c := again.ctrs["runs"]
+		if c.GetLabels()["a"] != "b" || c.GetPid() == 0 || len(c.GetArgs()) != 3 || len(c.GetMounts()) == 0 {
+			t.Errorf("the container that runs: %v", c)
+		}
+	})
+	if err := s.cri.StopPodSandbox(s.ctx, p.id); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.cri.RemovePodSandbox(s.ctx, p.id); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string][]string{"restart": podEvents[1:], "runs": ctrEvents[4:], "waits": ctrEvents[4:], "ended": ctrEvents[5:]} {
+		if got := again.of(name); !slices.Equal(got, want) {
+			t.Errorf("%s: heard %q, want %q", name, got, want)
+		}
+	}
+}
+
+// TestNRIOff: nobody listens where nobody asked for it.
+func TestNRIOff(t *testing.T) {
+	s := open(t)
+	out, err := s.RunDaemon(s.ctx, "--nri-required", "guard")
+	if err == nil || !strings.Contains(out, "nri.required") {
+		t.Errorf("required without plugins: %v\n%s", err, out)
+	}
+	if _, err := os.Stat(s.nriSocket()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a socket for plugins: %v", err)
+	}
+}
