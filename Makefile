@@ -9,7 +9,7 @@ VM      := $(BIN)/dev/vm -debian $(DEBIAN)
 LINTER  := v2.15.0
 KUBELET := v1.37.2
 CACHE   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/vitrine
-TAGS    := osusergo netgo containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_devicemapper
+TAGS    := osusergo netgo containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_devicemapper nri_no_wasm
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 ENTRY   := github.com/vitrine-runtime/vitrine/internal/early.entry
 FLAGS   := -trimpath -buildvcs=false -tags "$(TAGS)"
@@ -18,7 +18,7 @@ SMALL   := $(foreach p,github.com/vitrine-runtime/vitrine/... golang.org/x/sys/.
 STATIC  := CGO_ENABLED=0 $(GO) build $(FLAGS)
 
 .DEFAULT_GOAL := all
-.PHONY: all build cni-plugins try test race fuzz lint bench bench-stats bench-image bench-oci conformance install clean deps help
+.PHONY: all build cni-plugins try test race crowd fuzz lint bench bench-cri bench-stats bench-image bench-oci conformance install clean deps help
 
 all: build cni-plugins ## build all that is shipped and all that is needed to try it
 
@@ -38,6 +38,10 @@ test: deps build cni-plugins bound ## all tests; those that need root say so whe
 race: deps build cni-plugins bound ## all tests under the race detector (needs gcc)
 	@$(STATIC) -o $(BIN)/dev/ ./conformance/tally && CGO_ENABLED=1 GLIBC_TUNABLES=glibc.pthread.rseq=0 $(BIN)/dev/tally -race -tags "$(TAGS)" ./...
 
+crowd: deps build cni-plugins ## 64 clients at once against a daemon with the race detector, for CROWD seconds (root; needs gcc)
+	CGO_ENABLED=1 $(GO) build -race -trimpath -buildvcs=false -tags "$(TAGS)" -o $(BIN)/dev/vitrine-race ./cmd/vitrine
+	VITRINE_RACE=$(CURDIR)/$(BIN)/dev/vitrine-race VITRINE_CROWD=$(or $(CROWD),60) CGO_ENABLED=0 $(GO) test -tags "$(TAGS)" -count=1 -timeout 30m -run '^TestCrowd$$' -v ./conformance/integration/
+
 fuzz: ## each fuzz target for FUZZTIME
 	@grep -rno '^func Fuzz[A-Za-z0-9_]*' --include=*_test.go . | sed 's/:[0-9]*:func / /' | while read -r file name; do \
 	  $(GO) test -tags "$(TAGS)" -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) "$$(dirname $$file)" || exit 1; done
@@ -52,10 +56,13 @@ $(BIN)/dev/golangci-lint:
 bench: deps build cni-plugins ## start of a container beside crun, interleaved (root)
 	@contrib/deps crun && $(STATIC) -o $(BIN)/dev/ ./conformance/bench && $(BIN)/dev/bench
 
-bench-stats: deps build cni-plugins ## statistics of 100 containers (root); CONTAINERD=DIR of containerd 2 and its shim measures it beside, with CRUN=
+bench-stats: deps build cni-plugins $(BIN)/dev/nolimits ## statistics of 100 containers (root); CONTAINERD=DIR of containerd 2 and its shim measures it beside, with CRUN=
 	@$(STATIC) -o $(BIN)/dev/ ./conformance/bench && $(BIN)/dev/bench $(if $(CONTAINERD),-containerd $(CONTAINERD)) $(if $(CRUN),-crun $(CRUN)) stats
 
-bench-image: deps build cni-plugins ## pulls beside containerd and skopeo, and container roots beside bare mounts (root); CONTAINERD=DIR of containerd 2, ROUNDS= how often
+bench-cri: deps build cni-plugins $(BIN)/dev/nolimits ## lives of pods and statistics of 100 by the CRI, beside CONTAINERD=DIR of containerd 2 with CRUN=, and the distribution's where it is installed (root); ROUNDS= how often
+	@$(STATIC) -o $(BIN)/dev/ ./conformance/bench && $(BIN)/dev/bench -rounds $(or $(ROUNDS),100) $(if $(CONTAINERD),-containerd $(CONTAINERD)) $(if $(CRUN),-crun $(CRUN)) cri
+
+bench-image: deps build cni-plugins $(BIN)/dev/nolimits ## pulls beside containerd and skopeo, and container roots beside bare mounts (root); CONTAINERD=DIR of containerd 2, ROUNDS= how often
 	@contrib/deps skopeo && $(STATIC) -o $(BIN)/dev/ ./conformance/bench && $(BIN)/dev/bench -rounds $(or $(ROUNDS),5) $(if $(CONTAINERD),-containerd $(CONTAINERD)) image
 
 bench-oci: deps build bound $(BIN)/dev/oracle ## containers and execs beside a C program with the same system calls, crun and runc, interleaved (root); CRUN= measures a crun of your own, ROUNDS= how often
@@ -102,6 +109,10 @@ vm-tools: bound
 bound: $(BIN)/dev/bound
 .PHONY: bound
 $(BIN)/dev/bound: conformance/bench/bound/bound.c
+	@contrib/deps gcc libc6-dev && mkdir -p $(@D) && gcc -static -O2 -Wall -Wextra -Werror -o $@ $<
+
+# Stands before crun where cgroups have no controllers.
+$(BIN)/dev/nolimits: conformance/bench/nolimits/nolimits.c
 	@contrib/deps gcc libc6-dev && mkdir -p $(@D) && gcc -static -O2 -Wall -Wextra -Werror -o $@ $<
 
 install: build ## both binaries into $(DESTDIR)$(PREFIX)/bin
