@@ -3,6 +3,7 @@ package crilog
 import (
 	"bytes"
 	"context"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -71,17 +72,27 @@ func tmpfs(t testing.TB, size string) *sys.FD {
 // slurp reads a file below a directory descriptor.
 func slurp(t testing.TB, dir int, name string) []byte {
 	t.Helper()
+	return readAll(t, openAt(t, dir, name))
+}
+
+// openAt opens a file below a directory descriptor for reading; readAll closes it.
+func openAt(t testing.TB, dir int, name string) *os.File {
+	t.Helper()
 	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := os.NewFile(uintptr(fd), name)
+	return os.NewFile(uintptr(fd), name)
+}
+
+func readAll(t testing.TB, f *os.File) []byte {
+	t.Helper()
 	defer f.Close()
-	var b bytes.Buffer
-	if _, err := b.ReadFrom(f); err != nil {
+	b, err := io.ReadAll(f)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return b.Bytes()
+	return b
 }
 
 // pipe starts a stream and returns the container's end of it.

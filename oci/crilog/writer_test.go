@@ -208,7 +208,8 @@ func TestFullDisk(t *testing.T) {
 		time.Sleep(time.Millisecond) // the writer may be about to take a part of a record back
 	}
 	whole(t, closeOpenLine(parse(t, torn))) // whole records even while the disk is full
-	for i := range 3 {                      // space comes, goes and comes back
+	var recs []record
+	for i := range 3 { // space comes, goes and comes back
 		if err := unix.Ftruncate(filler, 0); err != nil {
 			t.Fatal(err)
 		}
@@ -220,13 +221,12 @@ func TestFullDisk(t *testing.T) {
 			n, l = chatter(p, wrote, 300, nil)
 			wrote, longest = wrote+n, max(longest, l)
 			unix.Ftruncate(filler, 0)
-			freeLog(t, w, dir)
+			recs = append(recs, freeLog(t, w, dir)...)
 		}
 	}
 	p.Close()
 	drain(t, w)
-	recs := parse(t, slurp(t, dir, "0.log"))
-	got := whole(t, recs)
+	got := whole(t, append(recs, parse(t, slurp(t, dir, "0.log"))...))
 	s := w.Stats()
 	if last := got[len(got)-1]; last != wrote-1 {
 		t.Fatalf("the last line in the log is %d of %d", last, wrote)
@@ -237,20 +237,21 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// freeLog does what the kubelet does about a log that became too large.
-func freeLog(t *testing.T, w *Writer, dir int) {
+// freeLog does what the kubelet does about a log that became too large, and returns the old one's
+// records. A line may begin in the old log and go on in the new one.
+func freeLog(t *testing.T, w *Writer, dir int) []record {
 	t.Helper()
-	whole(t, closeOpenLine(parse(t, slurp(t, dir, "0.log"))))
+	old := openAt(t, dir, "0.log")
 	if err := unix.Unlinkat(dir, "0.log", 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.Reopen(); err != nil {
 		t.Fatal(err)
 	}
+	return parse(t, readAll(t, old)) // what is not in it now never will be
 }
 
-// closeOpenLine ends a line at the end of a log that is still being written, and
-// drops the rest of one at its beginning.
+// closeOpenLine ends a line at the end of a log that is still being written.
 func closeOpenLine(rs []record) []record {
 	if len(rs) > 0 && rs[len(rs)-1].tag == tagPartial {
 		rs = append(rs, record{tag: tagFull})
