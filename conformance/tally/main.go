@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"regexp"
 	"sort"
 	"strings"
 	"syscall"
@@ -40,6 +41,7 @@ type tally struct {
 	failed  map[string]bool             // packages in which a test failed
 	loose   int                         // failures that belong to no test
 	skips   []string
+	fails   []string
 }
 
 func main() {
@@ -139,6 +141,9 @@ func (t *tally) end(e event, key string) {
 	case "fail":
 		t.failed[e.Package] = true
 		fmt.Fprintf(t.out, "FAIL  %s %s\n%s", e.Package, e.Test, t.text(key))
+		for _, why := range complaints(t.text(key)) {
+			t.fails = append(t.fails, fmt.Sprintf("%s %s: %s", e.Package, e.Test, why))
+		}
 	case "skip":
 		t.skips = append(t.skips, fmt.Sprintf("%s %s: %s", e.Package, e.Test, reason(t.text(key))))
 	}
@@ -190,6 +195,20 @@ func reason(output string) string {
 	return why
 }
 
+// complaint is a line that a test wrote itself, as against those of a daemon whose log it shows.
+var complaint = regexp.MustCompile(`^ *\w+\.go:\d+: `)
+
+// complaints finds the first few lines in which a failed test says why. They are repeated at the end: of a long run, whoever keeps its
+// last lines keeps these.
+func complaints(output string) (first []string) {
+	for _, line := range strings.Split(output, "\n") {
+		if complaint.MatchString(line) && len(first) < 3 {
+			first = append(first, fmt.Sprintf("%.400s", strings.TrimSpace(line)))
+		}
+	}
+	return first
+}
+
 // childFailed reports whether a failed test failed because of a subtest.
 func (t *tally) childFailed(key string) bool {
 	for k, state := range t.state {
@@ -200,7 +219,7 @@ func (t *tally) childFailed(key string) bool {
 	return false
 }
 
-// summary prints the skipped tests with their reasons and the last line, and returns its numbers.
+// summary prints the skipped tests and the failed ones with their reasons and the last line, and returns its numbers.
 func (t *tally) summary() (passed, failed int) {
 	skipped := 0
 	for key, state := range t.state {
@@ -220,6 +239,9 @@ func (t *tally) summary() (passed, failed int) {
 	sort.Strings(t.skips)
 	for _, s := range t.skips {
 		fmt.Fprintln(t.out, "skip ", s)
+	}
+	for _, f := range t.fails {
+		fmt.Fprintln(t.out, "FAIL ", f)
 	}
 	fmt.Fprintf(t.out, "%d passed, %d failed, %d skipped\n", passed, failed, skipped)
 	return passed, failed

@@ -11,6 +11,7 @@ func TestTally(t *testing.T) {
 {"Action":"run","Package":"m/a","Test":"TestOne/x"}
 {"Action":"run","Package":"m/a","Test":"TestOne/y"}
 {"Action":"output","Package":"m/a","Test":"TestOne/x","Output":"    a_test.go:3: got 1\n"}
+{"Action":"output","Package":"m/a","Test":"TestOne/x","Output":"        I1130 00:33:22.304039 1650 interceptor.go:110] done\n"}
 {"Action":"fail","Package":"m/a","Test":"TestOne/x","Elapsed":0}
 {"Action":"pass","Package":"m/a","Test":"TestOne/y","Elapsed":0}
 {"Action":"fail","Package":"m/a","Test":"TestOne","Elapsed":0}
@@ -46,7 +47,8 @@ plain line
 			t.Errorf("output lacks %q:\n%s", want, out.String())
 		}
 	}
-	if !strings.HasSuffix(out.String(), "\n2 passed, 4 failed, 1 skipped\n") {
-		t.Errorf("last line:\n%s", out.String())
+	const last = "mounts\nFAIL  m/a TestOne/x: a_test.go:3: got 1\n2 passed, 4 failed, 1 skipped\n"
+	if !strings.HasSuffix(out.String(), last) {
+		t.Errorf("last lines:\n%s", out.String())
 	}
 }
