@@ -126,9 +126,18 @@ func (c *Container) writeLocked() error {
 func (c *Container) process() (process, error) {
 	mon := c.pod.monitor()
 	if mon == nil {
-		return nil, fmt.Errorf("container %s: %w: %w", c.id, errNoMonitor, ErrUnavailable)
+		return nil, c.orEnded(fmt.Errorf("container %s: %w: %w", c.id, errNoMonitor, ErrUnavailable))
 	}
 	return mon.process(c.id), nil
+}
+
+// orEnded is err, but that a monitor which does not answer any more, since its pod was stopped while the verb was on its way, says of
+// the container that it has ended: ErrState. To come again later, as after ErrUnavailable, is of no use then.
+func (c *Container) orEnded(err error) error {
+	if errors.Is(err, errNoMonitor) && c.facts.Load().Finished != 0 {
+		return fmt.Errorf("the container has ended: %w: %v", ErrState, err) //nolint:errorlint // unavailable no more
+	}
+	return err
 }
 
 // killCgroup kills all processes of the container, without asking the monitor.

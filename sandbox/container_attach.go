@@ -49,7 +49,7 @@ func (m *Manager) Attach(ctx context.Context, id string, s Streams) error {
 		Stdin: s.Stdin != nil && c.config.GetStdin(), Stdout: s.Stdout != nil, Stderr: s.Stderr != nil && !c.config.GetTty(),
 	})
 	if err != nil {
-		return err
+		return c.orEnded(err)
 	}
 	c.serve(ctx, pr, a, &s)
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTime)

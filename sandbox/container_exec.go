@@ -55,7 +55,7 @@ func (m *Manager) ExecSync(ctx context.Context, id string, cmd []string, limit t
 	}
 	r, err := c.exec(ctx, cmd)
 	if err != nil {
-		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
+		return nil, fmt.Errorf("exec in container %s: %w", c.id, c.orEnded(err))
 	}
 	return r, nil
 }
@@ -168,10 +168,10 @@ func (c *Container) outside(u specs.User) (uid, gid int) {
 	return int(c.pod.plan.UserNS.Outside(u.UID)), int(c.pod.plan.UserNS.Outside(u.GID))
 }
 
-// leafError is cgroupError, but that a scope which is gone says that its container has just ended: a probe meets that
-// whenever its container is stopped, and it is nobody's fault.
+// leafError is cgroupError, but that a scope which is gone, or going (ENODEV), says that its container has just ended: a probe meets
+// that whenever its container is stopped, and it is nobody's fault.
 func leafError(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) {
 		return fmt.Errorf("the container has ended: %w: %w", ErrState, err)
 	}
 	return cgroupError(err)

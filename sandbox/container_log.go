@@ -22,7 +22,7 @@ func (m *Manager) ReopenContainerLog(ctx context.Context, id string) error {
 		return err
 	}
 	if err := pr.reopenLog(ctx); err != nil {
-		return fmt.Errorf("reopen log of container %s: %w", c.id, err)
+		return fmt.Errorf("reopen log of container %s: %w", c.id, c.orEnded(err))
 	}
 	return nil
 }

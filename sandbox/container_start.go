@@ -54,7 +54,7 @@ func (c *Container) start(ctx context.Context) error {
 		c.note(event{what: startFailed, at: now(), code: startCode(err), text: err.Error()})
 		return fmt.Errorf("start container %s: %w: %w", c.id, ErrState, err)
 	}
-	return fmt.Errorf("start container %s: %w", c.id, err)
+	return fmt.Errorf("start container %s: %w", c.id, c.orEnded(err))
 }
 
 // startCode is the exit code that people know for what kept a program from being executed.

@@ -41,7 +41,7 @@ func (m *Manager) Exec(ctx context.Context, id string, cmd []string, s Streams) 
 	e := &streamedExec{c: c, cmd: cmd, s: &s}
 	code, err = e.run(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("exec in container %s: %w", c.id, err)
+		return 0, fmt.Errorf("exec in container %s: %w", c.id, c.orEnded(err))
 	}
 	return code, nil
 }

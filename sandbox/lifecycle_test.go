@@ -3,6 +3,8 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"maps"
 	"path/filepath"
 	"strings"
@@ -301,6 +303,47 @@ func TestExecWhileTheContainerEnds(t *testing.T) {
 	_, opened := gone.OpenDir()
 	if !errors.Is(leafError(made), ErrState) || !errors.Is(leafError(opened), ErrState) {
 		t.Errorf("make: %v; open: %v", leafError(made), leafError(opened))
+	}
+	if going := leafError(&fs.PathError{Op: "mkdir", Path: "exec-1", Err: syscall.ENODEV}); !errors.Is(going, ErrState) {
+		t.Errorf("make in what is just being removed: %v", going)
+	}
+}
+
+// TestVerbsWhileThePodIsStopped: the container ran when the verb looked, and when it came to ask there was no monitor any more. While
+// the container lives, it is the monitor that lacks.
+func TestVerbsWhileThePodIsStopped(t *testing.T) {
+	n := newNode(t, newFakes())
+	pod := n.run(podRequest("web"))
+	c, err := n.m.container(n.create(pod, containerRequest("c", "sleep")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	verbs := map[string]func() error{
+		"start": func() error { return c.start(bg) },
+		"exec": func() error {
+			_, err := c.exec(bg, []string{"true"})
+			return err
+		},
+		"streamed exec": func() error {
+			_, err := (&streamedExec{c: c, cmd: []string{"true"}, s: &Streams{}}).run(bg)
+			return err
+		},
+		"answer": func() error { return c.orEnded(fmt.Errorf("wait: %w: %w", errNoMonitor, ErrUnavailable)) },
+	}
+	mon := c.pod.swapMonitor(nil)
+	for verb, f := range verbs {
+		if err := f(); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrState) {
+			t.Errorf("%s without a monitor: %v", verb, err)
+		}
+	}
+	c.pod.swapMonitor(mon)
+	if err := n.m.StopPodSandbox(bg, pod); err != nil {
+		t.Fatal(err)
+	}
+	for verb, f := range verbs {
+		if err := f(); !errors.Is(err, ErrState) || errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s after the pod's end: %v", verb, err)
+		}
 	}
 }
 
