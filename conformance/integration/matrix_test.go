@@ -216,15 +216,18 @@ func (x *mutator) request(q proto.Message) (time.Duration, error) {
 	return time.Since(began), err
 }
 
+// matrixPatience is after what time a request hangs, which is told by its code.
+const matrixPatience = 30 * time.Second
+
 // invoke calls the RPC by its descriptor; of a stream it reads all answers, and returns the last.
 func (x *mutator) invoke(q proto.Message) (proto.Message, error) {
 	path := "/" + string(x.rpc.Parent().FullName()) + "/" + string(x.rpc.Name())
 	reply := newMessage(x.rpc.Output())
-	if !x.rpc.IsStreamingServer() {
-		return reply, x.conn.Invoke(x.ctx, path, q, reply)
-	}
-	ctx, cancel := context.WithCancel(x.ctx)
+	ctx, cancel := context.WithTimeout(x.ctx, x.Scale(matrixPatience))
 	defer cancel()
+	if !x.rpc.IsStreamingServer() {
+		return reply, x.conn.Invoke(ctx, path, q, reply)
+	}
 	st, err := x.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, path)
 	if err != nil {
 		return nil, err

@@ -36,14 +36,16 @@ func newCast(s *scene) *cast {
 	return c
 }
 
-// running returns the id of a container that runs.
+// running returns the id of a container that runs, and that ends when it is asked to: a first process that is asked before it has a
+// handler never hears of it, and a stop may wait for that as long as it was told to.
 func (c *cast) running() string {
 	c.Helper()
 	if c.runner != "" && c.is(c.runner, runtimeapi.ContainerState_CONTAINER_RUNNING) {
 		return c.runner
 	}
 	c.makes++
-	c.runner = c.run(fmt.Sprintf("run%d", c.makes), `trap "exit 0" TERM; while :; do sleep 1000 & wait; done`)
+	c.runner = c.run(fmt.Sprintf("run%d", c.makes), `trap "exit 0" TERM; : > /ready; while :; do sleep 1000 & wait; done`)
+	c.exec(c.runner, "until test -e /ready; do sleep 0.01; done")
 	return c.runner
 }
 
