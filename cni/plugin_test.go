@@ -131,27 +131,31 @@ func TestHangingAdd(t *testing.T) {
 	n.fake(`sleep 1000 & echo $! > $DIR/child; echo $$ > $DIR/self; wait`, "")
 	for _, tt := range []struct {
 		want error
-		ctx  func() context.Context
+		ctx  func(hangs <-chan struct{}) context.Context
 	}{
-		{context.DeadlineExceeded, func() context.Context { return within(t, 300*time.Millisecond) }},
-		{context.Canceled, func() context.Context {
+		{context.DeadlineExceeded, func(<-chan struct{}) context.Context { return within(t, 3*time.Second) }}, // a plugin may need one to begin
+		{context.Canceled, func(hangs <-chan struct{}) context.Context {
 			ctx, cancel := context.WithCancel(t.Context())
-			time.AfterFunc(300*time.Millisecond, cancel)
+			go func() { <-hangs; cancel() }()
 			return ctx
 		}},
-		{errTest, func() context.Context {
+		{errTest, func(hangs <-chan struct{}) context.Context {
 			ctx, cancel := context.WithCancelCause(t.Context())
-			time.AfterFunc(300*time.Millisecond, func() { cancel(errTest) })
+			go func() { <-hangs; cancel(errTest) }()
 			return ctx
 		}},
 	} {
-		_ = os.Remove(n.dir + "/calls")
-		start := time.Now()
-		_, err := n.Add(tt.ctx(), pod("p", ns))
+		for _, f := range []string{"/calls", "/self", "/child"} {
+			_ = os.Remove(n.dir + f)
+		}
+		ctx := tt.ctx(n.hangs())
+		over := make(chan time.Time, 1)
+		defer context.AfterFunc(ctx, func() { over <- time.Now() })()
+		_, err := n.Add(ctx, pod("p", ns))
 		if !errors.Is(err, tt.want) {
 			t.Errorf("got %v, want %v", err, tt.want)
 		}
-		if d := time.Since(start); d > 5*time.Second {
+		if d := time.Since(<-over); d > 4700*time.Millisecond {
 			t.Errorf("took %v", d)
 		}
 		for _, f := range []string{"/self", "/child"} {
@@ -165,6 +169,20 @@ func TestHangingAdd(t *testing.T) {
 }
 
 var errTest = errors.New("the test says so")
+
+// hangs is closed when the plugin of TestHangingAdd hangs.
+func (n *network) hangs() <-chan struct{} {
+	c := make(chan struct{})
+	go func() { // ends with the plugin's beginning, at the latest after a minute
+		defer close(c)
+		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			if b, err := os.ReadFile(n.dir + "/self"); err == nil && strings.HasSuffix(string(b), "\n") {
+				return
+			}
+		}
+	}()
+	return c
+}
 
 // Others are connected while one plugin hangs, and a Del for the same pod waits
 // no longer than it was told to.
