@@ -184,10 +184,18 @@ func (c *crowd) verb(dice *rand.Rand) {
 		c.remove(container)
 	case n < 750:
 		c.status(container)
-	case n < 850:
+	case n < 830:
 		c.list()
-	default:
+	case n < 920:
 		c.exec(container)
+	case n < 940:
+		c.update(container)
+	case n < 960:
+		c.reopen(container)
+	case n < 980:
+		c.stats(container)
+	default:
+		c.execLater(container)
 	}
 }
 
@@ -360,6 +368,44 @@ func (c *crowd) exec(id string) {
 	case err == nil && r.ExitCode == 0:
 		c.note(at, id, running)
 	}
+}
+
+// ran notes what an answer says that only a container which runs can give. The code of one that is about what is gone says so.
+func (c *crowd) ran(at fact, id string, err error) {
+	switch code(err) {
+	case codes.OK:
+		c.note(at, id, running)
+	case codes.NotFound:
+		c.note(at, id, gone)
+	}
+}
+
+func (c *crowd) update(id string) {
+	q := &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: &runtimeapi.LinuxContainerResources{CpuShares: 512}}
+	_, at, err := ask(c, "UpdateContainerResources", c.cri.UpdateContainerResources, q, codes.FailedPrecondition, codes.NotFound)
+	if code(err) == codes.NotFound {
+		c.note(at, id, gone)
+	}
+}
+
+func (c *crowd) reopen(id string) {
+	_, at, err := ask(c, "ReopenContainerLog", c.cri.ReopenContainerLog, &runtimeapi.ReopenContainerLogRequest{ContainerId: id}, codes.FailedPrecondition, codes.NotFound)
+	c.ran(at, id, err)
+}
+
+func (c *crowd) stats(id string) {
+	_, at, err := ask(c, "ContainerStats", c.cri.ContainerStats, &runtimeapi.ContainerStatsRequest{ContainerId: id}, codes.NotFound)
+	if code(err) == codes.NotFound {
+		c.note(at, id, gone)
+	}
+	_, _, _ = ask(c, "ListContainerStats", c.cri.ListContainerStats, &runtimeapi.ListContainerStatsRequest{})
+	_, _, _ = ask(c, "ListPodSandboxStats", c.cri.ListPodSandboxStats, &runtimeapi.ListPodSandboxStatsRequest{})
+}
+
+// execLater asks for the address of a stream, which says that the container runs.
+func (c *crowd) execLater(id string) {
+	_, at, err := ask(c, "Exec", c.cri.Exec, &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"true"}, Stdout: true}, codes.FailedPrecondition, codes.NotFound, codes.ResourceExhausted)
+	c.ran(at, id, err)
 }
 
 // end removes everything, which must succeed, and looks that it is gone.
