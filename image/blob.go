@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -26,25 +27,35 @@ import (
 type blobs struct {
 	dir    string
 	limits *limits
-	slots  chan struct{} // one per download
-	room   func() error  // whether the disk has some
+	places places       // one per download
+	room   func() error // whether the disk has some
 
 	mu       sync.Mutex
 	byDigest map[digest.Digest]*blob
+	kept     []*blob // the latest last, see keep
 	work     sync.WaitGroup
 }
 
-// maxDownloads is how many blobs come at a time, for all pulls together.
+// maxDownloads is how many blobs come at a time from one registry, for all pulls together. One that is slow keeps nobody from others.
 const maxDownloads = 6
 
 // blob is one download. Its file is closed by whoever leaves last.
 type blob struct {
-	all    *blobs
-	info   types.BlobInfo
-	file   *os.File
-	cancel context.CancelCauseFunc
+	all      *blobs
+	info     types.BlobInfo
+	registry string // where it comes from
+	file     *os.File
+	cancel   context.CancelCauseFunc
+	over     chan struct{} // closed when the download has ended
+	rests    atomic.Int32  // odd while nobody wants it to go on
+
 	// Guarded by blobs.mu. The download itself is a user and no reader.
 	users, readers int
+	ended          bool          // the download has
+	spoilt         bool          // what has come is worth nothing
+	place          func()        // gives the download's place back; nil without one
+	wake           chan struct{} // closed when somebody reads again; nil while the download does not wait for that
+	expiry         *time.Timer   // of what is kept
 
 	mu      sync.Mutex
 	size    int64         // bytes in file
@@ -62,17 +73,24 @@ var errNobody = errors.New("nobody wants the blob any more")
 func (g *blobs) open(src types.ImageSource, info types.BlobInfo) (b *blob, own bool, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	registry := registryOf(src)
 	if b := g.byDigest[info.Digest]; b != nil && b.info.Size == info.Size {
-		b.users++
-		b.readers++
-		return b, false, nil
+		if b.readers > 0 || b.registry == registry {
+			b.users++
+			b.readers++
+			g.takeUp(b)
+			return b, false, nil
+		}
+		g.drop(b)
 	}
 	fd, err := unix.Open(g.dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, false, fmt.Errorf("make file for blob: %w", err)
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
-	b = &blob{all: g, info: info, file: os.NewFile(uintptr(fd), "blob"), cancel: cancel, users: 2, readers: 1, changed: make(chan struct{})}
+	b = &blob{
+		all: g, info: info, registry: registry, file: os.NewFile(uintptr(fd), "blob"), cancel: cancel, over: make(chan struct{}), users: 2, readers: 1, changed: make(chan struct{}),
+	}
 	if g.byDigest == nil {
 		g.byDigest = map[digest.Digest]*blob{}
 	}
@@ -95,18 +113,32 @@ func (b *blob) join() bool {
 	return true
 }
 
-// leave must be called once for each open and join. The last reader ends the download.
-func (b *blob) leave() {
+// leave must be called once for each open and join. wanted says that the next pull will want the blob, too: then it may be kept, where
+// otherwise the last reader ends the download.
+func (b *blob) leave(wanted bool) {
 	b.all.mu.Lock()
 	defer b.all.mu.Unlock()
 	b.readers--
-	if b.readers == 0 {
+	if b.readers == 0 && !(wanted && b.all.keep(b)) {
 		b.cancel(errNobody)
-		if b.all.byDigest[b.info.Digest] == b {
-			delete(b.all.byDigest, b.info.Digest)
-		}
+		b.forget()
 	}
 	b.release()
+}
+
+// forget keeps others from joining. Preconditions: blobs.mu is held.
+func (b *blob) forget() {
+	if b.all.byDigest[b.info.Digest] == b {
+		delete(b.all.byDigest, b.info.Digest)
+	}
+}
+
+// spoil is called where what has come turns out to be wrong: nobody joins any more, and it is not kept.
+func (b *blob) spoil() {
+	b.all.mu.Lock()
+	defer b.all.mu.Unlock()
+	b.spoilt = true
+	b.forget()
 }
 
 func (b *blob) run(ctx context.Context, src types.ImageSource) {
@@ -118,10 +150,12 @@ func (b *blob) run(ctx context.Context, src types.ImageSource) {
 	b.cancel(nil)
 	b.all.mu.Lock()
 	defer b.all.mu.Unlock()
-	if err != nil && b.all.byDigest[b.info.Digest] == b {
-		delete(b.all.byDigest, b.info.Digest) // the next one tries again
+	b.ended = true
+	if err != nil {
+		b.all.drop(b) // the next one tries again
 	}
 	b.release()
+	close(b.over)
 }
 
 // release takes one user away. Preconditions: blobs.mu is held.
@@ -138,6 +172,26 @@ func (b *blob) failed() bool {
 	return b.done && b.err != nil
 }
 
+// proven reports whether the whole blob is here and is what it should be.
+func (b *blob) proven() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.done && b.err == nil
+}
+
+// isOurs reports whether an error is the fault of the pull that meets it, and its end. own says whether the blob comes from the pull's own
+// source. Where another pull's registry failed it, or has given something wrong, this one asks its own.
+func (b *blob) isOurs(own bool, err error) bool {
+	if b.proven() {
+		return true // it is the image that is wrong
+	}
+	wrong := isFault(err)
+	if wrong {
+		b.spoil()
+	}
+	return own || !wrong && !b.failed()
+}
+
 // publish tells the readers what has come.
 func (b *blob) publish(n int, done bool, err error) {
 	b.mu.Lock()
@@ -150,17 +204,19 @@ func (b *blob) publish(n int, done bool, err error) {
 
 // fetch downloads the blob. It takes at most one byte more than it should have.
 func (b *blob) fetch(ctx context.Context, src types.ImageSource) error {
-	select {
-	case b.all.slots <- struct{}{}:
-		defer func() { <-b.all.slots }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if err := b.turn(ctx); err != nil {
+		return err
 	}
+	defer func() {
+		b.all.mu.Lock()
+		defer b.all.mu.Unlock()
+		b.giveBack()
+	}()
 	ctx, stop := b.watch(ctx)
 	defer stop()
 	body, _, err := src.GetBlob(ctx, b.info, none.NoCache)
 	if err == nil {
-		err = b.receive(body)
+		err = b.receive(ctx, body)
 		if cerr := body.Close(); err == nil && cerr != nil && !errors.Is(cerr, context.Canceled) {
 			err = cerr
 		}
@@ -179,7 +235,7 @@ func (b *blob) watch(ctx context.Context) (context.Context, context.CancelFunc) 
 	go func() { // ends with the download
 		tick := time.NewTicker(l.stall)
 		defer tick.Stop()
-		for last := int64(0); ; {
+		for last, rests := int64(0), int32(0); ; {
 			select {
 			case <-ctx.Done():
 				return
@@ -188,7 +244,8 @@ func (b *blob) watch(ctx context.Context) (context.Context, context.CancelFunc) 
 			b.mu.Lock()
 			now := b.size
 			b.mu.Unlock()
-			if now-last < l.minProgress {
+			rested := rests
+			if rests = b.rests.Load(); rests == rested && rests%2 == 0 && now-last < l.minProgress {
 				cancel(fmt.Errorf("%w: blob %s: %d bytes in %v", ErrUnavailable, b.info.Digest, now-last, l.stall))
 				return
 			}
@@ -198,7 +255,7 @@ func (b *blob) watch(ctx context.Context) (context.Context, context.CancelFunc) 
 	return ctx, func() { cancel(nil) }
 }
 
-func (b *blob) receive(body io.Reader) error {
+func (b *blob) receive(ctx context.Context, body io.Reader) error {
 	digester := b.info.Digest.Algorithm().Digester()
 	buf := make([]byte, 256<<10)
 	for total, looked := int64(0), int64(0); ; {
@@ -207,6 +264,9 @@ func (b *blob) receive(body io.Reader) error {
 			if err := b.all.room(); err != nil {
 				return err
 			}
+		}
+		if err := b.turn(ctx); err != nil {
+			return err
 		}
 		n, err := body.Read(buf[:min(int64(len(buf)), b.info.Size-total+1)])
 		if total += int64(n); total > b.info.Size {
@@ -349,7 +409,10 @@ func (r *blobReader) err() error {
 }
 
 // close waits until no download runs. Preconditions: nobody reads any more.
-func (g *blobs) close() { g.work.Wait() }
+func (g *blobs) close() {
+	g.dropAll()
+	g.work.Wait()
+}
 
 // spool puts a stream into a file without a name, rewound. The caller closes it.
 func (g *blobs) spool(ctx context.Context, in io.Reader) (*os.File, error) {

@@ -297,3 +297,36 @@ func TestPartialPull(t *testing.T) {
 	e.wantLayers(0)
 	e.pull("registry.example/b")
 }
+
+// A registry that is slow, and has all of its places taken, keeps nobody from another one.
+func TestSlowRegistryHoldsNobodyElse(t *testing.T) {
+	h := newHostile(t)
+	release, waiting := make(chan struct{}), make(chan struct{}, 100)
+	free := sync.OnceFunc(func() { close(release) })
+	defer free()
+	var tars [][]byte
+	for n := range maxDownloads + 2 {
+		tars = append(tars, tarOf(t, file("f", fmt.Sprint("slow ", n))))
+	}
+	slow := h.image(tars, gzipped)
+	h.offer("slow", slow)
+	for _, l := range slow.layers {
+		honest := h.blobs[l.Digest.String()]
+		h.blobs[l.Digest.String()] = func(w http.ResponseWriter, r *http.Request) {
+			waiting <- struct{}{}
+			<-release
+			honest(w, r)
+		}
+	}
+	c := h.pullLater(soon(t), "registry.example/slow", nil)
+	for range maxDownloads {
+		<-waiting
+	}
+	h.offer("quick", h.image([][]byte{tarOf(t, file("f", "quick"))}, gzipped))
+	must(t, second(h.Pull(soon(t), "other.example/quick", nil)))
+	equal(t, "further requests to the slow one", len(waiting), 0)
+	free()
+	must(t, (<-c).err)
+	h.Store.blobs.work.Wait()
+	equal(t, "keys", len(h.Store.blobs.places.byKey), 0)
+}

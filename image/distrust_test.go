@@ -143,18 +143,24 @@ func TestIM05Bombs(t *testing.T) {
 	h.clean("cancelled")
 }
 
+// smallDisk puts the store, which is empty, on a filesystem of that size.
+func (h *hostile) smallDisk(size string) {
+	h.Helper()
+	must(h.TB, h.Store.Close())
+	h.Store = nil
+	must(h.TB, os.MkdirAll(h.conf.Root, 0o700))
+	must(h.TB, unix.Mount("tmpfs", h.conf.Root, "tmpfs", 0, "size="+size))
+	h.Cleanup(func() { _ = unix.Unmount(h.conf.Root, unix.MNT_DETACH) })
+	h.conf.Containers = filepath.Join(h.conf.Root, "upper")
+	h.open()
+	h.Cleanup(func() { must(h.TB, h.Store.Close()); h.Store = nil })
+}
+
 // IM-05, IM-19: a filesystem that is nearly full is not filled, and what was half
 // unpacked is gone again.
 func TestIM19FullDisk(t *testing.T) {
 	h := newHostile(t)
-	must(t, h.Store.Close())
-	h.Store = nil
-	must(t, os.MkdirAll(h.conf.Root, 0o700))
-	must(t, unix.Mount("tmpfs", h.conf.Root, "tmpfs", 0, "size=64m"))
-	t.Cleanup(func() { _ = unix.Unmount(h.conf.Root, unix.MNT_DETACH) })
-	h.conf.Containers = filepath.Join(h.conf.Root, "upper")
-	h.open()
-	t.Cleanup(func() { must(t, h.Store.Close()); h.Store = nil })
+	h.smallDisk("64m")
 	h.offer("small", h.image([][]byte{tarOf(t, file("x", "y"))}, gzipped))
 	free := func() uint64 {
 		var st unix.Statfs_t

@@ -141,6 +141,7 @@ func mustJSON(tb testing.TB, v any) []byte {
 func (h *hostile) refuse(repo string, want error) string {
 	h.Helper()
 	t := h.TB.(*testing.T)
+	h.Store.blobs.dropAll() // what an earlier refusal was not about would not be asked for again
 	start := time.Now()
 	_, err := h.Pull(soon(t), "registry.example/"+repo, nil)
 	wantErr(t, repo, err, want)

@@ -35,12 +35,12 @@ type layerWork struct {
 
 // fetchLayers makes all layers of an image. Their blobs come meanwhile, several at a time. A layer or a blob that another
 // pull is at is not fetched again: that one's end is waited for.
-func (s *Store) fetchLayers(ctx context.Context, src types.ImageSource, r *recipe) error {
+func (s *Store) fetchLayers(ctx context.Context, src types.ImageSource, r *recipe) (err error) {
 	w := &layerWork{s: s, src: src, layers: r.layers, open: map[digest.Digest]download{}, done: make([]chan struct{}, len(r.layers))}
 	w.sizes = allowance{most: s.limits.image, used: make([]int64, len(r.layers))}
 	defer func() {
 		for _, d := range w.open {
-			d.leave()
+			d.leave(err != nil)
 		}
 	}()
 	for i, l := range r.layers {
@@ -111,11 +111,16 @@ func (w *layerWork) fetch(ctx context.Context, i int, free func()) error {
 // fetchOnce: two pulls do not make a layer at the same time, and one that another pull could not make is tried again on our
 // own account.
 func (w *layerWork) fetchOnce(ctx context.Context, i int, free func()) error {
+	return w.s.makeOnce(ctx, w.layers[i].id, func(ctx context.Context) error { return w.makeLayer(ctx, i, free) })
+}
+
+// makeOnce makes a layer, or waits until another pull has made it.
+func (s *Store) makeOnce(ctx context.Context, id string, work func(context.Context) error) error {
 	for {
 		var own atomic.Bool
-		_, err := w.s.unpacking.doWhole(ctx, w.layers[i].id, func(ctx context.Context) (string, error) {
+		_, err := s.unpacking.doWhole(ctx, id, func(ctx context.Context) (string, error) {
 			own.Store(true)
-			return "", w.makeLayer(ctx, i, free)
+			return "", work(ctx)
 		})
 		if err == nil || own.Load() || ctx.Err() != nil {
 			return err
@@ -161,11 +166,12 @@ func (w *layerWork) unpackBlob(ctx context.Context, i int) (*staged, error) {
 			}
 		}
 		st, err := w.unpack(ctx, i, d.blob)
-		d.leave()
-		if err == nil || d.own || ctx.Err() != nil || !d.failed() {
+		again := err != nil && ctx.Err() == nil && !d.isOurs(d.own, err)
+		d.leave(err != nil)
+		if !again {
 			return st, err
 		}
-		d.blob = nil // another pull's registry failed it
+		d.blob = nil
 	}
 }
 
@@ -315,8 +321,16 @@ func (w *layerWork) copyLayer(ctx context.Context, i int, from string) (*staged,
 // freeEvery is how often the room on the disk is looked at, in bytes.
 const freeEvery = 8 << 20
 
-// checkFree fails when the store's filesystem is too full to go on.
+// checkFree fails when the store's filesystem is too full to go on, also without what is kept of blobs.
 func (s *Store) checkFree() error {
+	err := s.enoughFree()
+	if err != nil && s.blobs.dropAll() {
+		err = s.enoughFree()
+	}
+	return err
+}
+
+func (s *Store) enoughFree() error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.config.Root, &st); err != nil {
 		return fmt.Errorf("look for free space: %w", err)

@@ -36,6 +36,7 @@ func (s *Store) Remove(_ context.Context, ref string) error {
 	s.mu.Unlock()
 	unlock()
 	// Who removes images wants space.
+	s.blobs.dropAll()
 	if err = errors.Join(err, s.flights.idle(s.sweep)); err != nil {
 		return fmt.Errorf("remove image %s: %w", e.ID, err)
 	}

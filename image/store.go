@@ -131,7 +131,7 @@ func open(config Config) (*Store, error) {
 		users: map[string]int{}, broken: map[string]struct{}{}, limits: defaultLimits,
 		cores: make(chan struct{}, runtime.NumCPU()),
 	}
-	s.blobs = blobs{dir: config.tmp(), limits: &s.limits, slots: make(chan struct{}, maxDownloads), room: s.checkFree}
+	s.blobs = blobs{dir: config.tmp(), limits: &s.limits, room: s.checkFree}
 	return s, nil
 }
 
