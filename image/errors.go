@@ -34,7 +34,7 @@ var (
 	// ErrSignature: policy.json does not accept the image.
 	ErrSignature = errors.New("signature policy not satisfied")
 	// ErrUnsupported: what the registry holds under the name cannot be run here:
-	// no build for this platform, an artifact, schema 1, a config without sense.
+	// no build for this platform, a Docker plugin, schema 1, a config without sense.
 	ErrUnsupported = errors.New("unsupported image")
 	// ErrNoIDMaps: the kernel, or the filesystem that the store is on, cannot mount
 	// layers for user namespaces.

@@ -11,7 +11,6 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
 func wantErr(t *testing.T, what string, err, want error) {
@@ -100,9 +99,8 @@ func TestUnsupportedImages(t *testing.T) {
 		Add: simple(t, "s390x"), Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "s390x"}},
 	})
 	e.reg.pushIndex(t, "foreign", foreign)
-	artifact := mutate.ConfigMediaType(mutate.MediaType(simple(t, "chart"), types.OCIManifestSchema1), "application/vnd.cncf.helm.config.v1+json")
-	e.reg.push(t, "artifact", artifact)
-	for _, repo := range []string{"foreign", "artifact"} {
+	e.reg.push(t, "plugin", mutate.ConfigMediaType(simple(t, "plugin"), "application/vnd.docker.plugin.v1+json"))
+	for _, repo := range []string{"foreign", "plugin"} {
 		_, err := e.Pull(soon(t), "registry.example/"+repo, nil)
 		wantErr(t, repo, err, ErrUnsupported)
 	}

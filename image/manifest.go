@@ -27,7 +27,8 @@ type recipe struct {
 	list     []byte        // the index, if there was one
 	raw      []byte        // the manifest
 	config   []byte
-	layers   []layerRef // bottom first
+	layers   []layerRef     // bottom first
+	files    []artifactFile // of an artifact: its layer is made of them
 }
 
 // layerRef is one layer as manifest and config have it.
@@ -227,13 +228,14 @@ func (r *recipe) readManifest(kind string, most int64) (config types.BlobInfo, l
 		return config, nil, fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
 	config = m.ConfigInfo()
-	if config.MediaType != ocispec.MediaTypeImageConfig && config.MediaType != manifest.DockerV2Schema2ConfigMediaType {
+	artifact := !isImageConfig(config.MediaType)
+	if artifact && kind != ocispec.MediaTypeImageManifest {
 		return config, nil, fmt.Errorf("%w: an artifact of type %.100q, not an image", ErrUnsupported, config.MediaType)
 	}
 	if err := checkDescriptor("config", config, maxConfig); err != nil {
 		return config, nil, err
 	}
-	if config.Digest.Algorithm() != digest.SHA256 {
+	if !artifact && config.Digest.Algorithm() != digest.SHA256 {
 		return config, nil, fmt.Errorf("%w: the config has a digest of algorithm %s", ErrUnsupported, config.Digest.Algorithm())
 	}
 	infos := m.LayerInfos()
@@ -254,6 +256,10 @@ func (r *recipe) readManifest(kind string, most int64) (config types.BlobInfo, l
 		// Neither addresses nor annotations of a stranger are used: the one would
 		// have us ask other hosts, the other are settings of some store.
 		layers = append(layers, types.BlobInfo{Digest: l.Digest, Size: l.Size, MediaType: l.MediaType})
+	}
+	if artifact {
+		r.files, err = artifactFiles(infos)
+		return config, nil, err
 	}
 	r.id = config.Digest.Encoded()
 	return config, layers, nil

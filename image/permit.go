@@ -150,13 +150,14 @@ func manifestsOf(record *storage.Image) (all []digest.Digest) {
 	return all
 }
 
-// isInstance reports whether a manifest is one of the image with that config.
+// isInstance reports whether a manifest is one of the image with that config. An artifact's says nothing of the config that it was
+// given here; it stands in the record because its files had that.
 func isInstance(raw []byte, kind, config string) bool {
 	if manifest.MIMETypeIsMultiImage(manifest.GuessMIMEType(raw)) {
 		return false
 	}
 	m, err := manifest.FromBlob(raw, manifest.NormalizedMIMEType(kind))
-	return err == nil && m.ConfigInfo().Digest.Encoded() == config
+	return err == nil && (m.ConfigInfo().Digest.Encoded() == config || !isImageConfig(m.ConfigInfo().MediaType))
 }
 
 func (p *permits) has(key string) bool {

@@ -164,8 +164,13 @@ func (s *Store) pullFrom(ctx context.Context, sysctx *types.SystemContext, pc *s
 		return "", answerError(ctx, ask, err)
 	}
 	watch.layersNext()
-	progressOf(ctx).plan(r.layers)
-	if err := s.fetchLayers(ctx, src, r); err != nil {
+	if r.files != nil {
+		err = s.fetchArtifact(ctx, src, r)
+	} else {
+		progressOf(ctx).plan(r.layers)
+		err = s.fetchLayers(ctx, src, r)
+	}
+	if err != nil {
 		return "", err
 	}
 	return s.commit(r, signatures, named)
@@ -218,6 +223,9 @@ func (s *Store) readRecipe(ctx context.Context, sysctx *types.SystemContext, pc 
 	info, layers, err := r.readManifest(kind, s.limits.image)
 	if err != nil {
 		return nil, nil, err
+	}
+	if r.files != nil {
+		return r, signatures, nil
 	}
 	config, err := s.fetchConfig(ctx, src, info)
 	if err != nil {

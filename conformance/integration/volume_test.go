@@ -80,6 +80,47 @@ func TestImageVolumes(t *testing.T) {
 	}
 }
 
+// TestArtifactVolumes: an OCI artifact is pulled, listed and mounted like an image; as the root of a container it has nothing to run.
+func TestArtifactVolumes(t *testing.T) {
+	s := open(t)
+	p := s.runPod("artifacts")
+	artifact, err := stage.ArtifactImage(map[string][]byte{"model/weights": []byte("heavy"), "LICENSE": []byte("free")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := s.Push(s.ctx, "test/artifact", "1", artifact)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := s.cri.Pull(s.ctx, ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.before.AllowPulled(1)
+	s.Cleanup(func() {
+		if err := s.cri.Images.RemoveImage(s.ctx, &runtimeapi.ImageSpec{Image: ref}); err != nil {
+			s.Error(err)
+		}
+	})
+	if st, err := s.cri.Images.ImageStatus(s.ctx, &runtimeapi.ImageSpec{Image: ref}, false); err != nil || st.Image.GetId() != id || len(st.Image.GetRepoDigests()) != 1 {
+		t.Errorf("status: %v (%v)", st, err)
+	}
+	all, file := p.run("all", "sleep 1000", imageVolume(id, "")), p.run("file", "sleep 1000", imageVolume(ref, "model/weights"))
+	for _, c := range []struct{ id, script, want string }{
+		{all, "cat /vol/LICENSE /vol/model/weights", "freeheavy"},
+		{all, "touch /vol/x 2>&1; true", "touch: /vol/x: Read-only file system"},
+		{file, "cat /vol", "heavy"},
+	} {
+		if out := s.exec(c.id, c.script); out != c.want {
+			t.Errorf("%s: %q, want %q", c.script, out, c.want)
+		}
+	}
+	run := stage.ContainerConfig("run", ref)
+	if _, err := p.cri.CreateContainer(p.ctx, p.id, run, p.cfg); code(err) != codes.InvalidArgument {
+		t.Errorf("a container of an artifact: %v", err)
+	}
+}
+
 // volumeOf is a container that mounts an image.
 func volumeOf(id, sub string) *runtimeapi.ContainerConfig {
 	cfg := stage.ContainerConfig("refused", busybox, "/bin/true")

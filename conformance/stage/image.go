@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,6 +28,26 @@ type Image struct {
 
 // Digest returns the digest of the manifest.
 func (i *Image) Digest() string { return digest.FromBytes(i.Manifest).String() }
+
+// ArtifactImage makes an OCI artifact: files by their titles, and no layers.
+func ArtifactImage(files map[string][]byte) (*Image, error) {
+	img := &Image{Blobs: map[string][]byte{}}
+	put := func(data []byte, kind string) ocispec.Descriptor {
+		d := digest.FromBytes(data)
+		img.Blobs[d.String()] = data
+		return ocispec.Descriptor{MediaType: kind, Digest: d, Size: int64(len(data))}
+	}
+	m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, ArtifactType: "application/vnd.vitrine.test", Config: put([]byte("{}"), ocispec.MediaTypeEmptyJSON)}
+	m.SchemaVersion = 2
+	for _, title := range slices.Sorted(maps.Keys(files)) {
+		d := put(files[title], "application/octet-stream")
+		d.Annotations = map[string]string{ocispec.AnnotationTitle: title}
+		m.Layers = append(m.Layers, d)
+	}
+	var err error
+	img.Manifest, err = json.Marshal(m)
+	return img, err
+}
 
 // busyboxPaths are where Debian's busybox-static and others put a busybox. VITRINE_BUSYBOX names another one.
 var busyboxPaths = []string{"/bin/busybox", "/usr/bin/busybox", "/sbin/busybox"}
