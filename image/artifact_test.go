@@ -166,11 +166,13 @@ func TestArtifactIsTakenUp(t *testing.T) {
 func TestArtifactsBesideEachOther(t *testing.T) {
 	h := newHostile(t)
 	files := []titled{{"a", noise(t, 1<<20)}}
+	const beside = 8
+	for n := range beside {
+		h.artifact(fmt.Sprintf("x%d", n), files...)
+	}
 	var all []<-chan result
-	for n := range 8 {
-		repo := fmt.Sprintf("x%d", n)
-		h.artifact(repo, files...)
-		all = append(all, h.pullLater(soon(t), "registry.example/"+repo, nil))
+	for n := range beside {
+		all = append(all, h.pullLater(soon(t), fmt.Sprintf("registry.example/x%d", n), nil))
 	}
 	ids := map[string]bool{}
 	for _, c := range all {

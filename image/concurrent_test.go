@@ -310,6 +310,7 @@ func TestSlowRegistryHoldsNobodyElse(t *testing.T) {
 	}
 	slow := h.image(tars, gzipped)
 	h.offer("slow", slow)
+	h.offer("quick", h.image([][]byte{tarOf(t, file("f", "quick"))}, gzipped))
 	for _, l := range slow.layers {
 		honest := h.blobs[l.Digest.String()]
 		h.blobs[l.Digest.String()] = func(w http.ResponseWriter, r *http.Request) {
@@ -322,7 +323,6 @@ func TestSlowRegistryHoldsNobodyElse(t *testing.T) {
 	for range maxDownloads {
 		<-waiting
 	}
-	h.offer("quick", h.image([][]byte{tarOf(t, file("f", "quick"))}, gzipped))
 	must(t, second(h.Pull(soon(t), "other.example/quick", nil)))
 	equal(t, "further requests to the slow one", len(waiting), 0)
 	free()
