@@ -52,7 +52,6 @@ type blob struct {
 	// Guarded by blobs.mu. The download itself is a user and no reader.
 	users, readers int
 	ended          bool          // the download has
-	spoilt         bool          // what has come is worth nothing
 	place          func()        // gives the download's place back; nil without one
 	wake           chan struct{} // closed when somebody reads again; nil while the download does not wait for that
 	expiry         *time.Timer   // of what is kept
@@ -137,7 +136,6 @@ func (b *blob) forget() {
 func (b *blob) spoil() {
 	b.all.mu.Lock()
 	defer b.all.mu.Unlock()
-	b.spoilt = true
 	b.forget()
 }
 

@@ -30,7 +30,7 @@ const (
 
 // keep keeps a blob that the last reader leaves, and reports whether it does. Preconditions: blobs.mu is held.
 func (g *blobs) keep(b *blob) bool {
-	if b.spoilt || b.ended && !b.proven() || !b.hasBegun() || g.byDigest[b.info.Digest] != b {
+	if b.ended && !b.proven() || !b.hasBegun() || g.byDigest[b.info.Digest] != b {
 		return false
 	}
 	b.users++ // until drop or takeUp

@@ -93,6 +93,16 @@ func poison(p *parcel) answer {
 	}
 }
 
+// astray is halting, but that what comes then is no tar, and does not end.
+func astray(p *parcel) answer {
+	return func(w http.ResponseWriter, r *http.Request, _ int) {
+		p.halt(w, r, p.data)
+		_, _ = w.Write([]byte(strings.Repeat("no tar", len(p.data)/16)))
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	}
+}
+
 // garbage is what no child would take.
 func garbage(p *parcel) answer {
 	return func(w http.ResponseWriter, r *http.Request, _ int) {
@@ -119,7 +129,8 @@ func part(p *parcel) answer {
 // parcelOf offers an image of one layer of that many bytes, which is served by a parcel.
 func (h *hostile) parcelOf(repo string, size int, how ...func(*parcel) answer) (*parcel, digest.Digest) {
 	h.Helper()
-	data := tarOf(h.TB, file("x", noise(h.TB.(*testing.T), size)), file("own", repo))
+	half := noise(h.TB.(*testing.T), size/2)
+	data := tarOf(h.TB, file("x", half), file("y", half[:len(half)/2]), file("z", half[len(half)/2:]), file("own", repo))
 	img := h.image([][]byte{data}, plainTar)
 	h.offer(repo, img)
 	p, d := newParcel(data, how...), img.layers[0].Digest
@@ -175,6 +186,7 @@ func TestPullIsTakenUp(t *testing.T) {
 		"on another one":                 {how: []func(*parcel) answer{cut, part}, asked: []string{"", "bytes=HALF-"}},
 		"from whom has no parts":         {how: []func(*parcel) answer{cut, whole}, asked: []string{"", "bytes=HALF-", ""}},
 		"after a beginning that is none": {how: []func(*parcel) answer{poison, whole}, asked: []string{"", ""}},
+		"after a middle that is none":    {how: []func(*parcel) answer{astray, whole}, asked: []string{"", ""}},
 		"by another registry":            {how: []func(*parcel) answer{halting, whole}, from: "other.example", asked: []string{"", ""}},
 		"too late":                       {how: []func(*parcel) answer{halting, whole}, expired: true, asked: []string{"", ""}},
 	} {
