@@ -42,6 +42,7 @@ type tally struct {
 	loose   int                         // failures that belong to no test
 	skips   []string
 	fails   []string
+	slow    []event
 }
 
 func main() {
@@ -130,6 +131,9 @@ func (t *tally) take(e event) {
 	}
 }
 
+// slowSeconds is from when on a test is named for the time that it took.
+const slowSeconds = 30
+
 // end handles the end of a test or of a package.
 func (t *tally) end(e event, key string) {
 	if e.Test == "" {
@@ -137,6 +141,9 @@ func (t *tally) end(e event, key string) {
 		return
 	}
 	t.state[key] = e.Action
+	if e.Elapsed >= slowSeconds && !strings.Contains(e.Test, "/") {
+		t.slow = append(t.slow, e)
+	}
 	switch e.Action {
 	case "fail":
 		t.failed[e.Package] = true
@@ -219,7 +226,7 @@ func (t *tally) childFailed(key string) bool {
 	return false
 }
 
-// summary prints the skipped tests and the failed ones with their reasons and the last line, and returns its numbers.
+// summary prints the skipped tests and the failed ones with their reasons, the ten slowest of the slow ones, and the last line, and returns its numbers.
 func (t *tally) summary() (passed, failed int) {
 	skipped := 0
 	for key, state := range t.state {
@@ -239,6 +246,10 @@ func (t *tally) summary() (passed, failed int) {
 	sort.Strings(t.skips)
 	for _, s := range t.skips {
 		fmt.Fprintln(t.out, "skip ", s)
+	}
+	sort.Slice(t.slow, func(i, j int) bool { return t.slow[i].Elapsed > t.slow[j].Elapsed })
+	for _, e := range t.slow[:min(len(t.slow), 10)] {
+		fmt.Fprintf(t.out, "slow  %s %s: %.0f s\n", e.Package, e.Test, e.Elapsed)
 	}
 	for _, f := range t.fails {
 		fmt.Fprintln(t.out, "FAIL ", f)

@@ -13,12 +13,12 @@ func TestTally(t *testing.T) {
 {"Action":"output","Package":"m/a","Test":"TestOne/x","Output":"    a_test.go:3: got 1\n"}
 {"Action":"output","Package":"m/a","Test":"TestOne/x","Output":"        I1130 00:33:22.304039 1650 interceptor.go:110] done\n"}
 {"Action":"fail","Package":"m/a","Test":"TestOne/x","Elapsed":0}
-{"Action":"pass","Package":"m/a","Test":"TestOne/y","Elapsed":0}
+{"Action":"pass","Package":"m/a","Test":"TestOne/y","Elapsed":31}
 {"Action":"fail","Package":"m/a","Test":"TestOne","Elapsed":0}
 {"Action":"run","Package":"m/a","Test":"TestTwo"}
 {"Action":"output","Package":"m/a","Test":"TestTwo","Output":"    a_test.go:9: needs root: mounts\n"}
 {"Action":"output","Package":"m/a","Test":"TestTwo","Output":"--- SKIP: TestTwo (0.00s)\n"}
-{"Action":"skip","Package":"m/a","Test":"TestTwo","Elapsed":0}
+{"Action":"skip","Package":"m/a","Test":"TestTwo","Elapsed":42}
 {"Action":"fail","Package":"m/a","Elapsed":0.1}
 {"ImportPath":"m/b","Action":"build-output","Output":"b.go:1: syntax error\n"}
 {"ImportPath":"m/b","Action":"build-fail"}
@@ -47,7 +47,7 @@ plain line
 			t.Errorf("output lacks %q:\n%s", want, out.String())
 		}
 	}
-	const last = "mounts\nFAIL  m/a TestOne/x: a_test.go:3: got 1\n2 passed, 4 failed, 1 skipped\n"
+	const last = "mounts\nslow  m/a TestTwo: 42 s\nFAIL  m/a TestOne/x: a_test.go:3: got 1\n2 passed, 4 failed, 1 skipped\n"
 	if !strings.HasSuffix(out.String(), last) {
 		t.Errorf("last lines:\n%s", out.String())
 	}

@@ -49,9 +49,9 @@ func (l launch) args() []string {
 		a = append(a, "-machine", "pc,accel=kvm", "-cpu", "host")
 	} else {
 		// Four levels of page tables are walked faster than five. SVM stays on, though nothing uses it: without it QEMU 7.2 leaves out the
-		// CPUID leaf with the width of addresses, and Linux then prints the paths of mounts as "xxx". A large translation buffer: with
-		// the default one the boot evicts its own code.
-		a = append(a, "-machine", "pc", "-accel", "tcg,tb-size=2048,thread="+tcgThreads(), "-cpu", "max,la57=off")
+		// CPUID leaf with the width of addresses, and Linux then prints the paths of mounts as "xxx". Without fast strings, which
+		// QEMU has not: kernel and Go would copy byte by byte. A large translation buffer: with the default one the boot evicts its own code.
+		a = append(a, "-machine", "pc", "-accel", "tcg,tb-size=2048,thread="+tcgThreads(), "-cpu", "max,la57=off,erms=off,fsrm=off")
 	}
 	if l.initrd != "" {
 		a = append(a, "-initrd", l.initrd)
