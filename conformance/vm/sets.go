@@ -41,15 +41,16 @@ const parts = "^Test(MonitorScope|RereadLimits|UpdateBelowUsage)$"
 // requests are tests of thousands of requests, whose checks are the same on any kernel: an emulated machine would need a quarter of an hour for each.
 const requests = "^Test(Matrix|Crowd)$"
 
+// neither are tests whose subject is neither the kernel nor systemd. They run natively, with the cgroupfs driver, on each run of the build machine.
+const neither = "Churn|FullLogDisk|Reopen|LogIsNotFollowed|LongLines|Images|BadProgram|UnknownIDs|Twice|SameAttempt|AbandonedRequest|SecondDaemon|TwoPods" +
+	"|ExecDrain|ExecMissing|ExecSlowReader|AttachMany|AttachOverRestart|AccountFiles|Matrix|Crowd|Bad|WrongStates|ForeignAnnotations|Stuck|NRI|CDI|EveryCall"
+
 // sets are what `vm test` runs when no package is named.
 var sets = map[string][]pass{
 	"short": {
 		{name: "packages", packages: kernelPackages, short: true},
 		{name: "parts of the daemon", packages: partPackages, run: parts, short: true, beside: true},
-		// Without those whose subject is neither the kernel nor systemd: they run natively in the same run of the build machine.
-		{name: "daemon, driver systemd", packages: wholeDaemon[1:], env: []string{"VITRINE_DRIVER=systemd"}, short: true, beside: true,
-			skip: "Churn|FullLogDisk|Reopen|LogIsNotFollowed|LongLines|Images|BadProgram|UnknownIDs|Twice|SameAttempt|AbandonedRequest|SecondDaemon|TwoPods" +
-				"|ExecDrain|ExecMissing|ExecSlowReader|AttachMany|AttachOverRestart|AccountFiles|Matrix|Crowd|Bad|WrongStates|ForeignAnnotations|Stuck|NRI|CDI|EveryCall"},
+		{name: "daemon, driver systemd", packages: wholeDaemon[1:], env: []string{"VITRINE_DRIVER=systemd"}, short: true, beside: true, skip: neither},
 		{name: "daemon, driver cgroupfs", packages: wholeDaemon[1:], env: []string{"VITRINE_DRIVER=cgroupfs"}, short: true, beside: true,
 			run: "^Test(LifeOfAContainer|ExecTimeoutKillsTheTree|DaemonKilled|CPULimit|ForkBomb|WritableCgroup|StatusSaysWhatIsMissing)$"},
 	},
@@ -60,7 +61,8 @@ var sets = map[string][]pass{
 		// In two halves: on a slow machine all of it takes longer than a package may.
 		{name: "daemon A to N, driver systemd", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=systemd"}, run: "^Test[A-N]", skip: requests, beside: true},
 		{name: "daemon O to Z, driver systemd", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=systemd"}, run: "^Test[O-Z]", skip: requests, beside: true},
-		{name: "daemon, driver cgroupfs", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=cgroupfs"}, skip: requests, beside: true},
+		// What has no cgroup for its subject runs with this driver natively, and with the other one here.
+		{name: "daemon, driver cgroupfs", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=cgroupfs"}, skip: neither, beside: true},
 	},
 }
 
