@@ -122,7 +122,7 @@ func (s *Store) fetchArtifact(ctx context.Context, src types.ImageSource, r *rec
 	a := &artifactWork{s: s, src: src, r: r, open: map[digest.Digest]download{}}
 	defer func() {
 		for _, d := range a.open {
-			d.leave(err != nil)
+			d.leave(isWanted(err))
 		}
 	}()
 	if err := a.begin(); err != nil {

@@ -30,7 +30,7 @@ const (
 
 // keep keeps a blob that the last reader leaves, and reports whether it does. Preconditions: blobs.mu is held.
 func (g *blobs) keep(b *blob) bool {
-	if b.ended && !b.proven() || !b.hasBegun() || g.byDigest[b.info.Digest] != b {
+	if b.registry == "" || b.ended && !b.proven() || !b.hasBegun() || g.byDigest[b.info.Digest] != b {
 		return false
 	}
 	b.users++ // until drop or takeUp
@@ -49,6 +49,9 @@ func (g *blobs) keep(b *blob) bool {
 	}
 	return g.isKept(b)
 }
+
+// isWanted reports whether the next pull will want the blobs of one that has ended so: not of an image that is here, or is wrong.
+func isWanted(err error) bool { return err != nil && !isFault(err) }
 
 // hasBegun reports whether anything has come.
 func (b *blob) hasBegun() bool {

@@ -40,7 +40,7 @@ func (s *Store) fetchLayers(ctx context.Context, src types.ImageSource, r *recip
 	w.sizes = allowance{most: s.limits.image, used: make([]int64, len(r.layers))}
 	defer func() {
 		for _, d := range w.open {
-			d.leave(err != nil)
+			d.leave(isWanted(err))
 		}
 	}()
 	for i, l := range r.layers {
@@ -167,7 +167,7 @@ func (w *layerWork) unpackBlob(ctx context.Context, i int) (*staged, error) {
 		}
 		st, err := w.unpack(ctx, i, d.blob)
 		again := err != nil && ctx.Err() == nil && !d.isOurs(d.own, err)
-		d.leave(err != nil)
+		d.leave(isWanted(err))
 		if !again {
 			return st, err
 		}
