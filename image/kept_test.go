@@ -224,7 +224,7 @@ func orElse(a, b string) string {
 // Who has nobody to download for gives its place to others and takes nothing more, however long; that is not held against its rate.
 func TestCancelledPullRests(t *testing.T) {
 	h := newHostile(t)
-	h.limits.stall = 200 * time.Millisecond
+	h.limits.stall, h.limits.minProgress = 500*time.Millisecond, 1
 	p, d := h.parcelOf("x", 64<<20, whole)
 	h.cancelHalfway("registry.example/x", d, 1)
 	came := func() int64 { return h.Store.blobs.coming()[d] }
@@ -246,7 +246,7 @@ func TestCancelledPullRests(t *testing.T) {
 	if then == int64(len(p.data)) {
 		t.Fatal("all of it came before the pull was cancelled")
 	}
-	time.Sleep(5 * h.limits.stall)
+	time.Sleep(4 * h.limits.stall)
 	equal(t, "bytes", came(), then)
 	h.pull("registry.example/x")
 	equalSlices(t, "asked for", p.asked(), []string{""})
