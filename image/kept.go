@@ -30,7 +30,7 @@ const (
 
 // keep keeps a blob that the last reader leaves, and reports whether it does. Preconditions: blobs.mu is held.
 func (g *blobs) keep(b *blob) bool {
-	if b.registry == "" || b.ended && !b.proven() || !b.hasBegun() || g.byDigest[b.info.Digest] != b {
+	if b.registry == "" || b.info.Size > maxKeptBytes || b.ended && !b.proven() || !b.hasBegun() || g.byDigest[b.info.Digest] != b {
 		return false
 	}
 	b.users++ // until drop or takeUp
@@ -47,7 +47,7 @@ func (g *blobs) keep(b *blob) bool {
 	for len(g.kept) > maxKept || g.keptBytes() > maxKeptBytes {
 		g.drop(g.kept[0])
 	}
-	return g.isKept(b)
+	return true
 }
 
 // isWanted reports whether the next pull will want the blobs of one that has ended so: not of an image that is here, or is wrong.

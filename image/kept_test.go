@@ -352,6 +352,13 @@ func TestKeptIsBounded(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	equal(t, "files", h.nameless(), maxKept)
+	data := tarOf(t, file("x", noise(t, 64<<10)))
+	big := h.image([][]byte{data}, plainTar)
+	big.layers[0].Size = maxKeptBytes + 1
+	h.offer("big", big)
+	h.blobs[big.layers[0].Digest.String()] = newParcel(data, halting).ServeHTTP
+	h.cancelHalfway("registry.example/big", big.layers[0].Digest, len(data)/2)
+	equal(t, "kept beside one that is too large", len(h.keptBlobs()), maxKept)
 	h.restart()
 	equal(t, "files of a store that was closed", h.nameless(), 0)
 }

@@ -46,7 +46,7 @@ func needStage(t *testing.T) *Stage {
 
 func TestSurroundingsArePrivate(t *testing.T) {
 	if needStage(t).IsMachine() {
-		t.Skip("the stage is the whole machine")
+		t.Skip("needs a stage in namespaces of its own: in a guest that is the whole machine")
 	}
 	if ppid := os.Getppid(); ppid != 1 {
 		t.Errorf("the player's parent is %d, want 1", ppid)

@@ -22,7 +22,7 @@ import (
 // one test, since each boot costs up to twenty seconds.
 func TestVerbs(t *testing.T) {
 	if os.Getenv("VITRINE_VM_VERBS") == "" {
-		t.Skip("boots virtual machines; `make vm-verbs` runs it")
+		t.Skip("needs QEMU to itself, and minutes: `make vm-verbs` runs it")
 	}
 	h := hold(t)
 	t.Run("TwoUsersAtOnce", h.twoUsers)
