@@ -45,7 +45,7 @@ func newRealRegistry(t *testing.T, inHTTP, extra string) *realRegistry {
 	needRoot(t)
 	path, err := exec.LookPath("docker-registry")
 	if err != nil {
-		t.Skip("needs Debian's docker-registry, which make deps installs: " + err.Error())
+		t.Skip("needs Debian's docker-registry: make deps installs it, and vm -with docker-registry in a guest: " + err.Error())
 	}
 	dir := t.TempDir()
 	l, err := net.Listen("tcp", "127.0.0.1:0") // it does not say which port it took
