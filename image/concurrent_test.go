@@ -246,7 +246,7 @@ func (e *env) useOnce(ref, container string) error {
 		return errors.Join(err, e.RemoveRootfs(ctx, container))
 	}
 	time.Sleep(5 * time.Millisecond)
-	fd, err := e.Mount(ctx, container, false)
+	fd, err := e.Mount(ctx, container, View{})
 	if err != nil {
 		return err
 	}

@@ -54,7 +54,7 @@
 //
 // # User namespaces
 //
-// MountIDMapped makes a root filesystem whose files have the image's owners in a user
+// Mount with IDs makes a root filesystem whose files have the image's owners in a user
 // namespace: each layer is mounted with mapped ids below the overlay (idmapped.go), and no file is
 // changed. Whether and how the kernel can is tried when the store is opened.
 //

@@ -1,7 +1,6 @@
 package image
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"path"
@@ -13,7 +12,8 @@ import (
 )
 
 // IDMap is who the ids of an image are on the host, for a container in a user
-// namespace.
+// namespace: what belongs to an id in the image belongs to who has that id there. What belongs to an id that the
+// namespace lacks is nobody's there.
 type IDMap struct {
 	UserNS     *sys.FD     // the namespace; it stays the caller's
 	UIDs, GIDs []sys.IDMap // its maps
@@ -37,14 +37,6 @@ const (
 // IDMaps says whether root filesystems can be mounted for user namespaces.
 func (s *Store) IDMaps() bool { return s.idmap != idmapNever }
 
-// MountIDMapped is Mount for a container in a user namespace: what belongs to an id
-// in the image belongs to who has that id there. What belongs to an id that the
-// namespace lacks is nobody's there. It also gives the container's own directory to the
-// owner of the image's "/".
-func (s *Store) MountIDMapped(ctx context.Context, containerID string, m IDMap) (*sys.FD, error) {
-	return s.mount(ctx, containerID, false, &m)
-}
-
 // probeIDMap finds the first mode in which the kernel really makes an overlay of two
 // directories of ours with mapped ids.
 func (s *Store) probeIDMap(dirs ...string) idmapMode {
@@ -56,7 +48,7 @@ func (s *Store) probeIDMap(dirs ...string) idmapMode {
 	defer ns.Close()
 	open := func(_, _ *sys.FD) (*layerSet, error) { return openProbe(dirs) }
 	for _, s.idmap = range []idmapMode{idmapDetached, idmapAttached} {
-		fd, err := s.overlayOf(open, 0, &IDMap{UserNS: ns.User})
+		fd, err := s.overlayOf(open, 0, View{IDs: &IDMap{UserNS: ns.User}})
 		if err == nil {
 			fd.Close()
 			return s.idmap

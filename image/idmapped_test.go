@@ -62,7 +62,7 @@ func TestRootfsIDMapped(t *testing.T) {
 		m := idMap(t, host, 1000)
 		must(t, e.NewRootfs(soon(t), "c1", id))
 		for range 2 { // and again, as a create that is tried again
-			root, err := e.MountIDMapped(soon(t), "c1", m)
+			root, err := e.Mount(soon(t), "c1", View{IDs: &m})
 			must(t, err)
 			wantOwner(t, root, "", host+7, host+8)
 			wantOwner(t, root, "zero", host+1, host+1)
@@ -81,7 +81,7 @@ func TestRootfsIDMapped(t *testing.T) {
 		wantOwner(t, e.rootfs("c3", id), "", 7, 8)
 		other := idMap(t, 2*host, 1000)
 		must(t, e.NewRootfs(soon(t), "c4", id))
-		root, err := e.MountIDMapped(soon(t), "c4", other)
+		root, err := e.Mount(soon(t), "c4", View{IDs: &other})
 		must(t, err)
 		defer root.Close()
 		wantOwner(t, root, "few", 2*host+33, 2*host+34)
@@ -102,7 +102,7 @@ func TestVolumeIDMapped(t *testing.T) {
 			id, sub, name string
 			uid, gid      uint32
 		}{{vol, "", "", host + 7, host + 8}, {vol, "", "d/one", host, host}, {vol, "data/sub", "f", host, host}, {own, "", "file", host, host}} {
-			fd, err := e.MountVolume(soon(t), "c", of.id, of.sub, &m)
+			fd, err := e.MountVolume(soon(t), "c", of.id, of.sub, View{IDs: &m})
 			must(t, err)
 			wantOwner(t, fd, of.name, of.uid, of.gid)
 			wantVolumeFlags(t, fd)
@@ -123,19 +123,19 @@ func TestIDMapRefused(t *testing.T) {
 	must(t, e.NewRootfs(soon(t), "c", id))
 	must(t, e.NewRootfs(soon(t), "v", id, id))
 	short := idMap(t, 300000, 7) // "/" belongs to 7:8
-	_, err := e.MountIDMapped(soon(t), "c", short)
+	_, err := e.Mount(soon(t), "c", View{IDs: &short})
 	wantErr(t, "no id for the root directory", err, errUnmapped)
 	wantErr(t, "no id for the root directory", err, ErrUnsupported)
 
 	m, mode := idMap(t, 300000, 65536), e.idmap
 	e.idmap = idmapNever
 	equal(t, "IDMaps", e.IDMaps(), false)
-	_, err = e.MountIDMapped(soon(t), "c", m)
+	_, err = e.Mount(soon(t), "c", View{IDs: &m})
 	wantErr(t, "a root where nothing can be mapped", err, ErrNoIDMaps)
-	_, err = e.MountVolume(soon(t), "v", id, "", &m)
+	_, err = e.MountVolume(soon(t), "v", id, "", View{IDs: &m})
 	wantErr(t, "a volume where nothing can be mapped", err, ErrNoIDMaps)
 	e.idmap = mode
-	root, err := e.MountIDMapped(soon(t), "c", m)
+	root, err := e.Mount(soon(t), "c", View{IDs: &m})
 	must(t, err)
 	defer root.Close()
 	wantOwner(t, root, "", 300007, 300008)

@@ -42,6 +42,10 @@ var overlayOptions = [][2]string{
 
 const overlayVolatile = "volatile"
 
+// overlayLabel is SELinux's own option: the label of every file of the mount, whatever the layers say. Layers are shared by
+// containers of many labels.
+const overlayLabel = "context"
+
 // maxMountOptions is what mount(2) copies.
 const maxMountOptions = 4095
 
@@ -86,6 +90,7 @@ func openProbe(dirs []string) (*layerSet, error) {
 type layerSet struct {
 	lower       []*sys.FD
 	upper, work *sys.FD
+	label       string // of View
 }
 
 func (l *layerSet) close() {
@@ -121,36 +126,36 @@ func openLayers(roots, layers *sys.FD, containerID string, ids []string) (*layer
 	return l, nil
 }
 
-// mountOverlay makes a container's root filesystem, with the ids of m if that is not
-// nil. Preconditions: the container's lock is held.
-func (s *Store) mountOverlay(containerID string, ids []string, readonly bool, m *IDMap) (*sys.FD, error) {
+// mountOverlay makes a container's root filesystem. Preconditions: the container's lock is held.
+func (s *Store) mountOverlay(containerID string, ids []string, v View) (*sys.FD, error) {
 	if err := s.clearVolatile(containerID); err != nil {
 		return nil, err
 	}
 	attr := 0
-	if readonly {
+	if v.Readonly {
 		attr = unix.MOUNT_ATTR_RDONLY
 	}
-	return s.overlayOf(func(roots, layers *sys.FD) (*layerSet, error) { return openLayers(roots, layers, containerID, ids) }, attr, m)
+	return s.overlayOf(func(roots, layers *sys.FD) (*layerSet, error) { return openLayers(roots, layers, containerID, ids) }, attr, v)
 }
 
 // overlayOf makes a detached mount with the attributes attr of the directories that
-// open opens, the lower ones with the ids of m if that is not nil. open gets s.roots and
+// open opens, with the ids and the label of v. open gets s.roots and
 // s.layers, or the same directories seen from another mount namespace.
-func (s *Store) overlayOf(open func(roots, layers *sys.FD) (*layerSet, error), attr int, m *IDMap) (*sys.FD, error) {
-	if m != nil && s.idmap == idmapNever {
+func (s *Store) overlayOf(open func(roots, layers *sys.FD) (*layerSet, error), attr int, v View) (*sys.FD, error) {
+	if v.IDs != nil && s.idmap == idmapNever {
 		return nil, ErrNoIDMaps
 	}
-	if s.overlay == layersByMount || m != nil && s.idmap == idmapAttached {
-		return s.mountInScratch(open, attr, m)
+	if s.overlay == layersByMount || v.IDs != nil && s.idmap == idmapAttached {
+		return s.mountInScratch(open, attr, v)
 	}
 	l, err := open(s.roots, s.layers)
 	if err != nil {
 		return nil, err
 	}
 	defer l.close()
-	if m != nil {
-		if err := l.mapIDs(m.UserNS, nil); err != nil {
+	l.label = v.Label
+	if v.IDs != nil {
+		if err := l.mapIDs(v.IDs.UserNS, nil); err != nil {
 			return nil, err
 		}
 	}
@@ -191,6 +196,11 @@ func configureOverlay(ctx *sys.FD, l *layerSet, mode overlayMode) error {
 			return err
 		}
 	}
+	if l.label != "" {
+		if err := sys.FSConfigString(ctx, overlayLabel, l.label); err != nil {
+			return err
+		}
+	}
 	if l.upper != nil { // not in a volume, nor in a probe
 		if err := errors.Join(set("upperdir", l.upper), set("workdir", l.work), sys.FSConfigFlag(ctx, overlayVolatile)); err != nil {
 			return err
@@ -224,10 +234,10 @@ func procPath(fd *sys.FD) string { return "/proc/self/fd/" + strconv.Itoa(fd.Int
 // mountInScratch is the way of kernels before 6.5, and before 6.15 of layers with mapped
 // ids: in a mount namespace that lives as long as one thread, from where a detached
 // mount is taken. The thread ends with its namespace, so nothing is left to clean.
-func (s *Store) mountInScratch(open func(roots, layers *sys.FD) (*layerSet, error), attr int, m *IDMap) (*sys.FD, error) {
+func (s *Store) mountInScratch(open func(roots, layers *sys.FD) (*layerSet, error), attr int, v View) (*sys.FD, error) {
 	var fd *sys.FD
 	err := sys.OnLostThread(func() (err error) {
-		fd, err = s.scratchMount(open, attr, m)
+		fd, err = s.scratchMount(open, attr, v)
 		return err
 	})
 	return fd, err
@@ -246,7 +256,7 @@ func leaveMounts() error {
 }
 
 // scratchMount does mountInScratch's work. Preconditions: as leaveMounts.
-func (s *Store) scratchMount(open func(roots, layers *sys.FD) (*layerSet, error), attr int, m *IDMap) (*sys.FD, error) {
+func (s *Store) scratchMount(open func(roots, layers *sys.FD) (*layerSet, error), attr int, v View) (*sys.FD, error) {
 	if err := leaveMounts(); err != nil {
 		return nil, err
 	}
@@ -267,8 +277,9 @@ func (s *Store) scratchMount(open func(roots, layers *sys.FD) (*layerSet, error)
 		return nil, err
 	}
 	defer l.close()
-	if m != nil {
-		if err := l.mapIDs(m.UserNS, s.attachAt); err != nil {
+	l.label = v.Label
+	if v.IDs != nil {
+		if err := l.mapIDs(v.IDs.UserNS, s.attachAt); err != nil {
 			return nil, err
 		}
 	}
@@ -309,6 +320,9 @@ func mountOptions(l *layerSet) (string, error) {
 	}
 	for _, o := range overlayOptions {
 		opts = append(opts, o[0]+"="+o[1])
+	}
+	if l.label != "" { // with its commas
+		opts = append(opts, overlayLabel+`="`+l.label+`"`)
 	}
 	all := strings.Join(opts, ",")
 	if len(all) > maxMountOptions {

@@ -180,20 +180,27 @@ func (s *Store) makeUpper(dir string, rec *rootfs) error {
 	return unix.Chmod(dir, st.Mode&0o7777) // after chown, which clears bits
 }
 
+// View is how a container sees files that others see, too. Its zero value is as they are.
+type View struct {
+	// Readonly makes the mount (not the filesystem) read-only, also for whoever prepares mount points in it. Volumes
+	// are so anyway.
+	Readonly bool
+	// IDs gives the files other owners; nil those of the image.
+	IDs *IDMap
+	// Label is the SELinux label that all files have, whatever the image says; "" for those of the directories on the host.
+	// A kernel without SELinux refuses it.
+	Label string
+}
+
 // Mount returns a new detached mount of a container's root filesystem: the
 // image's layers below, the container's own directory on top. It vanishes with
 // the last mount and descriptor that refer to it; the caller owns the descriptor.
 //
-// With readonly the mount (not the filesystem) is read-only, also for whoever
-// prepares mount points in it. At most one mount of a container may be in use at
+// With ids, it also gives the container's own directory to the owner of the image's "/". At most one mount of a container may be in use at
 // a time: overlayfs does not support two over one upper directory. The upper
 // directory is not synced by anything (option volatile), so Mount refuses one
 // from before the last boot.
-func (s *Store) Mount(ctx context.Context, containerID string, readonly bool) (*sys.FD, error) {
-	return s.mount(ctx, containerID, readonly, nil)
-}
-
-func (s *Store) mount(ctx context.Context, containerID string, readonly bool, m *IDMap) (*sys.FD, error) {
+func (s *Store) Mount(ctx context.Context, containerID string, v View) (*sys.FD, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -208,12 +215,12 @@ func (s *Store) mount(ctx context.Context, containerID string, readonly bool, m 
 	if rec.Boot != s.boot {
 		return nil, fmt.Errorf("mount root filesystem of container %s: %w", containerID, errForeignBoot)
 	}
-	if m != nil {
-		if err := s.ownUpper(containerID, rec, m); err != nil {
+	if v.IDs != nil {
+		if err := s.ownUpper(containerID, rec, v.IDs); err != nil {
 			return nil, fmt.Errorf("mount root filesystem of container %s: %w", containerID, err)
 		}
 	}
-	fd, err := s.mountOverlay(containerID, rec.Layers, readonly, m)
+	fd, err := s.mountOverlay(containerID, rec.Layers, v)
 	if err != nil {
 		return nil, fmt.Errorf("mount root filesystem of container %s: %w", containerID, err)
 	}

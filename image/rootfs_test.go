@@ -48,7 +48,7 @@ func writeAt(tb testing.TB, root *sys.FD, path, text string) {
 func (e *env) rootfs(container, id string, volumes ...string) *sys.FD {
 	e.Helper()
 	must(e.TB, e.NewRootfs(soon(e.TB), container, id, volumes...))
-	fd, err := e.Mount(soon(e.TB), container, false)
+	fd, err := e.Mount(soon(e.TB), container, View{})
 	must(e.TB, err)
 	e.Cleanup(func() { _ = fd.Close() })
 	return fd
@@ -117,7 +117,7 @@ func TestRootfs(t *testing.T) {
 			// Mounted again (a retried create): same files, no refusal for
 			// the volatile mark.
 			must(t, root.Close())
-			again, err := e.Mount(soon(t), "c1", true)
+			again, err := e.Mount(soon(t), "c1", View{Readonly: true})
 			must(t, err)
 			wantFile(t, again, "kept", "mine")
 			_, err = unix.Openat(again.Int(), "x", unix.O_WRONLY|unix.O_CREAT, 0o644)
@@ -131,7 +131,7 @@ func TestRootfs(t *testing.T) {
 // checkOverlayOptions attaches a root filesystem and reads what the kernel says.
 func (e *env) checkOverlayOptions(t *testing.T) {
 	t.Helper()
-	fd, err := e.Mount(soon(t), "c2", false)
+	fd, err := e.Mount(soon(t), "c2", View{})
 	must(t, err)
 	defer fd.Close()
 	at := t.TempDir()
@@ -196,7 +196,7 @@ func TestNewRootfsIsIdempotent(t *testing.T) {
 	ids, err := e.Rootfses()
 	must(t, err)
 	equalSlices(t, "Rootfses", ids, []string{"c"})
-	_, err = e.Mount(soon(t), "d", false)
+	_, err = e.Mount(soon(t), "d", View{})
 	wantErr(t, "Mount of an unknown container", err, fs.ErrNotExist)
 	e.removeRootfs("c")
 	e.removeRootfs("c")
@@ -311,7 +311,7 @@ func TestForeignBoot(t *testing.T) {
 	must(t, err)
 	e.write(path, string(data))
 	e.restart()
-	_, err = e.Mount(soon(t), "c", false)
+	_, err = e.Mount(soon(t), "c", View{})
 	wantErr(t, "Mount", err, errForeignBoot)
 	e.removeRootfs("c")
 }
@@ -417,12 +417,12 @@ func TestNoDescriptorsAndMountsAreLeft(t *testing.T) {
 		}
 		for range 5 {
 			must(t, e.NewRootfs(soon(t), "c", id))
-			fd, err := e.Mount(soon(t), "c", true)
+			fd, err := e.Mount(soon(t), "c", View{Readonly: true})
 			must(t, err)
 			must(t, fd.Close())
 			// And of a mount that fails.
 			must(t, os.RemoveAll(filepath.Join(e.conf.Containers, "c", workDir)))
-			if fd, err := e.Mount(soon(t), "c", false); err == nil {
+			if fd, err := e.Mount(soon(t), "c", View{}); err == nil {
 				t.Fatal("mounted without a work directory", fd.Close())
 			}
 			_, _, err = e.FsInfo(soon(t))
@@ -599,7 +599,7 @@ func BenchmarkMount20Layers(b *testing.B) {
 		b.Run(map[overlayMode]string{layersByFD: "fd", layersByPath: "path", layersByMount: "scratch"}[mode], func(b *testing.B) {
 			must(b, e.NewRootfs(context.Background(), "c", id))
 			for b.Loop() {
-				fd, err := e.Mount(context.Background(), "c", false)
+				fd, err := e.Mount(context.Background(), "c", View{})
 				must(b, err)
 				must(b, fd.Close())
 			}
@@ -628,7 +628,7 @@ func BenchmarkMount20Layers(b *testing.B) {
 		e.Store.overlay = layersByFD
 		for b.Loop() {
 			must(b, e.NewRootfs(context.Background(), "c", id))
-			fd, err := e.Mount(context.Background(), "c", false)
+			fd, err := e.Mount(context.Background(), "c", View{})
 			must(b, err)
 			must(b, fd.Close())
 			must(b, e.RemoveRootfs(context.Background(), "c"))

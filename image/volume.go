@@ -79,10 +79,9 @@ func (r *rootfs) addVolume(v used) {
 // programs. The caller owns the descriptor.
 //
 // subPath is a directory or a file in the image, "" for all of it. It is looked up
-// with the image as the root: links that lead out of it, or to /, end inside. With m, files
-// have the owners that MountIDMapped gives them. Errors match ErrSubPath, or ErrUnsupported
+// with the image as the root: links that lead out of it, or to /, end inside. Errors match ErrSubPath, or ErrUnsupported
 // for an image without layers.
-func (s *Store) MountVolume(ctx context.Context, containerID, imageID, subPath string, m *IDMap) (*sys.FD, error) {
+func (s *Store) MountVolume(ctx context.Context, containerID, imageID, subPath string, v View) (*sys.FD, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -90,7 +89,7 @@ func (s *Store) MountVolume(ctx context.Context, containerID, imageID, subPath s
 	if err != nil {
 		return nil, fmt.Errorf("mount image %s for container %s: %w", imageID, containerID, err)
 	}
-	root, err := s.overlayOf(func(_, dirs *sys.FD) (*layerSet, error) { return openLower(dirs, layers) }, volumeFlags, m)
+	root, err := s.overlayOf(func(_, dirs *sys.FD) (*layerSet, error) { return openLower(dirs, layers) }, volumeFlags, v)
 	if err != nil {
 		return nil, fmt.Errorf("mount image %s for container %s: %w", imageID, containerID, err)
 	}

@@ -21,7 +21,7 @@ func (e *env) withVolumes(container, id string, volumes ...string) {
 
 func (e *env) volume(container, id, sub string) *sys.FD {
 	e.Helper()
-	fd, err := e.MountVolume(soon(e.TB), container, id, sub, nil)
+	fd, err := e.MountVolume(soon(e.TB), container, id, sub, View{})
 	must(e.TB, err)
 	e.Cleanup(func() { _ = fd.Close() })
 	return fd
@@ -78,7 +78,7 @@ func TestVolume(t *testing.T) {
 				equal(t, sub, string(got), "of the image")
 			}
 			for _, sub := range []string{"missing", "data/missing/x", "etc/passwd/x", "host", "loop", "nowhere", "fifo", "null", "gone"} {
-				_, err := e.MountVolume(soon(t), "c1", vol, sub, nil)
+				_, err := e.MountVolume(soon(t), "c1", vol, sub, View{})
 				wantErr(t, sub, err, ErrSubPath)
 			}
 		})
@@ -136,17 +136,17 @@ func TestVolumeRefusals(t *testing.T) {
 	if err := e.NewRootfs(soon(t), "c", own); err == nil {
 		t.Error("the same container with other volumes")
 	}
-	_, err := e.MountVolume(soon(t), "c", none, "", nil)
+	_, err := e.MountVolume(soon(t), "c", none, "", View{})
 	wantErr(t, "no layers", err, ErrUnsupported)
-	if _, err := e.MountVolume(soon(t), "c", own, "", nil); err == nil {
+	if _, err := e.MountVolume(soon(t), "c", own, "", View{}); err == nil {
 		t.Error("mounted what is no volume of the container")
 	}
-	if _, err := e.MountVolume(soon(t), "other", none, "", nil); err == nil {
+	if _, err := e.MountVolume(soon(t), "other", none, "", View{}); err == nil {
 		t.Error("mounted for an unknown container")
 	}
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
-	_, err = e.MountVolume(ended, "c", none, "", nil)
+	_, err = e.MountVolume(ended, "c", none, "", View{})
 	wantErr(t, "ended context", err, context.Canceled)
 	e.removeRootfs("c")
 }

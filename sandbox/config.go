@@ -31,6 +31,9 @@ type Config struct {
 	// Handlers are the rules of the runtime handlers by their names. "" is the default one, and need not be there.
 	Handlers map[string]spec.Handler
 
+	// SELinux gives pods and containers labels where the kernel has SELinux and its policy knows containers.
+	SELinux bool
+
 	// CDI knows the devices of the Container Device Interface; nil knows none.
 	CDI *cdi.Registry
 
@@ -62,10 +65,9 @@ type ImageStore interface {
 	Resolve(ctx context.Context, ref string) (*image.Image, error)
 	Permit(ctx context.Context, namespace, imageID, asked string) error
 	NewRootfs(ctx context.Context, containerID, imageID string, volumes ...string) error
-	MountVolume(ctx context.Context, containerID, imageID, subPath string, m *image.IDMap) (*sys.FD, error)
-	Mount(ctx context.Context, containerID string, readonly bool) (*sys.FD, error)
+	MountVolume(ctx context.Context, containerID, imageID, subPath string, v image.View) (*sys.FD, error)
+	Mount(ctx context.Context, containerID string, v image.View) (*sys.FD, error)
 	IDMaps() bool
-	MountIDMapped(ctx context.Context, containerID string, m image.IDMap) (*sys.FD, error)
 	RemoveRootfs(ctx context.Context, containerID string) error
 	Rootfses() ([]string, error)
 	RootfsUsage(ctx context.Context, containerID string, pace func() error) (image.FsUsage, error)

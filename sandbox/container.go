@@ -15,6 +15,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/vitrine-runtime/vitrine/oci"
+	"github.com/vitrine-runtime/vitrine/sandbox/spec"
 )
 
 // Container is one container of a pod. It is made by Manager.CreateContainer or found again by Open, and
@@ -32,8 +33,9 @@ type Container struct {
 	done   chan struct{} // closed when facts.Finished is set
 	taken  atomic.Bool   // somebody was told the id
 	stats  containerStats
-	cdi    cdiParts   // set before the container is made, and not kept
-	target *Container // whose pid namespace it is to be in, nil for none; like cdi
+	cdi    cdiParts    // set before the container is made, and not kept
+	labels spec.Labels // as cdi
+	target *Container  // whose pid namespace it is to be in, nil for none; like cdi
 
 	stdin stdinEnd
 

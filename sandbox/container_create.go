@@ -163,6 +163,9 @@ func (c *Container) bringUp(ctx context.Context, op *operation) (err error) {
 	if err := c.gather(ctx, op, s, &p); err != nil {
 		return err
 	}
+	if err := c.relabelVolumes(ctx, op); err != nil {
+		return err
+	}
 	if err := c.gatherForUserNS(s, &p); err != nil {
 		return err
 	}
@@ -218,6 +221,9 @@ func (c *Container) checkRequest(ctx context.Context) (*image.Image, error) {
 		return nil, err
 	}
 	if err := c.findTarget(); err != nil {
+		return nil, err
+	}
+	if err := c.chooseLabels(); err != nil {
 		return nil, err
 	}
 	if c.record.LogPath, err = spec.LogPath(c.pod.plan, c.config); err != nil {
@@ -280,7 +286,7 @@ func (c *Container) buildSpec(root *sys.FD, img *image.Image) (*specs.Spec, erro
 	in := spec.Input{
 		ID: c.id, Container: c.config, Pod: c.pod.plan, Image: img.Config, User: user,
 		Files: c.pod.files(), Host: c.pod.m.host, CgroupsPath: c.record.Cgroup,
-		Volumes: c.volumesByMount(), CDI: c.cdi.edits, CDINodes: c.cdi.nodes, PIDTarget: c.targetPath(),
+		Volumes: c.volumesByMount(), CDI: c.cdi.edits, CDINodes: c.cdi.nodes, PIDTarget: c.targetPath(), Labels: c.labels,
 	}
 	if in.AppArmor, err = c.pod.m.armor.profile(c.config, c.pod.m.host); err != nil {
 		return nil, err

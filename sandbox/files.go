@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/opencontainers/selinux/go-selinux"
 	"golang.org/x/sys/unix"
 
 	"github.com/vitrine-runtime/vitrine/internal/atomicfile"
@@ -73,7 +74,11 @@ func (sb *Sandbox) writeFile(name string, data []byte) error {
 		return err
 	}
 	root := int(sb.plan.UserNS.Outside(0))                                 // who is root in the pod, as the files are elsewhere
-	return errors.Join(os.Chmod(path, 0o644), os.Lchown(path, root, root)) // whatever our umask is
+	err := errors.Join(os.Chmod(path, 0o644), os.Lchown(path, root, root)) // whatever our umask is
+	if l := sb.record.Labels.Mount; l != "" && err == nil {
+		err = selinux.LsetFileLabel(path, l)
+	}
+	return err
 }
 
 // mountShm mounts the tmpfs that all containers of the pod share as /dev/shm. It is the one file system
@@ -87,8 +92,11 @@ func (sb *Sandbox) mountShm() error {
 	if err := os.Mkdir(sb.shmDir(), 0o700); err != nil {
 		return err
 	}
-	err := unix.Mount("shm", sb.shmDir(), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, fmt.Sprintf("mode=1777,uid=%[1]d,gid=%[1]d,size=%s", sb.plan.UserNS.Outside(0), shmSize))
-	if err != nil {
+	options := fmt.Sprintf("mode=1777,uid=%[1]d,gid=%[1]d,size=%s", sb.plan.UserNS.Outside(0), shmSize)
+	if l := sb.record.Labels.Mount; l != "" {
+		options += `,context="` + l + `"` // with its commas
+	}
+	if err := unix.Mount("shm", sb.shmDir(), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
 		return fmt.Errorf("mount shm: %w", err)
 	}
 	return nil

@@ -267,18 +267,17 @@ func copyFile(from, to string) error {
 
 func (s *testImages) IDMaps() bool { return !s.noMaps }
 
-func (s *testImages) MountIDMapped(context.Context, string, image.IDMap) (*sys.FD, error) {
-	return nil, errors.ErrUnsupported // the real store has tests of that
-}
-
-func (s *testImages) Mount(_ context.Context, id string, _ bool) (*sys.FD, error) {
+func (s *testImages) Mount(_ context.Context, id string, v image.View) (*sys.FD, error) {
+	if v.IDs != nil {
+		return nil, errors.ErrUnsupported // the real store has tests of that
+	}
 	s.mu.Lock()
 	root := s.roots[id]
 	s.mu.Unlock()
 	return sys.OpenTree(unix.AT_FDCWD, root, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 }
 
-func (s *testImages) MountVolume(_ context.Context, _, id, sub string, _ *image.IDMap) (*sys.FD, error) {
+func (s *testImages) MountVolume(_ context.Context, _, id, sub string, _ image.View) (*sys.FD, error) {
 	if sub == "missing" {
 		return nil, fmt.Errorf("mount image %s: %w", id, image.ErrSubPath)
 	}

@@ -76,7 +76,7 @@ func (c *Container) openers(user *sys.FD) openers {
 			if m.Source != spec.ImageVolumeSource(v.ID, sub) {
 				continue
 			}
-			fd, err := c.pod.m.cfg.Images.MountVolume(ctx, c.id, v.ID, sub, c.volumeIDMap(user, m))
+			fd, err := c.pod.m.cfg.Images.MountVolume(ctx, c.id, v.ID, sub, c.volumeView(user, m))
 			if errors.Is(err, image.ErrSubPath) {
 				err = spec.Invalid(fmt.Sprintf("mounts[%d].image_sub_path", v.Mount), sub, "%v", err)
 			}

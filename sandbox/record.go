@@ -30,6 +30,7 @@ type podRecord struct {
 	Config  json.RawMessage `json:"config"`          // PodSandboxConfig
 	Cgroup  string          `json:"cgroup"`          // the pod's, relative to the root of the hierarchy
 	OwnCG   bool            `json:"ownCgroup"`
+	Labels  spec.Labels     `json:"selinux,omitzero"`
 	Limits  *podLimits      `json:"limits,omitempty"` // of the pod as a whole
 	Facts   podFacts        `json:"facts"`
 }

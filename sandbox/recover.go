@@ -154,6 +154,7 @@ func (m *Manager) loadPod(id string) (*Sandbox, error) {
 	if err != nil {
 		return sb, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
+	reserveLabels(sb.record.Labels)
 	f := sb.record.Facts
 	sb.plan = plan
 	sb.facts.Store(&f)

@@ -62,7 +62,8 @@ func (m *Manager) newSandbox(id string, cfg *runtimeapi.PodSandboxConfig, plan *
 	if err != nil {
 		return nil, fmt.Errorf("linux.cgroup_parent: %w", cgroupError(err))
 	}
-	return sb, nil
+	sb.record.Labels, err = m.newLabels(cfg)
+	return sb, err
 }
 
 func (m *Manager) emptySandbox(id string) *Sandbox {

@@ -208,7 +208,11 @@ func (sb *Sandbox) erase(ctx context.Context) error {
 	sb.mu.Lock()
 	sb.erased = true
 	sb.mu.Unlock()
-	return os.RemoveAll(sb.dir)
+	if err := os.RemoveAll(sb.dir); err != nil {
+		return err
+	}
+	sb.m.releaseLabels(sb.id, sb.record.Labels)
+	return nil
 }
 
 // eraseUnknown removes what directories of containers without a record leave behind elsewhere.

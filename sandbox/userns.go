@@ -31,25 +31,26 @@ func (sb *Sandbox) openUserNS(ctx context.Context) (*sys.FD, error) {
 
 // mountRoot mounts the container's root, in a user namespace with the ids of its pod.
 func (c *Container) mountRoot(ctx context.Context, user *sys.FD) (*sys.FD, error) {
-	if user == nil {
-		return c.pod.m.cfg.Images.Mount(ctx, c.id, false)
+	v := image.View{Label: c.labels.Mount}
+	if user != nil {
+		v.IDs = c.idMap(user)
 	}
-	return c.pod.m.cfg.Images.MountIDMapped(ctx, c.id, c.idMap(user))
+	return c.pod.m.cfg.Images.Mount(ctx, c.id, v)
 }
 
 // idMap is who the ids of an image are for a container in the user namespace.
-func (c *Container) idMap(user *sys.FD) image.IDMap {
+func (c *Container) idMap(user *sys.FD) *image.IDMap {
 	m := c.pod.plan.UserNS.Maps()
-	return image.IDMap{UserNS: user, UIDs: m.UIDs, GIDs: m.GIDs}
+	return &image.IDMap{UserNS: user, UIDs: m.UIDs, GIDs: m.GIDs}
 }
 
-// volumeIDMap is idMap for the mount of an image, if ids were to be mapped.
-func (c *Container) volumeIDMap(user *sys.FD, m specs.Mount) *image.IDMap {
-	if user == nil || len(m.UIDMappings) == 0 {
-		return nil
+// volumeView is how the container sees an image that it mounts; with mapped ids if that was asked for.
+func (c *Container) volumeView(user *sys.FD, m specs.Mount) image.View {
+	v := image.View{Label: c.labels.Mount}
+	if user != nil && len(m.UIDMappings) != 0 {
+		v.IDs = c.idMap(user)
 	}
-	ids := c.idMap(user)
-	return &ids
+	return v
 }
 
 // gatherForUserNS hands the user namespace over, with what a container in one needs beside.

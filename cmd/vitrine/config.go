@@ -19,6 +19,7 @@ type Config struct {
 	RunDir      string `toml:"run_dir" flag:"run-dir" default:"/run/vitrine" help:"directory for what lives until the next boot: pods, sockets"`
 	Listen      string `toml:"listen" flag:"listen" help:"unix socket for CRI clients (default: vitrine.sock in the run directory)"`
 	MonitorPath string `toml:"monitor_path" flag:"monitor-path" help:"the vitrine-oci program (default: beside this program, then in PATH)"`
+	SELinux     bool   `toml:"selinux" flag:"selinux" default:"true" help:"give containers SELinux labels where the kernel has SELinux and its policy knows containers"`
 
 	CNI    CNIConfig    `toml:"cni"`
 	CDI    CDIConfig    `toml:"cdi"`

@@ -187,6 +187,7 @@ func openDaemon(ctx context.Context, cfg *Config, open *closers) (*daemon, error
 
 		Handlers: cfg.handlers(),
 		Plugins:  plugins,
+		SELinux:  cfg.SELinux,
 	}); err != nil {
 		return nil, err
 	}

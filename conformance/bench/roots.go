@@ -126,7 +126,7 @@ func (b *rootsBench) mount(ctx context.Context, name string) (*sys.FD, error) {
 	if err := b.store.NewRootfs(ctx, name, b.id); err != nil {
 		return nil, err
 	}
-	return b.store.Mount(ctx, name, false)
+	return b.store.Mount(ctx, name, image.View{})
 }
 
 func (b *rootsBench) measure(ctx context.Context, rounds int) (ours, bare samples, err error) {

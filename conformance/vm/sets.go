@@ -56,13 +56,13 @@ var sets = map[string][]pass{
 	},
 	"whole": {
 		{name: "packages", packages: append(append([]string{}, kernelPackages...), morePackages...), skip: "TablesAreGenerated"}, // wants a Go
-		{name: "command line", packages: linePackages},
 		{name: "parts of the daemon", packages: partPackages, run: parts},
 		// In two halves: on a slow machine all of it takes longer than a package may.
 		{name: "daemon A to N, driver systemd", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=systemd"}, run: "^Test[A-N]", skip: requests, beside: true},
 		{name: "daemon O to Z, driver systemd", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=systemd"}, run: "^Test[O-Z]", skip: requests, beside: true},
 		// What has no cgroup for its subject runs with this driver natively, and with the other one here.
 		{name: "daemon, driver cgroupfs", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=cgroupfs"}, skip: neither, beside: true},
+		{name: "command line", packages: linePackages, beside: true},
 	},
 }
 

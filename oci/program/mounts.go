@@ -23,6 +23,20 @@ var filesystems = map[string]string{
 	"pstore": "pstore", "efivarfs": "efivarfs", "selinuxfs": "selinuxfs", "binfmt_misc": "binfmt_misc",
 }
 
+// labelled are the filesystems whose files have linux.mountLabel: those that are the container's own and that keep labels,
+// also in a user namespace. The kernel's own files have labels by its policy, and what is bound has those that it has.
+var labelled = []string{"tmpfs", "ramfs", "devpts"}
+
+// Labelled returns the options of a new filesystem together with the label that all its files have by
+// linux.mountLabel. An option of the mount that speaks of labels counts more.
+func Labelled(s *specs.Spec, fstype string, options []string) []string {
+	own := func(o string) bool { return strings.Contains(o, "context=") }
+	if s.Linux == nil || s.Linux.MountLabel == "" || !slices.Contains(labelled, fstype) || slices.ContainsFunc(options, own) {
+		return options
+	}
+	return append(slices.Clone(options), "context="+s.Linux.MountLabel)
+}
+
 // InProgram says whether a program makes a filesystem of this type itself. A
 // mount of another type, and each bind, needs a descriptor in Input.Binds.
 func InProgram(fstype string) bool { return filesystems[fstype] != "" }
@@ -187,7 +201,7 @@ func (c *compiler) fsMount(i int, field, fstype, source, dest string, o MountOpt
 	}
 	c.call("prepare a "+fstype, unix.SYS_FSOPEN, c.str(fstype), val(unix.FSOPEN_CLOEXEC)).to(rContext)
 	c.call("called "+source, unix.SYS_FSCONFIG, reg(rContext), val(unix.FSCONFIG_SET_STRING), c.str("source"), c.str(source), val(0))
-	if err := c.configure(field, append(slices.Clone(o.Super), o.Data...)); err != nil {
+	if err := c.configure(field, append(slices.Clone(o.Super), Labelled(c.spec, fstype, o.Data)...)); err != nil {
 		return err
 	}
 	c.call("make it", unix.SYS_FSCONFIG, reg(rContext), val(unix.FSCONFIG_CMD_CREATE), val(0), val(0), val(0))

@@ -1,6 +1,7 @@
 package program
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -112,10 +113,12 @@ const maxLabel = 4000
 
 // checkLabels refuses what would not arrive as it stands.
 func checkLabels(p *specs.Process) error {
-	for _, l := range []struct{ field, value string }{{"process.apparmorProfile", p.ApparmorProfile}, {"process.selinuxLabel", p.SelinuxLabel}} {
-		if len(l.value) > maxLabel || strings.TrimSpace(l.value) != l.value || strings.ContainsAny(l.value, "\x00\n") {
-			return fmt.Errorf("%s: %.100q: %w", l.field, l.value, ErrInvalid)
-		}
+	return errors.Join(checkLabel("process.apparmorProfile", p.ApparmorProfile), checkLabel("process.selinuxLabel", p.SelinuxLabel))
+}
+
+func checkLabel(field, value string) error {
+	if len(value) > maxLabel || strings.TrimSpace(value) != value || strings.ContainsAny(value, "\x00\n") {
+		return fmt.Errorf("%s: %.100q: %w", field, value, ErrInvalid)
 	}
 	return nil
 }

@@ -8,6 +8,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -232,6 +234,45 @@ func TestSELinux(t *testing.T) {
 	c.run(t)
 	s.in.Spec.Process.SelinuxLabel = "system_u:system_r:nobody_t:s0"
 	s.wants(t, "!system_u:system_r:nobody_t:s0: invalid argument")
+}
+
+// TestMountLabel: with a label for mounts, the container's own filesystems have it, each once: not the kernel's, and none whose
+// options name another. That the files then have it, a kernel with SELinux shows: TestSELinuxLabels.
+func TestMountLabel(t *testing.T) {
+	const label = "system_u:object_r:container_file_t:s0:c1,c2"
+	s := newStage("", "true")
+	s.in.Spec.Mounts = append(s.in.Spec.Mounts,
+		specs.Mount{Destination: "/a", Type: "ramfs", Source: "ramfs"},
+		specs.Mount{Destination: "/b", Type: "tmpfs", Source: "tmpfs", Options: []string{"rootcontext=other"}})
+	text := func() string {
+		p, err := program.Compile(s.in)
+		var b bytes.Buffer
+		if err := errors.Join(err, program.Explain(&b, p)); err != nil {
+			t.Fatal(err)
+		}
+		return b.String()
+	}
+	if strings.Contains(text(), `"context"`) {
+		t.Error("a label without one in the spec")
+	}
+	s.in.Spec.Linux.MountLabel = label
+	var on []string
+	fstype := ""
+	for line := range strings.Lines(text()) {
+		if m := regexp.MustCompile(`fsopen +r\d+ = \("(\w+)"`).FindStringSubmatch(line); m != nil {
+			fstype = m[1]
+		}
+		if strings.Contains(line, `"context", "`+label+`"`) {
+			on = append(on, fstype)
+		}
+	}
+	if want := []string{"tmpfs", "devpts", "ramfs"}; !slices.Equal(on, want) {
+		t.Errorf("label on %q, want on %q\n%s", on, want, text())
+	}
+	s.in.Spec.Linux.MountLabel = "a\nb"
+	if _, err := program.Compile(s.in); !errors.Is(err, program.ErrInvalid) || !strings.Contains(err.Error(), "linux.mountLabel") {
+		t.Errorf("a label of two lines: %v", err)
+	}
 }
 
 func TestLabelsThatWouldNotArrive(t *testing.T) {

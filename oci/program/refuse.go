@@ -1,6 +1,7 @@
 package program
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -32,14 +33,13 @@ func refuse(s *specs.Spec) error {
 	if !strings.HasPrefix(s.Version, "1.") {
 		return fmt.Errorf("ociVersion: %.20q: %w", s.Version, ErrUnsupported)
 	}
-	if err := checkLabels(s.Process); err != nil {
+	l := s.Linux
+	if err := errors.Join(checkLabels(s.Process), checkLabel("linux.mountLabel", l.MountLabel)); err != nil {
 		return err
 	}
-	l := s.Linux
 	if err := firstAsked([]check{
 		{"solaris", s.Solaris != nil}, {"windows", s.Windows != nil}, {"vm", s.VM != nil}, {"zos", s.ZOS != nil}, {"freebsd", s.FreeBSD != nil},
 		{"hooks", hasHooks(s.Hooks)},
-		{"linux.mountLabel", l.MountLabel != ""},
 		{"linux.intelRdt", l.IntelRdt != nil},
 	}); err != nil {
 		return err

@@ -41,7 +41,7 @@ func (s *Set) copyUp(dest string, m *specs.Mount, o program.MountOptions) (*sys.
 	if o.Data, err = s.outsideOwner(o.Data); err != nil {
 		return nil, err
 	}
-	fd, err := newFilesystem(m.Type, m.Source, program.MountOptions{Super: o.Super, Data: o.Data})
+	fd, err := newFilesystem(m.Type, m.Source, program.MountOptions{Super: o.Super, Data: program.Labelled(s.spec, m.Type, o.Data)})
 	if err != nil {
 		return nil, err
 	}

@@ -229,10 +229,6 @@ func TestBuildRefusesSecurity(t *testing.T) {
 			sc(in).Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"CAP_CAP_KILL"}}
 		}, ErrInvalid},
 		{"linux.security_context.privileged", func(in *Input) { sc(in).Privileged = true }, ErrInvalid},
-		{"linux.security_context.selinux_options", func(in *Input) {
-			in.Host.SELinux = true
-			sc(in).SelinuxOptions = &runtimeapi.SELinuxOption{Level: "s0"}
-		}, ErrUnimplemented},
 		{"linux.security_context.namespace_options.pid", func(in *Input) {
 			sc(in).NamespaceOptions = &runtimeapi.NamespaceOption{Pid: 99}
 		}, ErrInvalid},

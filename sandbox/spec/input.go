@@ -26,6 +26,7 @@ type Input struct {
 	// told, like CgroupsPath.
 	PIDTarget string
 
+	Labels   Labels // SELinux's, from ContainerLabels
 	AppArmor string // the profile to run under, chosen by AppArmorOf; "" for none
 
 	// CgroupsPath is the container's cgroup relative to the root of the hierarchy. It is only told to
@@ -59,7 +60,7 @@ type Host struct {
 	// InheritedOpenFiles is the hard limit that a process has which raises nothing, 0 for any.
 	InheritedOpenFiles uint64
 
-	// AppArmor and SELinux tell whether the kernel enforces them.
+	// AppArmor and SELinux tell whether the kernel has them on.
 	AppArmor, SELinux bool
 
 	// Devices are the host's device nodes: what a privileged container gets.

@@ -14,9 +14,7 @@ func applyPrivileges(in *Input, s *specs.Spec) error {
 	}
 	s.Process.NoNewPrivileges = sc.GetNoNewPrivs()
 	s.Process.ApparmorProfile = in.AppArmor
-	if in.Host.SELinux && sc.GetSelinuxOptions() != nil && !sc.GetPrivileged() {
-		return Unimplemented("linux.security_context.selinux_options", "", "SELinux labels are not applied yet, and this node enforces them")
-	}
+	s.Process.SelinuxLabel, s.Linux.MountLabel = in.Labels.Process, in.Labels.Mount
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 )
 
 // Recipe says how a root is made. Its digest names the cached result: whatever is changed here makes a new root.
@@ -32,13 +33,18 @@ func NewRecipe(debian string, more ...string) (Recipe, error) {
 	if !ok {
 		return Recipe{}, fmt.Errorf("choose recipe: Debian %q is neither 12 nor 13", debian)
 	}
+	files := rootFiles()
+	if slices.Contains(more, "selinux-policy-default") {
+		// Permissive, since the files of a root that is made on a machine without SELinux have no labels.
+		files = append(files, File{Path: "/etc/selinux/config", Content: "SELINUX=permissive\nSELINUXTYPE=default\n"})
+	}
 	return Recipe{
 		Version: 1, Debian: debian, Suite: suite, DiskMiB: 8192,
 		// What a node has: an init, its bus, names of devices, a network and its filters. e2fsprogs and util-linux are for tests of mounts.
 		Packages: append([]string{"linux-image-cloud-amd64", "systemd-sysv", "dbus", "udev", "kmod", "procps", "iproute2", "iptables", "nftables",
 			"conntrack", "ethtool", "socat", "e2fsprogs", "xz-utils", "ca-certificates", "apparmor", "busybox-static", "strace", "uidmap"}, more...),
 		Exclude: []string{"/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*", "/boot/initrd*"},
-		Files:   rootFiles(),
+		Files:   files,
 	}, nil
 }
 

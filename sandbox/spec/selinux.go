@@ -1,0 +1,92 @@
+package spec
+
+import (
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Labels are the SELinux labels of a pod or a container, user:role:type:level. The zero value is none: the kernel has no
+// SELinux, or the node does not use it for containers.
+type Labels struct {
+	Process string `json:"process"` // what its processes run under
+	Mount   string `json:"mount"`   // what all files of its file systems have
+}
+
+// privilegedType is the type of processes that the policy confines in nothing.
+const privilegedType = "spc_t"
+
+const selinuxField = "linux.security_context.selinux_options"
+
+// ContainerLabels returns the labels of a container in a pod with the labels of. Each part of the request's options takes
+// the place of the pod's, so that containers of a pod share its categories, and with them its files and volumes, unless they ask
+// for others. A privileged container is of the type that nothing is forbidden to, without categories. Whether the policy knows
+// the outcome is the node's to say.
+func ContainerLabels(c *runtimeapi.ContainerConfig, of Labels, h Host) (Labels, error) {
+	sc := security(c)
+	o := sc.GetSelinuxOptions()
+	if of == (Labels{}) {
+		if h.SELinux && asksForLabel(o) {
+			return Labels{}, Unimplemented(selinuxField, "", "this node's kernel has SELinux, but the pod has no label: it is off in the configuration, or the policy has no containers")
+		}
+		return Labels{}, nil
+	}
+	return of.with(o, sc.GetPrivileged()), nil
+}
+
+// PodLabels returns the labels of a pod: those that were made for it, of, with the parts that the request names in their place.
+func PodLabels(cfg *runtimeapi.PodSandboxConfig, of Labels) Labels {
+	return of.with(cfg.GetLinux().GetSecurityContext().GetSelinuxOptions(), false)
+}
+
+func asksForLabel(o *runtimeapi.SELinuxOption) bool {
+	return o.GetUser() != "" || o.GetRole() != "" || o.GetType() != "" || o.GetLevel() != ""
+}
+
+// with replaces parts of l. Files have no role and no type of a process.
+func (l Labels) with(o *runtimeapi.SELinuxOption, privileged bool) Labels {
+	if l == (Labels{}) {
+		return l
+	}
+	p, m := cutLabel(l.Process), cutLabel(l.Mount)
+	if privileged {
+		p[labelType] = privilegedType
+		p[labelLevel] = sensitivity(p[labelLevel])
+	}
+	for part, value := range []string{o.GetUser(), o.GetRole(), o.GetType(), o.GetLevel()} {
+		if value == "" {
+			continue
+		}
+		p[part] = value
+		if part == labelUser || part == labelLevel {
+			m[part] = value
+		}
+	}
+	return Labels{p.String(), m.String()}
+}
+
+// Level is the part of a process' label that says with whom it shares; "" of none.
+func (l Labels) Level() string { return cutLabel(l.Process)[labelLevel] }
+
+// label is one in its parts; the level is absent in a policy without any.
+type label [4]string
+
+const (
+	labelUser = iota
+	_         // role
+	labelType
+	labelLevel
+)
+
+func cutLabel(s string) (l label) {
+	copy(l[:], strings.SplitN(s, ":", len(l))) // the level has colons of its own
+	return l
+}
+
+func (l label) String() string { return strings.TrimRight(strings.Join(l[:], ":"), ":") }
+
+// sensitivity returns a level without its categories: s0 of s0:c1,c2.
+func sensitivity(level string) string {
+	s, _, _ := strings.Cut(level, ":")
+	return s
+}
