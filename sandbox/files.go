@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/opencontainers/selinux/go-selinux"
 	"golang.org/x/sys/unix"
 
 	"github.com/vitrine-runtime/vitrine/internal/atomicfile"
@@ -75,10 +74,10 @@ func (sb *Sandbox) writeFile(name string, data []byte) error {
 	}
 	root := int(sb.plan.UserNS.Outside(0))                                 // who is root in the pod, as the files are elsewhere
 	err := errors.Join(os.Chmod(path, 0o644), os.Lchown(path, root, root)) // whatever our umask is
-	if l := sb.record.Labels.Mount; l != "" && err == nil {
-		err = selinux.LsetFileLabel(path, l)
+	if err != nil {
+		return err
 	}
-	return err
+	return labelFile(path, sb.record.Labels.Mount)
 }
 
 // mountShm mounts the tmpfs that all containers of the pod share as /dev/shm. It is the one file system

@@ -28,6 +28,7 @@ type Manager struct {
 	volumes *volumeOpener
 	flights flights
 	armor   appArmor
+	labels  *selinuxLabels
 	stop    context.CancelFunc
 	index   atomic.Pointer[index]
 	feed    eventFeed
@@ -72,7 +73,8 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 	if err := os.RemoveAll(cfg.RunDir + "-hooks"); err != nil { // of creations that a daemon before us did not end
 		return nil, err
 	}
-	m := &Manager{cfg: cfg, host: *host, armor: armor, volumes: newVolumeOpener(cfg.VolumeTimeout), leftovers: map[string]eraser{}}
+	labels := openLabels(host, cfg.SELinux)
+	m := &Manager{cfg: cfg, host: *host, armor: armor, labels: labels, volumes: newVolumeOpener(cfg.VolumeTimeout), leftovers: map[string]eraser{}}
 	m.index.Store(&index{pods: map[string]*Sandbox{}, containers: map[string]*Container{}, names: map[string]string{}})
 	m.flights.m = map[string]*operation{}
 	m.flights.base, m.stop = context.WithCancel(context.Background())

@@ -11,6 +11,8 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
+
+	"github.com/vitrine-runtime/vitrine/sandbox/spec"
 )
 
 // recover brings the records and reality together. Pods are recovered beside each other, so that one whose
@@ -141,6 +143,8 @@ func (m *Manager) loadPod(id string) (*Sandbox, error) {
 	if err := readRecord(sb.dir, "pod.json", &sb.record); err != nil {
 		return sb, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
+	m.labels.hold(sb.record.Labels)
+	sb.levels = []spec.Labels{sb.record.Labels}
 	if sb.record.Version > recordVersion {
 		return sb, errNewer
 	}
@@ -154,7 +158,6 @@ func (m *Manager) loadPod(id string) (*Sandbox, error) {
 	if err != nil {
 		return sb, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
-	reserveLabels(sb.record.Labels)
 	f := sb.record.Facts
 	sb.plan = plan
 	sb.facts.Store(&f)
@@ -206,6 +209,10 @@ func (c *Container) load() error {
 		}
 	}
 	c.record = *r
+	if l, err := spec.ContainerLabels(c.config, c.pod.record.Labels, c.pod.m.host); err == nil { // else it has none
+		c.labels = l
+		c.holdLabels()
+	}
 	f := r.Facts
 	c.facts.Store(&f)
 	l, err := r.Limits.limits(c.config.GetLinux().GetResources())

@@ -39,7 +39,8 @@ type Sandbox struct {
 	heard heard
 
 	mu     sync.Mutex
-	erased bool // guarded by mu: the directory is on its way out, no record is written any more
+	erased bool          // guarded by mu: the directory is on its way out, no record is written any more
+	levels []spec.Labels // guarded by mu: whose levels are held for the pod and its containers
 
 	monMu sync.Mutex // never held over a system call: readers take it
 	mon   monitor    // guarded by monMu; nil before the start, after the end, and while nobody answers
@@ -63,6 +64,7 @@ func (m *Manager) newSandbox(id string, cfg *runtimeapi.PodSandboxConfig, plan *
 		return nil, fmt.Errorf("linux.cgroup_parent: %w", cgroupError(err))
 	}
 	sb.record.Labels, err = m.newLabels(cfg)
+	sb.levels = []spec.Labels{sb.record.Labels}
 	return sb, err
 }
 

@@ -211,7 +211,7 @@ func (sb *Sandbox) erase(ctx context.Context) error {
 	if err := os.RemoveAll(sb.dir); err != nil {
 		return err
 	}
-	sb.m.releaseLabels(sb.id, sb.record.Labels)
+	sb.releaseLabels()
 	return nil
 }
 

@@ -1,10 +1,11 @@
 package sandbox
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 
 	"github.com/opencontainers/selinux/go-selinux"
 	"github.com/opencontainers/selinux/go-selinux/label"
@@ -15,45 +16,62 @@ import (
 	"github.com/vitrine-runtime/vitrine/sandbox/spec"
 )
 
-// newLabels makes the labels of a pod, with categories that no other pod of this daemon has, where the kernel has SELinux
-// and its policy (lxc_contexts) knows containers. They are the pod's until releaseLabels.
-func (m *Manager) newLabels(cfg *runtimeapi.PodSandboxConfig) (spec.Labels, error) {
-	if !m.cfg.SELinux || !m.host.SELinux {
-		return spec.Labels{}, nil
+// maxLabel is the longest label that a file system can be mounted with: fsconfig takes 255 bytes.
+const maxLabel = 255
+
+// selinuxLabels makes the labels of pods, and counts who has which level, so that no two pods are given the same.
+type selinuxLabels struct {
+	on bool // the kernel has SELinux, its policy knows containers, and the configuration wants it
+
+	mu   sync.Mutex     // also around the library, which makes labels without a lock of its own
+	held map[string]int // guarded by mu: how many have a level
+}
+
+// openLabels finds out whether pods can have labels. A policy that does not know its own words for containers is as
+// one without containers.
+func openLabels(h *spec.Host, wanted bool) *selinuxLabels {
+	s := &selinuxLabels{held: map[string]int{}}
+	if !wanted || !h.SELinux {
+		return s
 	}
+	l, err := s.make()
+	switch {
+	case err == nil && l.Process == "":
+		err = errors.New("the policy has no lxc_contexts")
+	case err == nil:
+		err = errors.Join(selinux.SecurityCheckContext(l.Process), selinux.SecurityCheckContext(l.Mount))
+	}
+	s.release(l)
+	if err != nil {
+		klog.ErrorS(err, "The kernel has SELinux, and containers run without labels")
+		return s
+	}
+	s.on = true
+	h.PrivilegedLabel = selinux.SecurityCheckContext(l.Privileged()) == nil
+	return s
+}
+
+// make makes a label with categories that nobody has, and holds it.
+func (s *selinuxLabels) make() (spec.Labels, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	process, mount, err := label.InitLabels(nil)
 	if err != nil {
 		return spec.Labels{}, fmt.Errorf("make SELinux labels: %w", err)
 	}
-	made := spec.Labels{Process: process, Mount: mount}
-	l := spec.PodLabels(cfg, made)
-	if l.Level() != made.Level() {
-		selinux.ReleaseLabel(made.Process)
-		reserveLabels(l)
-	}
-	if err := checkLabels(l); err != nil {
-		m.releaseLabels("", l)
-		return spec.Labels{}, err
-	}
+	l := spec.Labels{Process: process, Mount: mount}
+	s.held[l.Level()]++
 	return l, nil
 }
 
-// checkLabels asks the kernel's policy.
-func checkLabels(l spec.Labels) error {
-	for _, v := range []string{l.Process, l.Mount} {
-		if v == "" {
-			continue
-		}
-		if err := selinux.SecurityCheckContext(v); err != nil {
-			return spec.Invalid("linux.security_context.selinux_options", v, "is no label of this node's policy")
-		}
+// hold keeps a level from being made for another pod. One that a request names may be another's, too.
+func (s *selinuxLabels) hold(l spec.Labels) {
+	if l.Level() == "" {
+		return
 	}
-	return nil
-}
-
-// reserveLabels keeps the categories from being made for another pod. A level that a request names may be another's, too.
-func reserveLabels(l spec.Labels) {
-	if l.Process == "" {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.held[l.Level()]++; s.held[l.Level()] > 1 {
 		return
 	}
 	if err := selinux.ReserveLabelV2(l.Process); err != nil && !errors.Is(err, selinux.ErrMCSAlreadyExists) {
@@ -61,80 +79,122 @@ func reserveLabels(l spec.Labels) {
 	}
 }
 
-// releaseLabels gives the categories of a pod back, unless another one has the same.
-func (m *Manager) releaseLabels(pod string, l spec.Labels) {
-	if l.Process == "" {
+// release undoes one hold or make.
+func (s *selinuxLabels) release(l spec.Labels) {
+	if l.Level() == "" {
 		return
 	}
-	for id, sb := range m.index.Load().pods {
-		if id != pod && sb.record.Labels.Level() == l.Level() {
-			return
-		}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.held[l.Level()]--; s.held[l.Level()] <= 0 {
+		delete(s.held, l.Level())
+		selinux.ReleaseLabel(l.Process)
 	}
-	selinux.ReleaseLabel(l.Process)
 }
 
-// chooseLabels finds the labels that the container is to have, before anything of it is made.
+// newLabels makes the labels of a pod. They are the pod's until releaseLabels.
+func (m *Manager) newLabels(cfg *runtimeapi.PodSandboxConfig) (spec.Labels, error) {
+	if !m.labels.on {
+		return spec.Labels{}, spec.CheckNoLabels(cfg, m.host)
+	}
+	made, err := m.labels.make()
+	if err != nil {
+		return spec.Labels{}, err
+	}
+	l := spec.PodLabels(cfg, made)
+	if l == made {
+		return l, nil
+	}
+	m.labels.release(made)
+	if err := checkLabels(l); err != nil {
+		return spec.Labels{}, err
+	}
+	m.labels.hold(l)
+	return l, nil
+}
+
+// checkLabels asks the kernel's policy about labels that a request has named parts of.
+func checkLabels(l spec.Labels) error {
+	const field = "linux.security_context.selinux_options"
+	for _, v := range []string{l.Process, l.Mount} {
+		if len(v) > maxLabel {
+			return spec.Invalid(field, v, "makes a label of more than %d bytes", maxLabel)
+		}
+		err := selinux.SecurityCheckContext(v)
+		switch {
+		case v == "" || err == nil:
+		case errors.Is(err, unix.EINVAL):
+			return spec.Invalid(field, v, "is no label of this node's policy")
+		default:
+			return fmt.Errorf("%s: ask the policy about %.256q: %w", field, v, err)
+		}
+	}
+	return nil
+}
+
+// chooseLabels finds the labels that the container is to have, before anything of it is made. What differs from the pod's is held until
+// the pod is gone.
 func (c *Container) chooseLabels() error {
-	l, err := spec.ContainerLabels(c.config, c.pod.record.Labels, c.pod.m.host)
+	sb := c.pod
+	l, err := spec.ContainerLabels(c.config, sb.record.Labels, sb.m.host)
 	if err != nil {
 		return err
 	}
-	if l != c.pod.record.Labels {
+	if l != sb.record.Labels {
 		if err := checkLabels(l); err != nil {
 			return err
 		}
 	}
 	c.labels = l
-	return nil
-}
-
-// relabelVolumes gives the files of volumes the label of the container, where the request says so; the files of others stay as
-// they are (CVE-2021-43816). It may take long, as there may be many files: only ctx ends the waiting, and what was begun
-// goes on.
-func (c *Container) relabelVolumes(ctx context.Context, op *operation) error {
-	if c.labels.Mount == "" {
-		return nil
-	}
-	for i, r := range c.config.GetMounts() {
-		if !r.GetSelinuxRelabel() || spec.IsImageVolume(r) {
-			continue
-		}
-		op.at("relabel volume " + r.GetHostPath())
-		done := make(chan error, 1)
-		go func() { done <- relabel(r.GetHostPath(), c.labels.Mount) }() // ends when the last file has its label
-		var err error
-		select {
-		case err = <-done:
-		case <-ctx.Done():
-			err = context.Cause(ctx)
-		}
-		if err != nil {
-			return relabelError(i, r.GetHostPath(), err)
-		}
+	c.holdLabels()
+	if l.Mount != sb.record.Labels.Mount {
+		return sb.shareFiles()
 	}
 	return nil
 }
 
-// relabel changes the label of a path of the host and of all below it, the path itself last. The library refuses directories
-// that a host cannot do without. What cannot have labels has those that its mount gives it.
-func relabel(path, mount string) error {
-	real, err := filepath.EvalSymlinks(path)
-	if err == nil {
-		err = label.Relabel(real, mount, false)
+// holdLabels is for a container that has just chosen its labels, or was found again.
+func (c *Container) holdLabels() {
+	sb := c.pod
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if slices.ContainsFunc(sb.levels, func(l spec.Labels) bool { return l.Level() == c.labels.Level() }) {
+		return
 	}
-	if errors.Is(err, unix.ENOTSUP) {
-		return nil
-	}
-	return err
+	sb.levels = append(sb.levels, c.labels)
+	sb.m.labels.hold(c.labels)
 }
 
-// relabelError tells what the library refuses, which is the request's fault, from what the kernel did, and from a time that ended.
-func relabelError(mount int, path string, err error) error {
-	field := fmt.Sprintf("mounts[%d].selinux_relabel", mount)
-	var errno unix.Errno
-	if errors.As(err, &errno) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("%s: %w", field, hostPathError("mounts.host_path", path, err))
+// releaseLabels gives all levels of a pod that is gone to others.
+func (sb *Sandbox) releaseLabels() {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	for _, l := range sb.levels {
+		sb.m.labels.release(l)
 	}
-	return spec.Invalid(field, path, "%v", err)
+	sb.levels = nil
+}
+
+// labelFile gives a file of the pod a label. A file system without any has that of its mount.
+func labelFile(path, mount string) error {
+	if mount == "" {
+		return nil
+	}
+	if err := selinux.LsetFileLabel(path, mount); err != nil && !errors.Is(err, unix.ENOTSUP) {
+		return fmt.Errorf("label %s: %w", path, err)
+	}
+	return nil
+}
+
+// shareFiles takes the categories from the pod's files: a container with others than its pod's could not read them. Its /dev/shm stays as it
+// is mounted.
+func (sb *Sandbox) shareFiles() error {
+	var errs []error
+	f := sb.files()
+	for _, path := range []string{f.ResolvConf, f.Hostname, f.Hosts} {
+		if strings.HasPrefix(path, sb.dir) {
+			errs = append(errs, labelFile(path, sb.record.Labels.Shared()))
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/nri/pkg/api"
 	nrilog "github.com/containerd/nri/pkg/log"
 	"github.com/containerd/nri/pkg/stub"
+	"github.com/containerd/ttrpc"
 )
 
 // nriPlugin is a real plugin, in this process. What its fields say is asked for while it is connected.
@@ -26,6 +27,7 @@ type nriPlugin struct {
 	pods   map[string]*api.PodSandbox                                                // guarded by mu: as they were last seen
 	ctrs   map[string]*api.Container                                                 // guarded by mu
 	synced []string                                                                  // guarded by mu: names
+	evict  string                                                                    // guarded by mu: id of a container that the next answers evict
 }
 
 // hear notes an event and returns the answer to it.
@@ -158,6 +160,24 @@ func (p *nriPlugin) RemoveContainer(_ context.Context, pod *api.PodSandbox, c *a
 	return p.hear("RemoveContainer", pod, c)
 }
 
+// evicting adds evictions to answers; the stub has no words for them.
+func (p *nriPlugin) evicting(ctx context.Context, u ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
+	answer, err := method(ctx, u)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err != nil || p.evict == "" {
+		return answer, err
+	}
+	evict := []*api.ContainerEviction{{ContainerId: p.evict, Reason: "test"}}
+	switch a := answer.(type) {
+	case *api.CreateContainerResponse:
+		a.Evict = evict
+	case *api.UpdateContainerResponse:
+		a.Evict = evict
+	}
+	return answer, err
+}
+
 // quietNRI drops a log.
 type quietNRI struct{ nrilog.Logger }
 
@@ -200,7 +220,7 @@ func (s *scene) plugin(idx, name string) *nriPlugin {
 	var err error
 	for end := time.Now().Add(s.Scale(10 * time.Second)); ; time.Sleep(20 * time.Millisecond) {
 		p.stub, err = stub.New(p, stub.WithPluginIdx(idx), stub.WithPluginName(name), stub.WithSocketPath(s.nriSocket()), stub.WithLogger(quietNRI{}),
-			stub.WithOnClose(func() {}))
+			stub.WithOnClose(func() {}), stub.WithTTRPCOptions(nil, []ttrpc.ServerOpt{ttrpc.WithUnaryServerInterceptor(p.evicting)}))
 		if err == nil {
 			err = p.stub.Start(s.ctx)
 		}

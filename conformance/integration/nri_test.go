@@ -336,3 +336,41 @@ func TestNRIOff(t *testing.T) {
 		t.Errorf("a socket for plugins: %v", err)
 	}
 }
+
+// TestNRIEviction: a container that a plugin evicts with its answer about another one is stopped with grace, and only that one; to evict one
+// that is not there fails nothing.
+func TestNRIEviction(t *testing.T) {
+	s := open(t)
+	s.withNRI("")
+	pl := s.plugin("10", "evict")
+	p := s.runPod("evict")
+	const polite = "trap 'exit 9' TERM; echo trapped; while :; do sleep 0.1; done"
+	first, second, stays := p.run("first", polite), p.run("second", polite), p.run("stays", polite)
+	for _, name := range []string{"first", "second"} { // a signal before the trap would end it otherwise
+		s.eventually(name+" has its trap", func() bool { return slices.Contains(p.logText(name, "stdout"), "trapped") })
+	}
+	evict := func(id string) { pl.set(func() { pl.evict = id }) }
+
+	evict(first)
+	made := p.run("made", polite)
+	if st := s.exited(first); st.ExitCode != 9 {
+		t.Errorf("evicted with a creation: %v", st)
+	}
+	evict(second)
+	if err := s.cri.UpdateContainerResources(s.ctx, made, &runtimeapi.ContainerResources{Linux: &runtimeapi.LinuxContainerResources{CpuShares: 512}}); err != nil {
+		t.Error(err)
+	}
+	if st := s.exited(second); st.ExitCode != 9 {
+		t.Errorf("evicted with an update: %v", st)
+	}
+	evict(strings.Repeat("0", 64))
+	last := p.run("last", polite)
+	for _, id := range []string{stays, made, last} {
+		if st := s.status(id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			t.Errorf("%s, whom nobody evicted: %v", st.Metadata.Name, st.State)
+		}
+	}
+	s.eventually("the plugin hears of the ends", func() bool {
+		return slices.Contains(pl.of("first"), "StopContainer") && slices.Contains(pl.of("second"), "StopContainer")
+	})
+}

@@ -101,13 +101,28 @@ func TestSELinuxLabels(t *testing.T) {
 		if c.options == nil { // its files are the pod's, whatever it may do itself
 			at = level
 		}
-		if got := fileLabel(t, filepath.Join("/proc", strconv.Itoa(p.pids(id)[0]), "root")); got != "system_u:object_r:container_file_t:"+at {
+		in := filepath.Join("/proc", strconv.Itoa(p.pids(id)[0]), "root")
+		if got := fileLabel(t, in); got != "system_u:object_r:container_file_t:"+at {
 			t.Errorf("%s: root has %q, want level %s", name, got, at)
+		}
+		// The pod's files can be read by it, whatever its categories are.
+		if got := fileLabel(t, in+"/etc/resolv.conf"); at != level && got != "system_u:object_r:container_file_t:s0" {
+			t.Errorf("%s: resolv.conf has %q", name, got)
 		}
 	}
 	_, err := p.cri.CreateContainer(p.ctx, p.id, labelled(&runtimeapi.SELinuxOption{Type: "no_such_t"}), p.cfg)
 	if code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "selinux_options") {
 		t.Errorf("a type that the policy lacks: %v", err)
+	}
+
+	in := s.runPod("mapped", mapped)
+	id := in.run("c", "sleep 1000", inMapped)
+	_, level = categories(s.exec(id, ownLabel))
+	root = filepath.Join("/proc", strconv.Itoa(in.pids(id)[0]), "root")
+	for _, at := range []string{"", "/bin/busybox", "/dev", "/dev/pts", "/dev/shm", "/etc/resolv.conf"} {
+		if got := fileLabel(t, root+at); got != "system_u:object_r:container_file_t:"+level {
+			t.Errorf("in a user namespace %s has %q, want level %s", at, got, level)
+		}
 	}
 
 	// What a daemon before made is not given to others, and what it runs keeps what it has.

@@ -113,11 +113,11 @@ const maxLabel = 4000
 
 // checkLabels refuses what would not arrive as it stands.
 func checkLabels(p *specs.Process) error {
-	return errors.Join(checkLabel("process.apparmorProfile", p.ApparmorProfile), checkLabel("process.selinuxLabel", p.SelinuxLabel))
+	return errors.Join(checkLabel("process.apparmorProfile", p.ApparmorProfile, maxLabel), checkLabel("process.selinuxLabel", p.SelinuxLabel, maxLabel))
 }
 
-func checkLabel(field, value string) error {
-	if len(value) > maxLabel || strings.TrimSpace(value) != value || strings.ContainsAny(value, "\x00\n") {
+func checkLabel(field, value string, most int) error {
+	if len(value) > most || strings.TrimSpace(value) != value || strings.ContainsAny(value, "\x00\n") {
 		return fmt.Errorf("%s: %.100q: %w", field, value, ErrInvalid)
 	}
 	return nil

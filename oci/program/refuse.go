@@ -34,7 +34,7 @@ func refuse(s *specs.Spec) error {
 		return fmt.Errorf("ociVersion: %.20q: %w", s.Version, ErrUnsupported)
 	}
 	l := s.Linux
-	if err := errors.Join(checkLabels(s.Process), checkLabel("linux.mountLabel", l.MountLabel)); err != nil {
+	if err := errors.Join(checkLabels(s.Process), checkLabel("linux.mountLabel", l.MountLabel, maxFSValue)); err != nil {
 		return err
 	}
 	if err := firstAsked([]check{

@@ -63,6 +63,9 @@ type Host struct {
 	// AppArmor and SELinux tell whether the kernel has them on.
 	AppArmor, SELinux bool
 
+	// PrivilegedLabel tells whether the policy has a type for privileged containers.
+	PrivilegedLabel bool
+
 	// Devices are the host's device nodes: what a privileged container gets.
 	Devices []HostDevice
 

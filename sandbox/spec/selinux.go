@@ -25,33 +25,45 @@ const selinuxField = "linux.security_context.selinux_options"
 func ContainerLabels(c *runtimeapi.ContainerConfig, of Labels, h Host) (Labels, error) {
 	sc := security(c)
 	o := sc.GetSelinuxOptions()
-	if of == (Labels{}) {
-		if h.SELinux && asksForLabel(o) {
-			return Labels{}, Unimplemented(selinuxField, "", "this node's kernel has SELinux, but the pod has no label: it is off in the configuration, or the policy has no containers")
-		}
-		return Labels{}, nil
+	switch {
+	case of != (Labels{}):
+		return of.with(o, sc.GetPrivileged(), h.PrivilegedLabel), nil
+	case h.SELinux && asksForLabel(o) && !sc.GetPrivileged():
+		return Labels{}, Unimplemented(selinuxField, "", noLabels)
 	}
-	return of.with(o, sc.GetPrivileged()), nil
+	return Labels{}, nil
+}
+
+const noLabels = "this node's kernel has SELinux, but pods have no labels: it is off in the configuration, or the policy has no containers"
+
+// CheckNoLabels refuses a pod that asks for labels on a node that gives none although its kernel has SELinux. A privileged one may ask for
+// what it likes: nothing is kept from it, with and without a label.
+func CheckNoLabels(cfg *runtimeapi.PodSandboxConfig, h Host) error {
+	sc := cfg.GetLinux().GetSecurityContext()
+	if h.SELinux && asksForLabel(sc.GetSelinuxOptions()) && !sc.GetPrivileged() {
+		return Unimplemented(selinuxField, "", noLabels)
+	}
+	return nil
 }
 
 // PodLabels returns the labels of a pod: those that were made for it, of, with the parts that the request names in their place.
 func PodLabels(cfg *runtimeapi.PodSandboxConfig, of Labels) Labels {
-	return of.with(cfg.GetLinux().GetSecurityContext().GetSelinuxOptions(), false)
+	return of.with(cfg.GetLinux().GetSecurityContext().GetSelinuxOptions(), false, false)
 }
 
 func asksForLabel(o *runtimeapi.SELinuxOption) bool {
 	return o.GetUser() != "" || o.GetRole() != "" || o.GetType() != "" || o.GetLevel() != ""
 }
 
-// with replaces parts of l. Files have no role and no type of a process.
-func (l Labels) with(o *runtimeapi.SELinuxOption, privileged bool) Labels {
+// with replaces parts of l. Files have no role and no type of a process. A policy without the privileged type leaves a privileged process that
+// asks for no other one without a label: it runs under that of the daemon.
+func (l Labels) with(o *runtimeapi.SELinuxOption, privileged, known bool) Labels {
 	if l == (Labels{}) {
 		return l
 	}
 	p, m := cutLabel(l.Process), cutLabel(l.Mount)
 	if privileged {
-		p[labelType] = privilegedType
-		p[labelLevel] = sensitivity(p[labelLevel])
+		p = cutLabel(l.Privileged())
 	}
 	for part, value := range []string{o.GetUser(), o.GetRole(), o.GetType(), o.GetLevel()} {
 		if value == "" {
@@ -62,7 +74,24 @@ func (l Labels) with(o *runtimeapi.SELinuxOption, privileged bool) Labels {
 			m[part] = value
 		}
 	}
+	if privileged && !known && o.GetType() == "" {
+		p = label{}
+	}
 	return Labels{p.String(), m.String()}
+}
+
+// Privileged returns the label of a privileged process.
+func (l Labels) Privileged() string {
+	p := cutLabel(l.Process)
+	p[labelType], p[labelLevel] = privilegedType, sensitivity(p[labelLevel])
+	return p.String()
+}
+
+// Shared returns the label of files that all may read who may read any of the pod's: without categories.
+func (l Labels) Shared() string {
+	m := cutLabel(l.Mount)
+	m[labelLevel] = sensitivity(m[labelLevel])
+	return m.String()
 }
 
 // Level is the part of a process' label that says with whom it shares; "" of none.

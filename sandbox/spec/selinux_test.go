@@ -34,14 +34,42 @@ func TestContainerLabels(t *testing.T) {
 	} {
 		cfg := &runtimeapi.ContainerConfig{Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
 			SelinuxOptions: c.options, Privileged: c.privileged}}}
-		if got, err := ContainerLabels(cfg, pod, Host{SELinux: true}); err != nil || got != c.want {
+		if got, err := ContainerLabels(cfg, pod, Host{SELinux: true, PrivilegedLabel: true}); err != nil || got != c.want {
 			t.Errorf("%s: %+v, %v; want %+v", c.what, got, err, c.want)
 		}
-		// A policy without levels has labels of three parts.
-		bare := Labels{"u:r:t", "u:object_r:f"}
-		if got, err := ContainerLabels(cfg, bare, Host{SELinux: true}); c.options == nil && !c.privileged && (err != nil || got != bare) {
-			t.Errorf("%s, without levels: %+v, %v", c.what, got, err)
+	}
+	if s := pod.Shared(); s != "system_u:object_r:container_file_t:s0" {
+		t.Errorf("shared: %q", s)
+	}
+}
+
+// TestPoorPolicies: one without levels, whose labels have three parts, and one without a type for privileged containers.
+func TestPoorPolicies(t *testing.T) {
+	cfg := func(privileged bool, o *runtimeapi.SELinuxOption) *runtimeapi.ContainerConfig {
+		return &runtimeapi.ContainerConfig{Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+			SelinuxOptions: o, Privileged: privileged}}}
+	}
+	bare := Labels{"u:r:t", "u:object_r:f"}
+	full := Labels{"u:r:t:s0:c1,c2", "u:object_r:f:s0:c1,c2"}
+	for _, c := range []struct {
+		cfg   *runtimeapi.ContainerConfig
+		pod   Labels
+		known bool
+		want  Labels
+	}{
+		{cfg(false, nil), bare, true, bare},
+		{cfg(true, nil), bare, true, Labels{"u:r:spc_t", "u:object_r:f"}},
+		{cfg(true, nil), bare, false, Labels{"", "u:object_r:f"}},
+		{cfg(true, nil), full, false, Labels{"", full.Mount}},
+		{cfg(true, &runtimeapi.SELinuxOption{Type: "x"}), full, false, Labels{"u:r:x:s0", full.Mount}},
+		{cfg(false, nil), full, false, full},
+	} {
+		if got, err := ContainerLabels(c.cfg, c.pod, Host{SELinux: true, PrivilegedLabel: c.known}); err != nil || got != c.want {
+			t.Errorf("%v of %+v: %+v, %v; want %+v", c.cfg, c.pod, got, err, c.want)
 		}
+	}
+	if bare.Level() != "" || bare.Shared() != bare.Mount || bare.Privileged() != "u:r:spc_t" {
+		t.Errorf("without levels: %q %q %q", bare.Level(), bare.Shared(), bare.Privileged())
 	}
 }
 
@@ -49,11 +77,13 @@ func TestContainerLabels(t *testing.T) {
 func TestNoLabels(t *testing.T) {
 	asks := &runtimeapi.ContainerConfig{Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
 		SelinuxOptions: &runtimeapi.SELinuxOption{Level: "s0"}}}}
+	privileged := &runtimeapi.ContainerConfig{Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+		SelinuxOptions: &runtimeapi.SELinuxOption{Type: "spc_t"}, Privileged: true}}}
 	for _, c := range []struct {
 		cfg    *runtimeapi.ContainerConfig
 		kernel bool
 		want   error
-	}{{asks, true, ErrUnimplemented}, {asks, false, nil}, {&runtimeapi.ContainerConfig{}, true, nil}, {&runtimeapi.ContainerConfig{}, false, nil}} {
+	}{{asks, true, ErrUnimplemented}, {privileged, true, nil}, {asks, false, nil}, {&runtimeapi.ContainerConfig{}, true, nil}, {&runtimeapi.ContainerConfig{}, false, nil}} {
 		if l, err := ContainerLabels(c.cfg, Labels{}, Host{SELinux: c.kernel}); !errors.Is(err, c.want) || l != (Labels{}) {
 			t.Errorf("%v, kernel %v: %+v, %v", c.cfg, c.kernel, l, err)
 		}
@@ -84,5 +114,22 @@ func TestBuildHandsLabelsOn(t *testing.T) {
 	s, err := Build(in)
 	if err != nil || s.Process.SelinuxLabel != "p" || s.Linux.MountLabel != "m" {
 		t.Errorf("%v %+v", err, s)
+	}
+}
+
+// TestPodAsksForNoLabels: as a container on a node without labels.
+func TestPodAsksForNoLabels(t *testing.T) {
+	cfg := func(privileged bool, o *runtimeapi.SELinuxOption) *runtimeapi.PodSandboxConfig {
+		return &runtimeapi.PodSandboxConfig{Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{SelinuxOptions: o, Privileged: privileged}}}
+	}
+	level := &runtimeapi.SELinuxOption{Level: "s0"}
+	for _, c := range []struct {
+		cfg    *runtimeapi.PodSandboxConfig
+		kernel bool
+		want   error
+	}{{cfg(false, level), true, ErrUnimplemented}, {cfg(true, level), true, nil}, {cfg(false, level), false, nil}, {cfg(false, nil), true, nil}, {cfg(false, &runtimeapi.SELinuxOption{}), true, nil}} {
+		if err := CheckNoLabels(c.cfg, Host{SELinux: c.kernel}); !errors.Is(err, c.want) {
+			t.Errorf("%v, kernel %v: %v", c.cfg, c.kernel, err)
+		}
 	}
 }

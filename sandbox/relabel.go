@@ -1,0 +1,168 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/sys"
+	"github.com/vitrine-runtime/vitrine/sandbox/spec"
+)
+
+// labelAttribute is where a file system keeps the label of a file.
+const labelAttribute = "security.selinux"
+
+// maxRelabelDepth bounds the directories that a walk has open: whoever fills a volume says how deep it is.
+const maxRelabelDepth = 512
+
+// hostOwn are the directories that a host lives from. With the label of a container nothing of it would work any more.
+var hostOwn = []string{"/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/media", "/mnt", "/opt", "/proc", "/root", "/run", "/sbin", "/srv", "/sys",
+	"/tmp", "/usr", "/usr/bin", "/usr/lib", "/usr/sbin", "/var", "/var/lib", "/var/log", "/etc/passwd", "/etc/shadow", "/etc/pki"}
+
+// relabelVolumes gives the files of volumes the label of the container, where the request says so; those of other volumes stay as
+// they are (CVE-2021-43816). It may take long, as there may be many files; with ctx it ends in the middle, and the next one goes on.
+func (c *Container) relabelVolumes(ctx context.Context, op *operation) error {
+	if c.labels.Mount == "" {
+		return nil
+	}
+	for i, r := range c.config.GetMounts() {
+		if !r.GetSelinuxRelabel() || spec.IsImageVolume(r) {
+			continue
+		}
+		op.at("relabel volume " + r.GetHostPath())
+		if err := c.pod.m.volumes.relabel(ctx, r.GetHostPath(), c.labels.Mount); err != nil {
+			return fmt.Errorf("mounts[%d].selinux_relabel: relabel volume %.256q: %w", i, r.GetHostPath(), err)
+		}
+	}
+	return nil
+}
+
+// relabel walks one volume, at most one walk of the same at a time. A server that does not answer holds the walk, but not who
+// waits for it.
+func (v *volumeOpener) relabel(ctx context.Context, path, label string) error {
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(hostOwn, real) {
+		return spec.Invalid("host_path", real, "the host lives from this directory")
+	}
+	key := "relabel " + real
+	mine, err := v.claim(ctx, key)
+	if err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() { // ends with the walk, which ctx ends unless the kernel waits for a server
+		err := labelVolume(ctx, real, label)
+		v.mu.Lock()
+		delete(v.stuck, key)
+		v.mu.Unlock()
+		close(mine)
+		done <- err
+	}()
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.EROFS) {
+		return fmt.Errorf("%w: %w", ErrState, err)
+	}
+	return hostPathError("host_path", path, err)
+}
+
+// labelVolume gives all files at path and below it a label, path itself last. Containers may be at work in the volume meanwhile: no
+// link in it is followed, by descriptors of directories instead of paths, and what vanishes is no error. What cannot have labels has
+// those that its mount gives it.
+func labelVolume(ctx context.Context, path, label string) error {
+	top, err := sys.OpenAt2(unix.AT_FDCWD, path, unix.O_PATH|unix.O_NOFOLLOW, unix.RESOLVE_NO_SYMLINKS)
+	if err != nil {
+		return err
+	}
+	defer top.Close()
+	if dir, err := openBelow(top.Int(), "."); err == nil {
+		if err := labelBelow(ctx, dir, label, 0); err != nil {
+			return err
+		}
+	} else if !errors.Is(err, unix.ENOTDIR) {
+		return err
+	}
+	return setLabel(procPath(top.Int()), label, unix.Getxattr, unix.Setxattr)
+}
+
+// openBelow opens a directory in another one, to be read, if it is one: not what a link leads to.
+func openBelow(dir int, name string) (*os.File, error) {
+	fd, err := sys.OpenAt2(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS|unix.RESOLVE_NO_MAGICLINKS)
+	if err != nil {
+		return nil, err
+	}
+	return fd.File(procPath(fd.Int())), nil // its name is what ReadDir looks entries up by, where a file system does not say what they are
+}
+
+// labelBelow labels what is in dir, and closes it.
+func labelBelow(ctx context.Context, dir *os.File, label string, depth int) error {
+	defer dir.Close()
+	if depth == maxRelabelDepth {
+		return fmt.Errorf("more than %d directories in each other: %w", maxRelabelDepth, ErrState)
+	}
+	for {
+		entries, err := dir.ReadDir(256)
+		for _, e := range entries {
+			if err := ctx.Err(); err != nil {
+				return context.Cause(ctx)
+			}
+			if err := labelEntry(ctx, dir, e, label, depth); err != nil {
+				return err
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil && !errors.Is(err, fs.ErrNotExist):
+			return err
+		}
+	}
+}
+
+// labelEntry labels one entry of dir, a directory after what is in it.
+func labelEntry(ctx context.Context, dir *os.File, e fs.DirEntry, label string, depth int) error {
+	if e.IsDir() {
+		sub, err := openBelow(int(dir.Fd()), e.Name())
+		if err == nil {
+			err = labelBelow(ctx, sub, label, depth+1)
+		}
+		// No directory any more, or none that is there: what is there now is labelled as what it is.
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ELOOP) {
+			return err
+		}
+	}
+	return setLabel(procPath(int(dir.Fd()))+"/"+e.Name(), label, unix.Lgetxattr, unix.Lsetxattr)
+}
+
+// setLabel labels one file, unless it has the label: to write it again would cost the file system a transaction.
+func setLabel(path, label string, get func(string, string, []byte) (int, error), set func(string, string, []byte, int) error) error {
+	buf := make([]byte, len(label)+2)
+	if n, err := get(path, labelAttribute, buf); err == nil && (string(buf[:n]) == label || string(buf[:n]) == label+"\x00") {
+		return nil
+	}
+	err := set(path, labelAttribute, []byte(label), 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTSUP) {
+		return nil
+	}
+	if err != nil {
+		return &fs.PathError{Op: "label", Path: filepath.Base(path), Err: err}
+	}
+	return nil
+}
+
+// procPath names an open directory.
+func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }

@@ -1,0 +1,239 @@
+package sandbox
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/selinux/go-selinux"
+	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/sandbox/spec"
+)
+
+func taken(l spec.Labels) bool {
+	return errors.Is(selinux.CheckLabel(l.Process), selinux.ErrMCSAlreadyExists)
+}
+
+// TestLevelsAreHeld until the last who has one is gone.
+func TestLevelsAreHeld(t *testing.T) {
+	s := &selinuxLabels{held: map[string]int{}}
+	l := spec.Labels{Process: "u:r:t:s0:c901,c902", Mount: "u:object_r:f:s0:c901,c902"}
+	s.hold(l)
+	s.hold(l)
+	s.release(l)
+	if !taken(l) {
+		t.Error("not held any more while one has it")
+	}
+	s.release(l)
+	if taken(l) || len(s.held) != 0 {
+		t.Errorf("held by nobody: %v", s.held)
+	}
+	s.hold(spec.Labels{})
+	s.release(spec.Labels{})
+	if len(s.held) != 0 {
+		t.Errorf("no label is held: %v", s.held)
+	}
+}
+
+// TestLevelsAfterARestart: what a daemon before gave to a pod, and what a container of it asked for, is given to nobody else, until the
+// pod is gone.
+func TestLevelsAfterARestart(t *testing.T) {
+	n := newNode(t, newFakes())
+	pod := n.run(podRequest("web"))
+	n.create(pod, containerRequest("c", "sleep"))
+	if err := n.m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	of := spec.Labels{Process: "u:r:t:s0:c911,c912", Mount: "u:object_r:f:s0:c911,c912"}
+	own := spec.Labels{Process: "u:r:t:s0:c913,c914", Mount: "u:object_r:f:s0:c913,c914"}
+	edit := func(path string, change func(map[string]any)) {
+		t.Helper()
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := map[string]any{}
+		d := json.NewDecoder(bytes.NewReader(text))
+		d.UseNumber()
+		if err := d.Decode(&r); err != nil {
+			t.Fatal(err)
+		}
+		change(r)
+		if text, err = json.Marshal(r); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := n.m.podDir(pod)
+	edit(filepath.Join(dir, "pod.json"), func(r map[string]any) { r["selinux"] = of })
+	files, err := filepath.Glob(filepath.Join(dir, "*", "container.json"))
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	edit(files[0], func(r map[string]any) {
+		cfg, _ := r["config"].(map[string]any)
+		cfg["linux"] = map[string]any{"security_context": map[string]any{"selinux_options": map[string]any{"level": "s0:c913,c914"}}}
+	})
+	n.open()
+	if !taken(of) || !taken(own) {
+		t.Errorf("held: the pod's %v, the container's %v", taken(of), taken(own))
+	}
+	if err := n.m.RemovePodSandbox(bg, pod); err != nil {
+		t.Fatal(err)
+	}
+	if taken(of) || taken(own) {
+		t.Errorf("held for a pod that is gone: its own %v, its container's %v", taken(of), taken(own))
+	}
+	n.wantClean()
+}
+
+// labelOf returns what a file has for a label, "" for none.
+func labelOf(t *testing.T, path string) string {
+	t.Helper()
+	buf := make([]byte, 300)
+	n, err := unix.Lgetxattr(path, labelAttribute, buf)
+	if err != nil && !errors.Is(err, unix.ENODATA) {
+		t.Fatalf("label of %s: %v", path, err)
+	}
+	return string(buf[:max(n, 0)])
+}
+
+// volumeTree makes a volume, and a directory of the host that it has a link to. It skips where files cannot have labels: that takes no SELinux, but
+// root and a file system for it.
+func volumeTree(t *testing.T) (volume, host string) {
+	t.Helper()
+	dir := t.TempDir()
+	volume, host = filepath.Join(dir, "volume"), filepath.Join(dir, "host")
+	for _, d := range []string{volume + "/a/b", volume + "/swapped", host} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range []string{volume + "/f", volume + "/a/b/f", volume + "/swapped/secret", host + "/secret"} {
+		if err := os.WriteFile(f, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for link, to := range map[string]string{"/link": host, "/a/link": host + "/secret", "/dangling": "/nowhere"} {
+		if err := os.Symlink(to, volume+link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mkfifo(volume+"/fifo", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Lsetxattr(host, labelAttribute, []byte("before"), 0); err != nil {
+		t.Skip("needs root and a file system with labels: " + err.Error())
+	}
+	return volume, host
+}
+
+// TestRelabelledIsOnlyTheVolume: all of it, and nothing that a link in it leads to; also while somebody who can write to the volume exchanges a
+// directory for a link to the host's all the time.
+func TestRelabelledIsOnlyTheVolume(t *testing.T) {
+	volume, host := volumeTree(t)
+	v := newVolumeOpener(time.Minute)
+	const label = "u:object_r:f:s0:c1,c2"
+	if err := v.relabel(bg, volume, label); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []string{"", "/a", "/a/b", "/a/b/f", "/f", "/link", "/a/link", "/dangling", "/fifo", "/swapped", "/swapped/secret"} {
+		if got := labelOf(t, volume+f); got != label {
+			t.Errorf("%q has %q", f, got)
+		}
+	}
+	untouched := func(when string) {
+		t.Helper()
+		if a, b := labelOf(t, host), labelOf(t, host+"/secret"); a != "before" || b != "" {
+			t.Fatalf("%s: the host's files have %q and %q", when, a, b)
+		}
+	}
+	untouched("links")
+	if err := v.relabel(bg, filepath.Join(volume, "f"), "of a file"); err != nil || labelOf(t, volume+"/f") != "of a file" || labelOf(t, volume) != label {
+		t.Errorf("a volume of one file: %v, %q", err, labelOf(t, volume+"/f"))
+	}
+
+	if err := os.Symlink(host, volume+"/other"); err != nil {
+		t.Fatal(err)
+	}
+	stop, swapping := make(chan struct{}), make(chan int)
+	go func() { // ends with stop
+		n := 0
+		for ; ; n++ {
+			select {
+			case <-stop:
+				swapping <- n
+				return
+			default:
+				_ = unix.Renameat2(unix.AT_FDCWD, volume+"/swapped", unix.AT_FDCWD, volume+"/other", unix.RENAME_EXCHANGE)
+			}
+		}
+	}()
+	for i := range 300 {
+		if err := v.relabel(bg, volume, label+string(rune('0'+i%2))); err != nil {
+			t.Error(err)
+		}
+	}
+	close(stop)
+	if n := <-swapping; n < 300 {
+		t.Errorf("only %d exchanges", n)
+	}
+	untouched("while it was exchanged")
+}
+
+// TestRelabelRefused: what the host lives from, and a tree without an end; and with its caller a walk ends.
+func TestRelabelRefused(t *testing.T) {
+	volume, _ := volumeTree(t)
+	v := newVolumeOpener(time.Minute)
+	link := filepath.Join(t.TempDir(), "usr")
+	if err := os.Symlink("/usr", link); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"/usr", "/usr/", link, "/"} {
+		if err := v.relabel(bg, path, "x"); !errors.Is(err, spec.ErrInvalid) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	if err := v.relabel(bg, volume+"/missing", "x"); !errors.Is(err, spec.ErrInvalid) && !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("nothing there: %v", err)
+	}
+	ended, cancel := context.WithCancel(bg)
+	cancel()
+	if err := v.relabel(ended, volume, "x"); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	if labelOf(t, volume) != "" {
+		t.Error("the volume itself has a label before its files")
+	}
+	fd, err := unix.Open(volume, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range maxRelabelDepth + 2 {
+		if err := unix.Mkdirat(fd, "d", 0o755); err != nil {
+			t.Fatal(i, err)
+		}
+		next, err := unix.Openat(fd, "d", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(i, err)
+		}
+		unix.Close(fd)
+		fd = next
+	}
+	unix.Close(fd)
+	if err := v.relabel(bg, volume, "x"); !errors.Is(err, ErrState) || !strings.Contains(err.Error(), "directories") {
+		t.Errorf("deep: %v", err)
+	}
+	if len(v.stuck) != 0 {
+		t.Errorf("still at work: %v", v.stuck)
+	}
+}
