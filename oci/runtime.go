@@ -74,8 +74,11 @@ func highFD(fd int) (int, error) {
 
 // PodConfig says what pod to start. Nothing of it is kept by the Pod.
 type PodConfig struct {
-	ID       string
-	Dir      string // /run/vitrine/pods/<id>; exists with mode 0700
+	ID  string
+	Dir string // /run/vitrine/pods/<id>; exists with mode 0700
+	// MountLabel is the SELinux label of the files that mask paths in the pod's containers, and of the root of its pause; "" for none.
+	MountLabel string
+
 	Hostname string // set in the pod's own uts namespace; not with HostNetwork, which shares the host's
 	// HostNetwork shares the host's network and uts namespaces, HostIPC its ipc
 	// namespace, HostPID its pid namespace.
@@ -182,7 +185,7 @@ func (l *launch) setup() *wire.Setup {
 	c := l.cfg
 	s := &wire.Setup{
 		Pod: c.ID, Hostname: c.Hostname, HostNet: c.HostNetwork, HostIPC: c.HostIPC, HostPID: c.HostPID,
-		SharedPID: c.SharedPID, Cgroup: c.PauseCgroup >= 0, UserNS: c.UserNS != nil,
+		SharedPID: c.SharedPID, Cgroup: c.PauseCgroup >= 0, UserNS: c.UserNS != nil, Label: c.MountLabel,
 	}
 	for k, v := range c.Sysctls {
 		s.Sysctls = append(s.Sysctls, wire.Sysctl{Key: k, Value: v})

@@ -144,7 +144,7 @@ func (sb *Sandbox) startMonitor(ctx context.Context) error {
 	c := oci.PodConfig{
 		ID: sb.id, Dir: sb.dir, Hostname: sb.plan.Hostname,
 		HostNetwork: sb.plan.HostNetwork, HostIPC: sb.plan.HostIPC, HostPID: sb.plan.HostPID, SharedPID: sb.plan.SharedPID,
-		Sysctls: sb.plan.Sysctls, PauseCgroup: -1,
+		Sysctls: sb.plan.Sysctls, PauseCgroup: -1, MountLabel: sb.record.Labels.Mount,
 	}
 	if u := sb.plan.UserNS; u != nil {
 		maps := u.Maps()

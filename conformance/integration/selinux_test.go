@@ -66,9 +66,9 @@ func TestSELinuxLabels(t *testing.T) {
 
 	file := "system_u:object_r:container_file_t:" + level
 	root := filepath.Join("/proc", strconv.Itoa(p.pids(plain)[0]), "root")
-	for _, at := range []string{"", "/bin/busybox", "/dev", "/dev/null", "/dev/pts", "/dev/shm", "/etc/resolv.conf", "/etc/hosts", "/etc/hostname", "/vol/data/f"} {
-		if got := fileLabel(t, root+at); got != file {
-			t.Errorf("label of %s: %q, want %q", at, got, file)
+	for _, at := range []string{"", "/bin/busybox", "/dev", "/dev/null", "/dev/pts", "/dev/shm", "/etc/resolv.conf", "/etc/hosts", "/etc/hostname", "/vol/data/f", "/proc/acpi", "/proc/kcore"} {
+		if got := fileLabel(t, root+"/."+at); got != file {
+			t.Errorf("label of /%s: %q, want %q", at, got, file)
 		}
 	}
 	s.exec(plain, "echo x >/new; echo x >/dev/shm/new")
@@ -93,7 +93,7 @@ func TestSELinuxLabels(t *testing.T) {
 		"privileged":          {nil, true, "system_u:system_r:spc_t:s0"},
 		"privileged, a level": {&runtimeapi.SELinuxOption{Level: "s0:c7,c9"}, true, "system_u:system_r:spc_t:s0:c7,c9"},
 	} {
-		id := p.run(strings.ReplaceAll(name, ", a ", "-"), "sleep 1000", withSELinux(c.options), func(cfg *runtimeapi.ContainerConfig) { cfg.Linux.SecurityContext.Privileged = c.privileged })
+		id := p.run(strings.ReplaceAll(strings.ReplaceAll(name, ",", ""), " ", "-"), "sleep 1000", withSELinux(c.options), func(cfg *runtimeapi.ContainerConfig) { cfg.Linux.SecurityContext.Privileged = c.privileged })
 		if got := s.exec(id, ownLabel); got != c.want {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
 		}
@@ -102,7 +102,7 @@ func TestSELinuxLabels(t *testing.T) {
 			at = level
 		}
 		in := filepath.Join("/proc", strconv.Itoa(p.pids(id)[0]), "root")
-		if got := fileLabel(t, in); got != "system_u:object_r:container_file_t:"+at {
+		if got := fileLabel(t, in+"/."); got != "system_u:object_r:container_file_t:"+at {
 			t.Errorf("%s: root has %q, want level %s", name, got, at)
 		}
 		// The pod's files can be read by it, whatever its categories are.
@@ -120,7 +120,7 @@ func TestSELinuxLabels(t *testing.T) {
 	_, level = categories(s.exec(id, ownLabel))
 	root = filepath.Join("/proc", strconv.Itoa(in.pids(id)[0]), "root")
 	for _, at := range []string{"", "/bin/busybox", "/dev", "/dev/pts", "/dev/shm", "/etc/resolv.conf"} {
-		if got := fileLabel(t, root+at); got != "system_u:object_r:container_file_t:"+level {
+		if got := fileLabel(t, root+"/."+at); got != "system_u:object_r:container_file_t:"+level {
 			t.Errorf("in a user namespace %s has %q, want level %s", at, got, level)
 		}
 	}

@@ -30,11 +30,13 @@ const (
 // the host's and its own, as small as it can be. There has to be a /proc in it. A
 // thread that shares its directories with others (CLONE_FS) is refused by the kernel;
 // unshare(CLONE_NEWNS) ends that sharing. After an error the namespace is of no use.
-func Enter() error {
+//
+// label is the SELinux label that all files in it have, which containers see as masks; "" leaves that to the policy.
+func Enter(label string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	root, err := build()
+	root, err := build(label)
 	if err != nil {
 		return err
 	}
@@ -74,13 +76,16 @@ func Enter() error {
 }
 
 // build returns the tmpfs, detached and still writable.
-func build() (*sys.FD, error) {
+func build(label string) (*sys.FD, error) {
 	fs, err := sys.FSOpen("tmpfs")
 	if err != nil {
 		return nil, err
 	}
 	defer fs.Close()
-	for _, o := range [][2]string{{"source", "vitrine"}, {"mode", "0755"}, {"size", "4096"}, {"nr_inodes", "8"}} {
+	for _, o := range [][2]string{{"source", "vitrine"}, {"mode", "0755"}, {"size", "4096"}, {"nr_inodes", "8"}, {"context", label}} {
+		if o[1] == "" {
+			continue
+		}
 		if err := sys.FSConfigString(fs, o[0], o[1]); err != nil {
 			return nil, err
 		}

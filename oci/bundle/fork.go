@@ -67,7 +67,7 @@ func enterTiny() *tiny {
 		f.err = sys.OnLostThread(func() error {
 			err := notRoot("unshare the mount namespace", unix.Unshare(unix.CLONE_NEWNS))
 			if err == nil {
-				err = scratch.Enter()
+				err = scratch.Enter("")
 			}
 			a, wanted := <-t.attrs
 			if err != nil || !wanted {

@@ -103,7 +103,7 @@ func start() (*monitor, error) {
 	if err := m.openHandles(); err != nil {
 		return nil, err
 	}
-	if err := scratch.Enter(); err != nil {
+	if err := scratch.Enter(m.setup.Label); err != nil {
 		return nil, err
 	}
 	n, err := unix.Open("/null", unix.O_RDWR|unix.O_CLOEXEC, 0)

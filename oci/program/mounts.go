@@ -30,11 +30,11 @@ var labelled = []string{"tmpfs", "ramfs", "devpts"}
 // Labelled returns the options of a new filesystem together with the label that all its files have by
 // linux.mountLabel. An option of the mount that speaks of labels counts more.
 func Labelled(s *specs.Spec, fstype string, options []string) []string {
-	own := func(o string) bool { return strings.Contains(o, "context=") }
-	if s.Linux == nil || s.Linux.MountLabel == "" || !slices.Contains(labelled, fstype) || slices.ContainsFunc(options, own) {
+	const option = "context="
+	if s.Linux.MountLabel == "" || !slices.Contains(labelled, fstype) || strings.Contains(strings.Join(options, ","), option) {
 		return options
 	}
-	return append(slices.Clone(options), "context="+s.Linux.MountLabel)
+	return append(slices.Clone(options), option+s.Linux.MountLabel)
 }
 
 // InProgram says whether a program makes a filesystem of this type itself. A

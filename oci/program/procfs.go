@@ -1,7 +1,6 @@
 package program
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -113,7 +112,10 @@ const maxLabel = 4000
 
 // checkLabels refuses what would not arrive as it stands.
 func checkLabels(p *specs.Process) error {
-	return errors.Join(checkLabel("process.apparmorProfile", p.ApparmorProfile, maxLabel), checkLabel("process.selinuxLabel", p.SelinuxLabel, maxLabel))
+	if err := checkLabel("process.apparmorProfile", p.ApparmorProfile, maxLabel); err != nil {
+		return err
+	}
+	return checkLabel("process.selinuxLabel", p.SelinuxLabel, maxLabel)
 }
 
 func checkLabel(field, value string, most int) error {

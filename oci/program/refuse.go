@@ -1,7 +1,6 @@
 package program
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 
@@ -34,7 +33,10 @@ func refuse(s *specs.Spec) error {
 		return fmt.Errorf("ociVersion: %.20q: %w", s.Version, ErrUnsupported)
 	}
 	l := s.Linux
-	if err := errors.Join(checkLabels(s.Process), checkLabel("linux.mountLabel", l.MountLabel, maxFSValue)); err != nil {
+	if err := checkLabels(s.Process); err != nil {
+		return err
+	}
+	if err := checkLabel("linux.mountLabel", l.MountLabel, maxFSValue); err != nil {
 		return err
 	}
 	if err := firstAsked([]check{

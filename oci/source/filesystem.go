@@ -93,9 +93,6 @@ func mountOld(fstype, source string, options []string) (fd *sys.FD, err error) {
 		if f, ok := oldFlags[opt]; ok {
 			flags |= f
 		} else {
-			if k, v, _ := strings.Cut(opt, "="); strings.HasSuffix(k, "context") { // a label has commas
-				opt = k + `="` + v + `"`
-			}
 			data = append(data, opt)
 		}
 	}

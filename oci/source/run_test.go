@@ -124,7 +124,7 @@ func run(t *testing.T, s *specs.Spec, dir string) (string, error) {
 	}
 	var c *executor.Child
 	err = sys.OnLostThread(func() error {
-		if err := errors.Join(unix.Unshare(unix.CLONE_NEWNS), scratch.Enter()); err != nil {
+		if err := errors.Join(unix.Unshare(unix.CLONE_NEWNS), scratch.Enter("")); err != nil {
 			return err
 		}
 		c, err = executor.Start(a)

@@ -11,8 +11,9 @@ type Setup struct {
 	HostIPC   bool
 	HostPID   bool
 	SharedPID bool
-	Cgroup    bool // a descriptor of the pause's cgroup was handed over
-	UserNS    bool // the pod's namespaces belong to a user namespace of the pod, and a pid namespace has to as well
+	Cgroup    bool   // a descriptor of the pause's cgroup was handed over
+	UserNS    bool   // the pod's namespaces belong to a user namespace of the pod, and a pid namespace has to as well
+	Label     string // SELinux's, of the files that the monitor makes for containers; "" for none
 	Sysctls   []Sysctl
 }
 
@@ -28,6 +29,7 @@ func (s *Setup) Encode() []byte {
 	for _, v := range []bool{s.HostNet, s.HostIPC, s.HostPID, s.SharedPID, s.Cgroup, s.UserNS} {
 		b = appendBool(b, v)
 	}
+	b = appendString(b, s.Label)
 	b = order.AppendUint32(b, uint32(len(s.Sysctls)))
 	for _, c := range s.Sysctls {
 		b = appendString(appendString(b, c.Key), c.Value)
@@ -44,6 +46,7 @@ func ParseSetup(b []byte) (*Setup, error) {
 	for _, v := range []*bool{&s.HostNet, &s.HostIPC, &s.HostPID, &s.SharedPID, &s.Cgroup, &s.UserNS} {
 		*v = r.boolean()
 	}
+	s.Label = r.str()
 	for range r.count(4) {
 		s.Sysctls = append(s.Sysctls, Sysctl{Key: r.str(), Value: r.str()})
 	}
