@@ -26,8 +26,10 @@ var (
 	// registries.conf does not resolve to exactly one place.
 	ErrInvalidReference = errors.New("invalid image reference")
 	// ErrUnavailable: the registry did not answer, or not with sense (5xx, 429,
-	// TLS), or the store's directory cannot be read. Worth a retry.
+	// TLS). Worth a retry.
 	ErrUnavailable = errors.New("registry unavailable")
+	// ErrUnmeasured: what the store occupies is not known: it has not been measured yet, or cannot be read. Worth a retry.
+	ErrUnmeasured = errors.New("disk usage not known")
 	// ErrDenied: the registry refused the credentials or the lack of them, or
 	// registries.conf blocks it.
 	ErrDenied = errors.New("access denied")

@@ -579,7 +579,7 @@ func TestFsInfo(t *testing.T) {
 	}
 	must(t, os.Rename(e.conf.Root+"/overlay", e.conf.Root+"/moved"))
 	_, _, err = e.FsInfo(soon(t))
-	wantErr(t, "without the store", err, ErrUnavailable)
+	wantErr(t, "without the store", err, ErrUnmeasured)
 	must(t, os.Rename(e.conf.Root+"/moved", e.conf.Root+"/overlay"))
 }
 

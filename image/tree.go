@@ -219,8 +219,8 @@ func (m *measurer) list(n, depth int) error {
 	f := os.NewFile(uintptr(n), "directory")
 	defer f.Close()
 	names, err := f.Readdirnames(-1)
-	if err != nil {
-		return err
+	if err != nil { // also of a directory that was removed after it was opened
+		return ignoreGone(err, "a directory")
 	}
 	for _, child := range names {
 		if err := m.measure(n, child, depth+1); err != nil {

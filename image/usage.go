@@ -85,7 +85,7 @@ func (u upperUse) isOld(age time.Duration) bool {
 // Nothing is measured that has not changed since the last call, as far as that can be known
 // without a walk: images not at all, what a container wrote not before its age is ten seconds, or
 // twenty times what the walk took. Measuring goes on in the background where it takes more than a
-// second, and the figures from before are returned, with their time. Errors match ErrUnavailable
+// second, and the figures from before are returned, with their time. Errors match ErrUnmeasured
 // if the directories cannot be read, or have not been measured for the first time yet.
 func (s *Store) FsInfo(ctx context.Context) (images, containers Measured, err error) {
 	done, first := s.usage.begin(s)
@@ -107,7 +107,7 @@ func (s *Store) FsInfo(ctx context.Context) (images, containers Measured, err er
 	case u.err != nil:
 		return images, containers, u.err
 	case u.images == nil || u.containers == nil:
-		return images, containers, fmt.Errorf("measure %s: %w: the first measuring goes on", s.config.Root, ErrUnavailable)
+		return images, containers, fmt.Errorf("measure %s: %w: the first measuring goes on", s.config.Root, ErrUnmeasured)
 	default:
 		return *u.images, *u.containers, nil
 	}
@@ -196,7 +196,7 @@ func measureError(dir string, err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	return fmt.Errorf("measure %s: %w: %w", dir, ErrUnavailable, err)
+	return fmt.Errorf("measure %s: %w: %w", dir, ErrUnmeasured, err)
 }
 
 // measureContainer walks a container's directory and remembers what there is.

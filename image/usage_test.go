@@ -221,7 +221,7 @@ func TestFsInfoOfADeadDisk(t *testing.T) {
 	_, _, err := e.FsInfo(ctx)
 	wantErr(t, "before the first figures", err, context.DeadlineExceeded)
 	_, _, err = e.FsInfo(soon(t))
-	wantErr(t, "without figures", err, ErrUnavailable)
+	wantErr(t, "without figures", err, ErrUnmeasured)
 	free()
 	img0, ctr0 := e.wantExact(t, "when it answers again")
 	stuck()
@@ -230,4 +230,16 @@ func TestFsInfoOfADeadDisk(t *testing.T) {
 	equal(t, "images", img1, img0)
 	equal(t, "containers", ctr1, ctr0)
 	free()
+}
+
+// TestMeasureWhatGoes: a directory that was removed after it was opened has nothing in it, and is no error.
+func TestMeasureWhatGoes(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "d")
+	must(t, os.Mkdir(dir, 0o755))
+	n, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	must(t, err)
+	must(t, os.Remove(dir))
+	m := measurer{ctx: soon(t)}
+	must(t, m.list(n, 0))
+	equal(t, "files", m.sum.inodes, 0)
 }

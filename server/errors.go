@@ -37,6 +37,7 @@ var kinds = []struct {
 	{image.ErrDenied, codes.PermissionDenied},
 	{image.ErrSignature, codes.PermissionDenied},
 	{image.ErrUnavailable, codes.Unavailable},
+	{image.ErrUnmeasured, codes.Unavailable},
 	{image.ErrLimit, codes.ResourceExhausted},
 	{image.ErrCorrupt, codes.DataLoss},
 	{image.ErrUnsupported, codes.FailedPrecondition},

@@ -278,6 +278,7 @@ func TestErrorCodes(t *testing.T) {
 		{sandbox.ErrUnimplemented, codes.Unimplemented, ""},
 		{image.ErrInvalidReference, codes.InvalidArgument, ""},
 		{image.ErrNotFound, codes.NotFound, ""},
+		{fmt.Errorf("measure a: %w", image.ErrUnmeasured), codes.Unavailable, "measure a"},
 		{fmt.Errorf("pull a: %w", image.ErrUnavailable), codes.Unavailable, "RegistryUnavailable: pull a"},
 		{image.ErrDenied, codes.PermissionDenied, ""},
 		{fmt.Errorf("pull a: %w", image.ErrSignature), codes.PermissionDenied, "SignatureValidationFailed: pull a"},
