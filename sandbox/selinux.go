@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/opencontainers/selinux/go-selinux"
@@ -117,15 +116,17 @@ func (m *Manager) newLabels(cfg *runtimeapi.PodSandboxConfig) (spec.Labels, erro
 func checkLabels(l spec.Labels) error {
 	const field = "linux.security_context.selinux_options"
 	for _, v := range []string{l.Process, l.Mount} {
+		if v == "" { // a privileged process, see ContainerLabels
+			continue
+		}
 		if len(v) > maxLabel {
 			return spec.Invalid(field, v, "makes a label of more than %d bytes", maxLabel)
 		}
 		err := selinux.SecurityCheckContext(v)
-		switch {
-		case v == "" || err == nil:
-		case errors.Is(err, unix.EINVAL):
+		if errors.Is(err, unix.EINVAL) {
 			return spec.Invalid(field, v, "is no label of this node's policy")
-		default:
+		}
+		if err != nil {
 			return fmt.Errorf("%s: ask the policy about %.256q: %w", field, v, err)
 		}
 	}
@@ -192,9 +193,7 @@ func (sb *Sandbox) shareFiles() error {
 	var errs []error
 	f := sb.files()
 	for _, path := range []string{f.ResolvConf, f.Hostname, f.Hosts} {
-		if strings.HasPrefix(path, sb.dir) {
-			errs = append(errs, labelFile(path, sb.record.Labels.Shared()))
-		}
+		errs = append(errs, labelFile(path, sb.record.Labels.Shared()))
 	}
 	return errors.Join(errs...)
 }

@@ -16,43 +16,37 @@ type Labels struct {
 // privilegedType is the type of processes that the policy confines in nothing.
 const privilegedType = "spc_t"
 
-const selinuxField = "linux.security_context.selinux_options"
-
 // ContainerLabels returns the labels of a container in a pod with the labels of. Each part of the request's options takes
 // the place of the pod's, so that containers of a pod share its categories, and with them its files and volumes, unless they ask
 // for others. A privileged container is of the type that nothing is forbidden to, without categories. Whether the policy knows
 // the outcome is the node's to say.
 func ContainerLabels(c *runtimeapi.ContainerConfig, of Labels, h Host) (Labels, error) {
 	sc := security(c)
-	o := sc.GetSelinuxOptions()
-	switch {
-	case of != (Labels{}):
-		return of.with(o, sc.GetPrivileged(), h.PrivilegedLabel), nil
-	case h.SELinux && asksForLabel(o) && !sc.GetPrivileged():
-		return Labels{}, Unimplemented(selinuxField, "", noLabels)
+	if of == (Labels{}) {
+		return of, checkNoLabels(sc.GetSelinuxOptions(), sc.GetPrivileged(), h)
 	}
-	return Labels{}, nil
+	return of.with(sc.GetSelinuxOptions(), sc.GetPrivileged(), h.PrivilegedLabel), nil
 }
-
-const noLabels = "this node's kernel has SELinux, but pods have no labels: it is off in the configuration, or the policy has no containers"
 
 // CheckNoLabels refuses a pod that asks for labels on a node that gives none although its kernel has SELinux. A privileged one may ask for
 // what it likes: nothing is kept from it, with and without a label.
 func CheckNoLabels(cfg *runtimeapi.PodSandboxConfig, h Host) error {
 	sc := cfg.GetLinux().GetSecurityContext()
-	if h.SELinux && asksForLabel(sc.GetSelinuxOptions()) && !sc.GetPrivileged() {
-		return Unimplemented(selinuxField, "", noLabels)
+	return checkNoLabels(sc.GetSelinuxOptions(), sc.GetPrivileged(), h)
+}
+
+func checkNoLabels(o *runtimeapi.SELinuxOption, privileged bool, h Host) error {
+	asks := o.GetUser() != "" || o.GetRole() != "" || o.GetType() != "" || o.GetLevel() != ""
+	if !asks || privileged || !h.SELinux {
+		return nil
 	}
-	return nil
+	return Unimplemented("linux.security_context.selinux_options", "",
+		"this node's kernel has SELinux, but pods have no labels: it is off in the configuration, or the policy has no containers")
 }
 
 // PodLabels returns the labels of a pod: those that were made for it, of, with the parts that the request names in their place.
 func PodLabels(cfg *runtimeapi.PodSandboxConfig, of Labels) Labels {
 	return of.with(cfg.GetLinux().GetSecurityContext().GetSelinuxOptions(), false, false)
-}
-
-func asksForLabel(o *runtimeapi.SELinuxOption) bool {
-	return o.GetUser() != "" || o.GetRole() != "" || o.GetType() != "" || o.GetLevel() != ""
 }
 
 // with replaces parts of l. Files have no role and no type of a process. A policy without the privileged type leaves a privileged process that
