@@ -122,7 +122,7 @@ func (s *Store) lookUpFile(ctx context.Context, file *authFile, place reference.
 		}
 		defer fd.Close()
 		found, err := config.GetCredentialsForRef(&types.SystemContext{
-			AuthFilePath:                pathOf(fd),
+			AuthFilePath:                sys.ProcPath(fd.Int()),
 			SystemRegistriesConfPath:    os.DevNull,
 			SystemRegistriesConfDirPath: filepath.Join(s.config.Root, "empty"), // no programs
 		}, place)
@@ -153,7 +153,7 @@ func (w *wallet) publish(sysctx *types.SystemContext) (err error) {
 	if w.file, err = memoryFile(authFile{Auths: text}); err != nil {
 		return err
 	}
-	sysctx.AuthFilePath = pathOf(w.file)
+	sysctx.AuthFilePath = sys.ProcPath(w.file.Int())
 	return nil
 }
 
@@ -186,9 +186,6 @@ func memoryFile(f authFile) (*sys.FD, error) {
 	}
 	return sys.SealedMemfd("vitrine-auth", text, false)
 }
-
-// pathOf is a name for an open file, as long as it is open.
-func pathOf(f *sys.FD) string { return fmt.Sprintf("/proc/self/fd/%d", f.Int()) }
 
 // readAuthFile reads the node's auth file, which may be missing. Its errors quote none
 // of it.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"runtime"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -184,7 +183,7 @@ func configureOverlay(ctx *sys.FD, l *layerSet, mode overlayMode) error {
 		if mode == layersByFD {
 			return sys.FSConfigFD(ctx, key, dir)
 		}
-		return sys.FSConfigString(ctx, key, procPath(dir))
+		return sys.FSConfigString(ctx, key, sys.ProcPath(dir.Int()))
 	}
 	for _, dir := range l.lower {
 		if err := set("lowerdir+", dir); err != nil {
@@ -227,9 +226,6 @@ func withKernelLog(ctx *sys.FD, err error) error {
 func (s *Store) clearVolatile(containerID string) error {
 	return removeTree(context.Background(), s.roots.Int(), containerID+"/"+workDir+"/work/incompat")
 }
-
-// procPath names an open directory in a few bytes.
-func procPath(fd *sys.FD) string { return "/proc/self/fd/" + strconv.Itoa(fd.Int()) }
 
 // mountInScratch is the way of kernels before 6.5, and before 6.15 of layers with mapped
 // ids: in a mount namespace that lives as long as one thread, from where a detached
@@ -312,11 +308,11 @@ func (s *Store) stackByMount(l *layerSet, attr int) (*sys.FD, error) {
 func mountOptions(l *layerSet) (string, error) {
 	lower := make([]string, len(l.lower))
 	for i, fd := range l.lower {
-		lower[i] = procPath(fd)
+		lower[i] = sys.ProcPath(fd.Int())
 	}
 	opts := []string{"lowerdir=" + strings.Join(lower, ":")}
 	if l.upper != nil {
-		opts = append(opts, "upperdir="+procPath(l.upper), "workdir="+procPath(l.work), overlayVolatile)
+		opts = append(opts, "upperdir="+sys.ProcPath(l.upper.Int()), "workdir="+sys.ProcPath(l.work.Int()), overlayVolatile)
 	}
 	for _, o := range overlayOptions {
 		opts = append(opts, o[0]+"="+o[1])

@@ -73,7 +73,7 @@ func TestVolume(t *testing.T) {
 				wantVolumeFlags(t, part)
 			}
 			for _, sub := range []string{"out/passwd", "etc/passwd", "../../etc/passwd", "/etc/passwd"} {
-				got, err := os.ReadFile(procPath(e.volume("c1", vol, sub)))
+				got, err := os.ReadFile(sys.ProcPath(e.volume("c1", vol, sub).Int()))
 				must(t, err)
 				equal(t, sub, string(got), "of the image")
 			}

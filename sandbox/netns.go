@@ -35,7 +35,7 @@ func pinNetNS(ns *sys.FD, dir, path string) error {
 	}
 	f.Close()
 	// A bind mount of a namespace is one of its inode: the magic link has to be followed.
-	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", ns.Int()), path, "", unix.MS_BIND, ""); err != nil {
+	if err := unix.Mount(sys.ProcPath(ns.Int()), path, "", unix.MS_BIND, ""); err != nil {
 		return errors.Join(fmt.Errorf("pin network namespace: mount %s: %w", path, err), os.Remove(path))
 	}
 	return nil

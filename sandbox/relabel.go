@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -48,21 +47,14 @@ func (c *Container) relabelVolumes(ctx context.Context, op *operation) error {
 // relabel walks one volume, at most one walk of the same at a time. A server that does not answer holds the walk, but not who
 // waits for it.
 func (v *volumeOpener) relabel(ctx context.Context, path, label string) error {
-	real, err := filepath.EvalSymlinks(path)
-	if err != nil {
-		return err
-	}
-	if slices.Contains(hostOwn, real) {
-		return spec.Invalid("host_path", real, "the host lives from this directory")
-	}
-	key := "relabel " + real
+	key := "relabel " + path
 	mine, err := v.claim(ctx, key)
 	if err != nil {
 		return err
 	}
 	done := make(chan error, 1)
 	go func() { // ends with the walk, which ctx ends unless the kernel waits for a server
-		err := labelVolume(ctx, real, label)
+		err := labelVolume(ctx, path, label)
 		v.mu.Lock()
 		delete(v.stuck, key)
 		v.mu.Unlock()
@@ -84,7 +76,14 @@ func (v *volumeOpener) relabel(ctx context.Context, path, label string) error {
 // link in it is followed, by descriptors of directories instead of paths, and what vanishes is no error. What cannot have labels has
 // those that its mount gives it.
 func labelVolume(ctx context.Context, path, label string) error {
-	top, err := sys.OpenAt2(unix.AT_FDCWD, path, unix.O_PATH|unix.O_NOFOLLOW, unix.RESOLVE_NO_SYMLINKS)
+	real, err := filepath.EvalSymlinks(path) // the way to the volume is the host's
+	if err != nil {
+		return err
+	}
+	if slices.Contains(hostOwn, real) {
+		return spec.Invalid("host_path", real, "the host lives from this directory")
+	}
+	top, err := sys.OpenAt2(unix.AT_FDCWD, real, unix.O_PATH|unix.O_NOFOLLOW, unix.RESOLVE_NO_SYMLINKS)
 	if err != nil {
 		return err
 	}
@@ -96,7 +95,7 @@ func labelVolume(ctx context.Context, path, label string) error {
 	} else if !errors.Is(err, unix.ENOTDIR) {
 		return err
 	}
-	return setLabel(procPath(top.Int()), label, unix.Getxattr, unix.Setxattr)
+	return setLabel(sys.ProcPath(top.Int()), label, unix.Getxattr, unix.Setxattr)
 }
 
 // openBelow opens a directory in another one, to be read, if it is one: not what a link leads to.
@@ -105,7 +104,7 @@ func openBelow(dir int, name string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return fd.File(procPath(fd.Int())), nil // its name is what ReadDir looks entries up by, where a file system does not say what they are
+	return fd.File(sys.ProcPath(fd.Int())), nil // its name is what ReadDir looks entries up by, where a file system does not say what they are
 }
 
 // labelBelow labels what is in dir, and closes it.
@@ -124,10 +123,10 @@ func labelBelow(ctx context.Context, dir *os.File, label string, depth int) erro
 				return err
 			}
 		}
-		switch {
-		case errors.Is(err, io.EOF):
+		if errors.Is(err, io.EOF) || errors.Is(err, fs.ErrNotExist) { // the end, or removed meanwhile
 			return nil
-		case err != nil && !errors.Is(err, fs.ErrNotExist):
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -145,7 +144,7 @@ func labelEntry(ctx context.Context, dir *os.File, e fs.DirEntry, label string, 
 			return err
 		}
 	}
-	return setLabel(procPath(int(dir.Fd()))+"/"+e.Name(), label, unix.Lgetxattr, unix.Lsetxattr)
+	return setLabel(sys.ProcPath(int(dir.Fd()))+"/"+e.Name(), label, unix.Lgetxattr, unix.Lsetxattr)
 }
 
 // setLabel labels one file, unless it has the label: to write it again would cost the file system a transaction.
@@ -163,6 +162,3 @@ func setLabel(path, label string, get func(string, string, []byte) (int, error),
 	}
 	return nil
 }
-
-// procPath names an open directory.
-func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }

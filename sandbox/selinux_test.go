@@ -237,3 +237,28 @@ func TestRelabelRefused(t *testing.T) {
 		t.Errorf("still at work: %v", v.stuck)
 	}
 }
+
+// TestRelabelWhatGoes: a directory that was removed after it was opened is at its end, and the walk with it.
+func TestRelabelWhatGoes(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "d")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- labelBelow(bg, f, "x", 0) }()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it goes on for ever")
+	}
+}

@@ -3,6 +3,7 @@ package sys
 import (
 	"os"
 	"runtime"
+	"strconv"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -90,3 +91,7 @@ func (f *FD) Close() error {
 func (f *FD) File(name string) *os.File {
 	return os.NewFile(uintptr(f.Disown()), name)
 }
+
+// ProcPath names what a descriptor refers to, for calls that take nothing but paths. It holds as long as fd is open: keep what owns that
+// alive until the call is over. Preconditions: there is a /proc.
+func ProcPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
