@@ -114,7 +114,10 @@ func TestMemoryBound(t *testing.T) {
 	p := l.pod(nil)
 	tries := [2]func(int) (int, int){
 		func(limit int) (int, int) { return l.bound(p, path, limit, "/bin/true") },
-		func(limit int) (int, int) { return l.floor(p, limit, "/bin/true") },
+		func(limit int) (int, int) {
+			a := l.under(p, limit, "/bin/true")
+			return a.code(), a.peak
+		},
 	}
 	var least, peak [2]int
 	for i, try := range tries {
