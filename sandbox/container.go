@@ -40,7 +40,7 @@ type Container struct {
 	stdin stdinEnd
 
 	limits   atomic.Pointer[limits]
-	changing chan struct{} // holds a token while somebody changes the limits
+	changing turn // whose it is to change the limits
 
 	told  stage // guarded by Manager.feed.mu
 	heard heard
@@ -59,7 +59,7 @@ func (sb *Sandbox) newContainer(id string, cfg *runtimeapi.ContainerConfig) (*Co
 	if err != nil {
 		return nil, err
 	}
-	c := &Container{pod: sb, id: id, dir: filepath.Join(sb.dir, id), config: cfg, done: make(chan struct{}), sooner: make(chan struct{}), changing: make(chan struct{}, 1)}
+	c := &Container{pod: sb, id: id, dir: filepath.Join(sb.dir, id), config: cfg, done: make(chan struct{}), sooner: make(chan struct{}), changing: newTurn()}
 	c.stdin.c = make(chan struct{})
 	c.record = containerRecord{Version: recordVersion, ID: id, Pod: sb.id, Config: raw}
 	if c.record.Cgroup, err = sb.m.cfg.Cgroups.ScopePath(sb.record.Cgroup, id); err != nil {
@@ -199,6 +199,10 @@ func (c *Container) remove(ctx context.Context) error {
 func (c *Container) erase(ctx context.Context) error {
 	if err := c.kill(ctx); err != nil {
 		return err
+	}
+	// It has ended, so nobody begins a change any more; one under way writes into the directory.
+	if err := c.changing.over(ctx); err != nil {
+		return fmt.Errorf("wait for an update of container %s: %w", c.id, err)
 	}
 	c.tellRemoved(ctx)
 	if err := c.forget(ctx); err != nil {

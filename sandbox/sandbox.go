@@ -33,7 +33,7 @@ type Sandbox struct {
 	ending chan struct{} // holds a token while somebody tears the pod down or erases it
 
 	limits   atomic.Pointer[podLimits]
-	changing chan struct{} // holds a token while somebody changes the limits
+	changing turn // whose it is to change the limits
 
 	told  stage // guarded by Manager.feed.mu
 	heard heard
@@ -69,7 +69,7 @@ func (m *Manager) newSandbox(id string, cfg *runtimeapi.PodSandboxConfig, plan *
 }
 
 func (m *Manager) emptySandbox(id string) *Sandbox {
-	sb := &Sandbox{m: m, id: id, dir: m.podDir(id), gate: newGate(), ending: make(chan struct{}, 1), changing: make(chan struct{}, 1)}
+	sb := &Sandbox{m: m, id: id, dir: m.podDir(id), gate: newGate(), ending: make(chan struct{}, 1), changing: newTurn()}
 	sb.config = &runtimeapi.PodSandboxConfig{}
 	sb.facts.Store(&podFacts{})
 	sb.limits.Store(&podLimits{})

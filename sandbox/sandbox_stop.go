@@ -188,6 +188,10 @@ func (sb *Sandbox) erase(ctx context.Context) error {
 	if err := sb.tearDown(ctx, &operation{}); err != nil {
 		return err
 	}
+	// It is not ready any more, so nobody begins a change; one under way makes the pod's cgroup where that is not there.
+	if err := sb.changing.over(ctx); err != nil {
+		return fmt.Errorf("wait for an update of pod sandbox %s: %w", sb.id, err)
+	}
 	var errs []error
 	for _, c := range sb.containers() {
 		errs = append(errs, c.remove(ctx))

@@ -54,6 +54,32 @@ func (l *limits) of(r *specs.LinuxResources) {
 	l.took = spec.ResourcesOf(r, l.asked.GetOomScoreAdj())
 }
 
+// turn is whose turn it is to change limits, one after the other.
+type turn chan struct{}
+
+func newTurn() turn { return make(turn, 1) }
+
+// take waits for the turn; giveBack is due.
+func (t turn) take(ctx context.Context) error {
+	select {
+	case t <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (t turn) giveBack() { <-t }
+
+// over waits until a change that is under way has ended. It is for who has seen to it that no other begins.
+func (t turn) over(ctx context.Context) error {
+	err := t.take(ctx)
+	if err == nil {
+		t.giveBack()
+	}
+	return err
+}
+
 // UpdateContainerResources changes limits of a container that is CREATED or RUNNING: all that change names, or
 // none. What it leaves at zero stays. A memory limit below what is used is ErrState. The new limits are in
 // ContainerStatus, in the records and in the spec on disk when it returns.
@@ -89,12 +115,10 @@ func (m *Manager) updateContainer(ctx context.Context, c *Container, f func(cont
 // change changes the limits when nobody else does.
 func (c *Container) change(ctx context.Context, op *operation, change *runtimeapi.LinuxContainerResources) error {
 	op.at("wait for another update")
-	select {
-	case c.changing <- struct{}{}:
-		defer func() { <-c.changing }()
-	case <-ctx.Done():
-		return ctx.Err()
+	if err := c.changing.take(ctx); err != nil {
+		return err
 	}
+	defer c.changing.giveBack()
 	op.at("write limits")
 	return c.setLimits(ctx, change)
 }

@@ -84,12 +84,10 @@ func (m *Manager) UpdatePodSandboxResources(ctx context.Context, id string, over
 			return "", err
 		}
 		op.at("wait for another update")
-		select {
-		case sb.changing <- struct{}{}:
-			defer func() { <-sb.changing }()
-		case <-ctx.Done():
-			return "", ctx.Err()
+		if err := sb.changing.take(ctx); err != nil {
+			return "", err
 		}
+		defer sb.changing.giveBack()
 		op.at("write limits")
 		if err := sb.setLimits(ctx, overhead, resources); err != nil {
 			return "", err
