@@ -87,12 +87,18 @@ func (o *options) with(ctx context.Context, f func(*guest) error) error {
 		defer g.client.Close()
 		return f(g)
 	}
+	return o.withOwn(ctx, f)
+}
+
+// withOwn runs f on a guest that is booted for it and ended after it. One that is up is no such guest, and is in its place.
+func (o *options) withOwn(ctx context.Context, f func(*guest) error) error {
 	h, err := o.host(ctx)
 	if err != nil {
 		return err
 	}
 	defer h.close()
-	if g, err = o.dial(); err != nil {
+	g, err := o.dial()
+	if err != nil {
 		return err
 	}
 	defer g.client.Close()
@@ -108,6 +114,10 @@ func (o *options) host(ctx context.Context) (*host, error) {
 		if agent, err = agentPath(); err != nil {
 			return nil, err
 		}
+	}
+	if g, err := o.dial(); err == nil {
+		g.client.Close()
+		return nil, fmt.Errorf("boot guest: %s is in use: end that guest by `vm down`, or give this one another -name", o.socketName())
 	}
 	began := time.Now()
 	m, err := machine.New(ctx, machine.Config{Debian: o.debian, Packages: o.packages(), Agent: agent, Cache: o.cache, Accel: o.accel, Memory: o.memory,

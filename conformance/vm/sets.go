@@ -9,7 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/vitrine-runtime/vitrine/conformance/vm/link"
@@ -23,7 +25,6 @@ type pass struct {
 	short    bool // with -short
 	run      string
 	skip     string
-	beside   bool // in the second lane
 }
 
 // Packages by what a guest has to say of them. Those that only compute are not here: the build machine's word is as good.
@@ -46,24 +47,25 @@ const requests = "^Test(Matrix|Crowd)$"
 const neither = "Churn|FullLogDisk|Reopen|LogIsNotFollowed|LongLines|Images|BadProgram|UnknownIDs|Twice|SameAttempt|AbandonedRequest|SecondDaemon|TwoPods" +
 	"|ExecDrain|ExecMissing|ExecSlowReader|AttachMany|AttachOverRestart|AccountFiles|Matrix|Crowd|Bad|WrongStates|ForeignAnnotations|Stuck|NRI|CDI|EveryCall|Soak"
 
-// sets are what `vm test` runs when no package is named.
+// sets are what `vm test` runs when no package is named, the longest pass first.
 var sets = map[string][]pass{
 	"short": {
 		{name: "packages", packages: kernelPackages, short: true},
-		{name: "parts of the daemon", packages: partPackages, run: parts, short: true, beside: true},
-		{name: "daemon, driver systemd", packages: wholeDaemon[1:], env: []string{"VITRINE_DRIVER=systemd"}, short: true, beside: true, skip: neither},
-		{name: "daemon, driver cgroupfs", packages: wholeDaemon[1:], env: []string{"VITRINE_DRIVER=cgroupfs"}, short: true, beside: true,
+		{name: "daemon, driver systemd", packages: wholeDaemon[1:], env: []string{"VITRINE_DRIVER=systemd"}, short: true, skip: neither},
+		{name: "daemon, driver cgroupfs", packages: wholeDaemon[1:], env: []string{"VITRINE_DRIVER=cgroupfs"}, short: true,
 			run: "^Test(LifeOfAContainer|ExecTimeoutKillsTheTree|DaemonKilled|CPULimit|ForkBomb|WritableCgroup|StatusSaysWhatIsMissing)$"},
+		{name: "parts of the daemon", packages: partPackages, run: parts, short: true},
 	},
 	"whole": {
-		{name: "packages", packages: append(append([]string{}, kernelPackages...), morePackages...), skip: "TablesAreGenerated"}, // wants a Go
-		{name: "parts of the daemon", packages: partPackages, run: parts},
+		{name: "packages", packages: kernelPackages},
+		{name: "more packages", packages: morePackages, skip: "TablesAreGenerated"}, // wants a Go
 		// In two halves: on a slow machine all of it takes longer than a package may.
-		{name: "daemon A to N, driver systemd", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=systemd"}, run: "^Test[A-N]", skip: requests, beside: true},
-		{name: "daemon O to Z, driver systemd", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=systemd"}, run: "^Test[O-Z]", skip: requests, beside: true},
+		{name: "daemon A to N, driver systemd", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=systemd"}, run: "^Test[A-N]", skip: requests},
+		{name: "daemon O to Z, driver systemd", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=systemd"}, run: "^Test[O-Z]", skip: requests},
 		// What has no cgroup for its subject runs with this driver natively, and with the other one here.
-		{name: "daemon, driver cgroupfs", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=cgroupfs"}, skip: neither, beside: true},
-		{name: "command line", packages: linePackages, beside: true},
+		{name: "daemon, driver cgroupfs", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=cgroupfs"}, skip: neither},
+		{name: "command line", packages: linePackages},
+		{name: "parts of the daemon", packages: partPackages, run: parts},
 	},
 }
 
@@ -79,92 +81,128 @@ func (c *count) add(o count) {
 // test lets tally run `go test -exec` with this program as the way into the guest: building, selection, caching of builds and the count
 // stay what they are for every other test of the tree. A guest that is lost on the way is a failure with the end of its serial log.
 //
-// A set has two lanes, each with a guest of its own, since QEMU may have only one thread for all CPUs of a guest.
+// The passes of a set are shared out to two guests, since QEMU may have only one thread for all CPUs of a guest.
 func (o *options) test(ctx context.Context, packages []string) error {
 	ctx, cancel := context.WithTimeout(ctx, testTime)
 	defer cancel()
+	if len(packages) > 0 {
+		r := &report{live: os.Stdout}
+		o.guestOf(ctx, &queue{left: []pass{{packages: packages, short: o.short}}}, r)
+		return r.failed
+	}
 	passes := sets[o.set]
 	if passes == nil {
 		return fmt.Errorf("unknown set %q: short or whole", o.set)
-	}
-	if len(packages) > 0 {
-		passes = []pass{{packages: packages, short: o.short}}
-	}
-	first, second := lanes(passes)
-	if len(second) == 0 {
-		_, err := o.runLane(ctx, first, os.Stdout)
-		return err
 	}
 	if err := o.build(ctx); err != nil { // or both would
 		return err
 	}
 	beside := *o
 	beside.name = orElse(o.name, "lane") + "2"
-	var more count
-	var out bytes.Buffer
-	done := make(chan error, 1)
-	go func() { // ends with ctx at the latest
-		var err error
-		more, err = beside.runLane(ctx, second, &out)
-		done <- err
-	}()
-	sum, err := o.runLane(ctx, first, os.Stdout)
-	err = errors.Join(err, <-done)
-	_, _ = os.Stdout.Write(out.Bytes())
-	sum.add(more)
-	fmt.Printf(countFormat+"\n", sum.passed, sum.failed, sum.skipped)
-	return err
-}
-
-// lanes divides passes.
-func lanes(all []pass) (first, second []pass) {
-	for _, p := range all {
-		if p.beside {
-			second = append(second, p)
-		} else {
-			first = append(first, p)
-		}
+	q, r := &queue{left: slices.Clone(passes), own: o.run == "" && o.skip == ""}, &report{}
+	var both sync.WaitGroup
+	for _, each := range []*options{o, &beside} {
+		both.Go(func() { each.guestOf(ctx, q, r) }) // ends with ctx at the latest
 	}
-	return first, second
+	both.Wait()
+	if left := q.drop(); left > 0 {
+		r.end("", count{failed: left}, fmt.Errorf("%d passes were not run", left), nil)
+	}
+	fmt.Printf(countFormat+"\n", r.sum.passed, r.sum.failed, r.sum.skipped)
+	return r.failed
 }
 
-// runLane runs passes one after another in a guest.
-func (o *options) runLane(ctx context.Context, passes []pass, out io.Writer) (sum count, err error) {
-	ran := false
-	err = o.with(ctx, func(g *guest) error {
-		ran = true
-		var failed error
-		for _, p := range passes {
-			began := time.Now()
-			if p.name != "" {
-				fmt.Fprintf(out, "--- Debian %s, %s\n", o.debian, p.name)
-			}
-			c, err := o.runPass(ctx, p, g.own, out)
-			sum.add(c)
-			var code exitCode
-			if err != nil && !errors.As(err, &code) {
-				fmt.Fprintf(out, "vm: %s: %v\n", p.name, err)
-			}
-			failed = errors.Join(failed, err)
-			if p.name != "" {
-				fmt.Fprintf(out, "--- Debian %s, %s: %.0f s\n", o.debian, p.name, time.Since(began).Seconds())
-			}
-			if ctx.Err() != nil {
+// queue are passes that wait for a guest.
+type queue struct {
+	own bool // which is to be one of its own: PID 1 and the bus may be restarted there
+
+	mu   sync.Mutex
+	left []pass // guarded by mu
+}
+
+func (q *queue) next() (p pass, ok bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.left) == 0 {
+		return p, false
+	}
+	p, q.left = q.left[0], q.left[1:]
+	return p, true
+}
+
+// drop empties the queue and returns how many were left.
+func (q *queue) drop() int {
+	n := 0
+	for _, ok := q.next(); ok; _, ok = q.next() {
+		n++
+	}
+	return n
+}
+
+// report is what the passes said, each as a whole when it has ended, and their sum.
+type report struct {
+	live io.Writer // where the only pass writes at once
+
+	mu     sync.Mutex
+	sum    count // guarded by mu
+	failed error // guarded by mu
+}
+
+func (r *report) end(name string, c count, err error, out []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, _ = os.Stdout.Write(out)
+	var code exitCode
+	if err != nil && !errors.As(err, &code) {
+		fmt.Printf("vm: %s: %v\n", name, err)
+	}
+	r.sum.add(c)
+	r.failed = errors.Join(r.failed, err)
+}
+
+// guestOf runs passes one after another in a guest, until there are none or the guest is lost.
+func (o *options) guestOf(ctx context.Context, q *queue, r *report) {
+	use := o.with
+	if q.own {
+		use = o.withOwn
+	}
+	err := use(ctx, func(g *guest) error {
+		for ctx.Err() == nil {
+			p, ok := q.next()
+			if !ok {
 				break
 			}
-		}
-		if failed != nil {
-			if err := o.lost(g); err != nil {
-				fmt.Fprintln(out, "vm:", err)
+			if err := o.onePass(ctx, p, g, r); err != nil {
+				return err
 			}
 		}
-		return failed
+		return nil
 	})
-	if !ran {
-		fmt.Fprintln(out, "vm:", err)
-		sum.failed++
+	if err != nil {
+		r.end("guest", count{failed: 1}, err, nil)
 	}
-	return sum, err
+}
+
+// onePass runs a pass and tells what came of it. It returns an error if the guest is lost.
+func (o *options) onePass(ctx context.Context, p pass, g *guest, r *report) error {
+	var kept bytes.Buffer
+	var out io.Writer = &kept
+	if r.live != nil {
+		out = r.live
+	}
+	began := time.Now()
+	if p.name != "" {
+		fmt.Fprintf(out, "--- Debian %s, %s\n", o.debian, p.name)
+	}
+	c, err := o.runPass(ctx, p, g.own, out)
+	if p.name != "" {
+		fmt.Fprintf(out, "--- Debian %s, %s: %.0f s\n", o.debian, p.name, time.Since(began).Seconds())
+	}
+	r.end(p.name, c, err, kept.Bytes())
+	if err == nil {
+		return nil
+	}
+	return o.lost(g)
 }
 
 // runPass runs tally, or with -v go test itself, which counts nothing. Its exit code is an exitCode; a deadline is an error and one

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -30,14 +31,15 @@ func (o *options) up(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	logPath := filepath.Join(o.cache, "holder-"+o.debian+".log")
+	ctx, cancel := context.WithTimeout(ctx, upTime)
+	defer cancel()
+	logPath := filepath.Join(o.cache, "holder-"+strings.TrimSuffix(o.socketName(), ".sock")+".log")
 	log, err := os.Create(logPath)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(self, "-debian", o.debian, "-accel", o.accel, "-memory", strconv.Itoa(o.memory), "-cpus", strconv.Itoa(o.cpus),
-		"-nice", strconv.Itoa(o.nice), "-idle", o.idle.String(), "-kernel", o.kernel, "-cache", o.cache, "-with", o.more, "hold")
+	cmd := exec.Command(self, o.holder()...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -49,7 +51,7 @@ func (o *options) up(ctx context.Context) error {
 		select {
 		case err := <-ended:
 			b, _ := os.ReadFile(logPath) // what cannot be read cannot be shown
-			return fmt.Errorf("holder ended: %w\n%s", err, b)
+			return fmt.Errorf("holder ended: %w\n%s", orEnded(err), b)
 		case <-ctx.Done():
 			return errors.Join(ctx.Err(), cmd.Process.Signal(syscall.SIGTERM))
 		case <-time.After(200 * time.Millisecond):
@@ -61,6 +63,20 @@ func (o *options) up(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// holder are the arguments of a process that holds the guest which these options mean.
+func (o *options) holder() []string {
+	return []string{"-debian", o.debian, "-accel", o.accel, "-memory", strconv.Itoa(o.memory), "-cpus", strconv.Itoa(o.cpus), "-nice", strconv.Itoa(o.nice),
+		"-idle", o.idle.String(), "-kernel", o.kernel, "-cache", o.cache, "-with", o.more, "-name", o.name, "hold"}
+}
+
+// orEnded is err, or that a process ended before its time.
+func orEnded(err error) error {
+	if err == nil {
+		return errors.New("before anybody could use the guest")
+	}
+	return err
 }
 
 // order asks the holder for something.
