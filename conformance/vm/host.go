@@ -157,8 +157,12 @@ func (o *options) listen(h *host) error {
 	h.listener.(*net.UnixListener).SetUnlinkOnClose(false) // its path is one of this process's descriptors
 	h.idleFrom.Store(time.Now().UnixNano())
 	socket := filepath.Join(o.cache, o.socketName())
+	ours, err := os.Lstat(socket)
+	if err != nil {
+		return errors.Join(fmt.Errorf("serve guest: %w", err), h.listener.Close())
+	}
 	go func() {
-		defer os.Remove(socket)
+		defer removeSame(socket, ours)
 		for {
 			c, err := h.listener.Accept()
 			if err != nil {
@@ -173,6 +177,13 @@ func (o *options) listen(h *host) error {
 		}
 	}()
 	return nil
+}
+
+// removeSame removes a socket that is still the same file: another holder may have come in between.
+func removeSame(path string, ours os.FileInfo) {
+	if now, err := os.Lstat(path); err == nil && os.SameFile(now, ours) {
+		_ = os.Remove(path)
+	}
 }
 
 // order carries out what only the owner of QEMU can do.
