@@ -69,7 +69,6 @@ var expected = []struct {
 	{regexp.MustCompile(`code = (Unavailable|Canceled)|runtime status check may not have completed|pleg has yet to be`), "a service is restarting"},
 	{regexp.MustCompile(`code = NotFound desc = container .*: not found`), "the kubelet has several collectors of dead containers, and one comes first"},
 	{regexp.MustCompile(`ExecSync.*(is exited|is dead|the container has ended|died before execve: SIGKILL)`), "a probe and the end of its container"},
-	{regexp.MustCompile(`ListMetricDescriptors is not served by this version`), "metrics are a later stage"},
 	{regexp.MustCompile(`PodSandbox.*pod_sandbox_id: must be set`), "the kubelet's way to ask whether there are statistics of pods"},
 	{regexp.MustCompile(`the network plugins have not answered for`), "a busy machine, and a daemon that just started"},
 	{regexp.MustCompile(`no imagefs label for configured runtime`), "cAdvisor knows labels of file systems for two runtimes only"},

@@ -38,11 +38,15 @@ ExecStart=
 ExecStart=%[1]s/vitrine serve --log-level 2 --cgroup-driver %[2]s --cni-conf-dir %[3]s/net.d --cni-bin-dir %[1]s/cni --registries-conf %[3]s/registries.conf --policy %[3]s/policy.json
 `
 
+// kubeletService is the kubelet's unit.
+//
+// Two dead containers of each name are kept, not one: the collector counts one that is created and not started as a dead one, and takes the one
+// before it, whose end the walk looks at.
 const kubeletService = `[Unit]
 Description=A standalone kubelet on Vitrine
 After=vitrine.service
 [Service]
-ExecStart=%[1]s/kubelet --config=%[2]s/kubelet.yaml --root-dir=%[3]s --cert-dir=%[3]s/pki --hostname-override=%[4]s --v=2
+ExecStart=%[1]s/kubelet --config=%[2]s/kubelet.yaml --root-dir=%[3]s --cert-dir=%[3]s/pki --hostname-override=%[4]s --maximum-dead-containers-per-container=2 --v=2
 KillMode=process
 Restart=no
 `
