@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -38,8 +37,7 @@ func (l *limited) bound(p *Pod, path string, limit int, argv ...string) (code, p
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	peak, _ = strconv.Atoi(strings.TrimSpace(readAt(c.Cgroup, "memory.peak")))
-	return code, peak
+	return code, peakOf(l.t, c.Cgroup)
 }
 
 // runBound gives the program its descriptors, with the start already told.
@@ -84,6 +82,9 @@ func findBound(t *testing.T) string {
 	path, err := filepath.Abs(boundPath)
 	if err == nil {
 		_, err = os.Stat(path)
+	}
+	if err != nil && os.Getenv("VITRINE_VM") != "" {
+		t.Fatal("a guest without the C program: ", err)
 	}
 	if err != nil {
 		t.Skipf("needs the C program, see `make bound`: %v", err)

@@ -8,13 +8,15 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vitrine-runtime/vitrine/internal/sys"
 )
 
 // attempt is what came of a container under a limit.
 type attempt struct {
 	err  error      // it was not started
 	end  ExitStatus // it was
-	peak int        // highest use of its cgroup in bytes; 0 where the kernel keeps none
+	peak int        // highest use of its cgroup in bytes
 }
 
 func (a attempt) succeeded() bool { return a.code() == 0 }
@@ -44,13 +46,23 @@ func (l *limited) under(p *Pod, limit int, argv ...string) (a attempt) {
 	}
 	a.err = err
 	f := l.leaf("pod/floor")
-	a.peak, _ = strconv.Atoi(strings.TrimSpace(readAt(f, "memory.peak")))
+	a.peak = peakOf(l.t, f)
 	f.Close()
 	l.sweep("floor")
 	if err := os.RemoveAll(c.Dir); err != nil {
 		l.t.Fatal(err)
 	}
 	return a
+}
+
+// peakOf reads memory.peak, which kernels have since 5.19, and so all that are supported.
+func peakOf(t testing.TB, cgroup *sys.FD) int {
+	t.Helper()
+	n, err := strconv.Atoi(strings.TrimSpace(readAt(cgroup, "memory.peak")))
+	if err != nil || n == 0 {
+		t.Errorf("memory.peak: %d, %v", n, err)
+	}
+	return n
 }
 
 // A limit of 2 MiB starts a static program of 2 MiB. What a container costs besides, with its namespaces, mounts and

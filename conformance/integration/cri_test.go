@@ -2,8 +2,10 @@ package integration
 
 import (
 	"context"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -103,16 +105,28 @@ func TestDevicePermissions(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.Remove(node)
-	for perm, want := range map[string][2]string{"r": {none, denied}, "w": {denied, none}, "rwm": {none, none}, "m": {denied, denied}} {
-		id := p.run(perm, "sleep 1000", func(c *runtimeapi.ContainerConfig) {
+	ids, wants := map[string]string{}, map[string][2]string{"r": {none, denied}, "w": {denied, none}, "rwm": {none, none}, "m": {denied, denied}}
+	for perm := range wants {
+		ids[perm] = p.run(perm, "sleep 1000", func(c *runtimeapi.ContainerConfig) {
 			c.Devices = []*runtimeapi.Device{{HostPath: node, ContainerPath: "/dev/mine", Permissions: perm}}
 		})
-		for i, try := range []string{"cat /dev/mine", "echo x >/dev/mine"} {
-			// The shell's own words are longer, and say the same for the first.
-			out := strings.ReplaceAll(s.exec(id, "("+try+") 2>&1; true"), "nonexistent directory", none)
-			if !strings.Contains(out, want[i]) {
-				t.Errorf("%q, %s: %q, want %q", perm, try, out, want[i])
+	}
+	check := func(when string) {
+		t.Helper()
+		for perm, want := range wants {
+			for i, try := range []string{"cat /dev/mine", "echo x >/dev/mine"} {
+				// The shell's own words are longer, and say the same for the first.
+				out := strings.ReplaceAll(s.exec(ids[perm], "("+try+") 2>&1; true"), "nonexistent directory", none)
+				if !strings.Contains(out, want[i]) {
+					t.Errorf("%s, %q, %s: %q, want %q", when, perm, try, out, want[i])
+				}
 			}
 		}
+	}
+	check("created")
+	events := s.under()
+	for _, event := range slices.Sorted(maps.Keys(events)) {
+		events[event]()
+		check("after " + event)
 	}
 }

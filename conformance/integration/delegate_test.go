@@ -38,11 +38,15 @@ want=$(tr ' ' '\n' < cgroup.controllers | grep -e pids -e memory | sed 's/^/+/' 
 [ ! -e mine/memory.max ] || echo 16777216 > mine/memory.max && echo limits its own
 (echo 1000000 > cgroup.max.descendants) 2>/dev/null || echo not the node\'s
 (echo 1 > cgroup.freeze) 2>/dev/null || echo not the whole
+[ ! -e memory.oom.group ] || { (cat memory.oom.group > memory.oom.group) 2>/dev/null; echo oom group $? $(id -u); }
 for f in pids.max memory.max cpu.max; do if [ -e $f ] && (echo max > $f) 2>/dev/null; then echo escaped by $f; fi; done`)
 		for _, want := range []string{"0::/init", "1", "made", "passed on 0", "has files", "limits its own", "not the node's", "not the whole"} {
 			if !strings.Contains("\n"+out+"\n", "\n"+want+"\n") {
 				t.Errorf("%s: no %q in:\n%s", name, want, out)
 			}
+		}
+		if strings.Contains(out, "oom group") && strings.Contains(out, "oom group 0 ") != (uid == 0) {
+			t.Errorf("%s and memory.oom.group:\n%s", name, out)
 		}
 		if strings.Contains(out, "escaped by") {
 			t.Errorf("%s raised its own limits:\n%s", name, out)
@@ -57,7 +61,7 @@ for f in pids.max memory.max cpu.max; do if [ -e $f ] && (echo max > $f) 2>/dev/
 	}
 }
 
-// The annotation is refused by name where it is malformed, and by a daemon that does not allow it.
+// The annotation is refused by name where it is malformed. That a daemon which does not allow it refuses it, too, is TestHandlers' to say.
 func TestWritableCgroupRefused(t *testing.T) {
 	s := open(t)
 	cfg, err := s.PodConfig("undelegated")

@@ -104,7 +104,7 @@ func TestOOMKilledUnseen(t *testing.T) {
 	needsLimits(t)
 	s := open(t)
 	p := s.runPod("unseen")
-	for i := range s.rounds(4) {
+	for i := range s.rounds(20) {
 		name := "unseen" + strconv.Itoa(i)
 		path, withGate := s.gate(name)
 		id := p.run(name, whenOpen+"exec "+hog, little, withGate)

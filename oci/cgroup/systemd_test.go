@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -155,6 +156,20 @@ func kubelet() *specs.LinuxResources {
 		Unified: map[string]string{"memory.oom.group": "1", "memory.high": "33554432", "memory.min": "8388608"},
 		Devices: usualDevices(),
 	}
+}
+
+// moreThanTheKubelet are limits that only the runtime spec, or a map of files, has, and what the files then hold: some are properties of a
+// unit, and of some systemd knows nothing.
+func moreThanTheKubelet() (*specs.LinuxResources, map[string]string) {
+	r := kubelet()
+	r.CPU.Burst, r.CPU.Mems = ptr(uint64(3000)), "0"
+	r.Memory.Swap, r.Memory.Reservation = ptr(int64(96<<20)), ptr(int64(16<<20))
+	r.BlockIO = &specs.LinuxBlockIO{Weight: ptr(uint16(505))}
+	r.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 4 << 20}}
+	files := maps.Clone(limited)
+	maps.Copy(files, map[string]string{"cpu.max.burst": "3000", "cpuset.mems": "0", "memory.low": "16777216", "memory.swap.max": "33554432", "io.weight": "default 5000",
+		"hugetlb.2MB.max": "4194304", "hugetlb.2MB.rsvd.max": "4194304"})
+	return r, files
 }
 
 // limited are the files that kubelet() is about, and what they then hold.
@@ -309,6 +324,7 @@ func TestPropertiesAreTheFiles(t *testing.T) {
 		files[k] = v
 	}
 	files["cpu.max"] = "12345 100000"
+	more, moreFiles := moreThanTheKubelet()
 	for _, tt := range []struct {
 		id    string
 		res   *specs.LinuxResources
@@ -317,12 +333,10 @@ func TestPropertiesAreTheFiles(t *testing.T) {
 	}{
 		{"even", kubelet(), limited, "250ms"},
 		{"odd", odd, files, map[uint64]string{100: "123.500ms", 10000: "130ms"}[r.tree.units.quotaStep(context.Background())]},
+		{"more", more, moreFiles, "250ms"},
 		{"none", nil, map[string]string{"cpu.max": "max 100000", "memory.max": "max", "pids.max": "max", "cpu.weight": "100"}, "infinity"},
 	} {
 		t.Run(tt.id, func(t *testing.T) {
-			if testing.Short() && tt.id != "odd" {
-				t.Skip("needs time: a daemon-reload takes seconds in an emulated machine, and the odd one shows most")
-			}
 			s, _ := r.place(t, tt.id, tt.res)
 			check := func(when string) {
 				t.Helper()
@@ -330,7 +344,7 @@ func TestPropertiesAreTheFiles(t *testing.T) {
 				want := map[string]string{
 					"CPUQuotaPerSecUSec": tt.quota, "Delegate": "yes", "CollectMode": "inactive-or-failed", "ControlGroup": "/" + s.Path(),
 				}
-				for p, f := range map[string]string{"CPUWeight": "cpu.weight", "MemoryMax": "memory.max", "MemoryHigh": "memory.high",
+				for p, f := range map[string]string{"CPUWeight": "cpu.weight", "MemoryMax": "memory.max", "MemoryHigh": "memory.high", "MemoryLow": "memory.low",
 					"MemoryMin": "memory.min", "MemorySwapMax": "memory.swap.max", "TasksMax": "pids.max", "AllowedCPUs": "cpuset.cpus"} {
 					if v, ok := tt.files[f]; ok {
 						want[p] = strings.Replace(v, "max", "infinity", 1)
@@ -413,34 +427,37 @@ func TestDevicesAcrossReload(t *testing.T) {
 		{"odd", specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: ptr(int64(3999)), Access: "rw"}, "auto"},
 	} {
 		t.Run(tt.id, func(t *testing.T) {
-			if testing.Short() && tt.id == "other" {
-				t.Skip("needs time: a daemon-reload takes seconds in an emulated machine")
-			}
 			res := kubelet()
 			res.Devices = append(res.Devices, tt.rule)
 			s, _ := r.place(t, "dev-"+tt.id, res)
 			if got := show(t, s, "DevicePolicy"); got != tt.policy {
 				t.Errorf("DevicePolicy=%s, want %s", got, tt.policy)
 			}
-			for i := range 2 {
-				r.tryDevices(t, s, tt.rule.Major != nil && *tt.rule.Major == 10)
-				r.reload(t, i)
+			hwrng, odd := "open", denied
+			if *tt.rule.Major == 3999 {
+				hwrng, odd = denied, "No such device" // nobody drives it, and that is what who may open it is told
 			}
+			r.tryDevices(t, s, hwrng, odd)
+			r.reload(t, 0)
+			r.tryDevices(t, s, hwrng, odd)
 		})
 	}
 }
 
-// tryDevices opens devices in a leaf of the scope: null, which is granted to
-// everybody; hwrng (10:183), if it is there to be granted; kmsg, which nobody has.
-func (r row) tryDevices(t testing.TB, s *Scope, hwrng bool) {
+// denied is what who may not open a device is told.
+const denied = "Operation not permitted"
+
+// tryDevices opens devices in a leaf of the scope, and wants those words of hwrng (10:183), which the guests have, and of 3999:7; null is
+// granted to everybody, and kmsg to nobody.
+func (r row) tryDevices(t testing.TB, s *Scope, hwrng, odd string) {
 	t.Helper()
 	leaf, err := s.Leaf("exec-dev")
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	cmd := exec.Command("sh", "-c", fmt.Sprintf("cd %s; rm -f r k; mknod r c 10 183; mknod k c 1 11; "+
-		"(: </dev/null) && echo null; (: <r) 2>&1 | grep -o 'Operation not permitted\\|No such device' || echo open; (: <k) 2>&1 | grep -o 'Operation not permitted' || echo kmsg", dir))
+	const try = `try() { rm -f n; mknod n c $1 $2; (: <n) 2>&1 | grep -o 'Operation not permitted\|No such device' || echo open; }`
+	cmd := exec.Command("sh", "-c", try+"; try 1 3; try 10 183; try 3999 7; try 1 11")
+	cmd.Dir = t.TempDir()
 	fd, err := leaf.OpenDir()
 	if err != nil {
 		t.Fatal(err)
@@ -448,12 +465,8 @@ func (r row) tryDevices(t testing.TB, s *Scope, hwrng bool) {
 	defer fd.Close()
 	cmd.SysProcAttr = inCgroup(fd.Int())
 	out, err := cmd.CombinedOutput()
-	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-	if err != nil || len(lines) != 3 {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	if denied := lines[1] == "Operation not permitted"; lines[0] != "null" || lines[2] != "Operation not permitted" || denied == hwrng {
-		t.Errorf("10:183 granted: %v; got %q", hwrng, lines)
+	if want := strings.Join([]string{"open", hwrng, odd, denied}, "\n"); err != nil || strings.TrimSpace(string(out)) != want {
+		t.Errorf("null, hwrng, an odd one, kmsg: %v\n%s\nwant\n%s", err, out, want)
 	}
 	if err := errors.Join(leaf.WaitEmpty(context.Background()), leaf.Remove(context.Background())); err != nil {
 		t.Error(err)

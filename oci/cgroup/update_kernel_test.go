@@ -23,6 +23,9 @@ func limitedScope(t *testing.T) (*Scope, string) {
 	t.Helper()
 	tr, root := tree(t)
 	if missing := tr.Unenforced(); len(missing) > 0 {
+		if os.Getenv("VITRINE_VM") != "" {
+			t.Fatalf("a guest without the controllers %v", missing)
+		}
 		t.Skipf("needs the controllers %v: run it in the guest (make vm-test)", missing)
 	}
 	s, err := tr.Create("p", strconv.FormatInt(time.Now().UnixNano(), 10), wish(512, 20000, 64<<20, nil))
@@ -58,7 +61,7 @@ func block(t *testing.T) string {
 	t.Helper()
 	devs, err := filepath.Glob("/sys/block/[sv]d[a-z]/dev")
 	if err != nil || len(devs) == 0 {
-		t.Log("no disk, so nothing of io.max is tried")
+		absent(t, "a disk, for io.max,")
 		return ""
 	}
 	b, err := os.ReadFile(devs[0])
@@ -66,6 +69,15 @@ func block(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return strings.TrimSpace(string(b))
+}
+
+// absent notes a file that this kernel has not. The guests' kernels have all.
+func absent(t *testing.T, file string) {
+	t.Helper()
+	if os.Getenv("VITRINE_VM") != "" {
+		t.Errorf("%s is not in a guest", file)
+	}
+	t.Logf("%s is not in this kernel", file)
 }
 
 // Each file in turn gets a value that this kernel refuses, while all the others
@@ -87,7 +99,7 @@ func TestKernelRollsBack(t *testing.T) {
 	maps.DeleteFunc(good, func(f, _ string) bool {
 		_, err := os.Stat(filepath.Join(dir, f))
 		if err != nil {
-			t.Logf("%s is not in this kernel", f)
+			absent(t, f)
 		}
 		return err != nil
 	})
