@@ -87,6 +87,11 @@ vm-short: vm-tools build cni-plugins ## what the build machine runs of that, 15 
 vm-oci: vm-tools build ## Debian's podman and containerd with vitrine-oci as their runtime, in a virtual machine of its own
 	@vm="$(VM) -with podman,conmon,containerd,netavark,aardvark-dns -idle 5m"; $$vm up && { $$vm put /root/show $(BIN)/vitrine-oci conformance/vm/oci/show.sh && $$vm run bash /root/show/show.sh; code=$$?; $$vm down; exit $$code; }
 
+vm-stats: vm-tools build cni-plugins ## statistics of 100 containers in the virtual machine, a report: the limits and their files are there
+	@$(STATIC) -ldflags "-s -w" -o $(BIN)/dev/ ./conformance/bench && vm="$(VM) -name stats -idle 5m" && at=/root/stats/bin && \
+	  $$vm up && { $$vm put $$at $(BIN)/vitrine $(BIN)/vitrine-oci $(BIN)/dev/bench && $$vm put $$at/cni $(BIN)/cni/* && \
+	  $$vm run env VITRINE_VM=$(DEBIAN) VITRINE_DRIVER=systemd VITRINE_BIN=$$at $$at/bench -rounds 30 stats; code=$$?; $$vm down; exit $$code; }
+
 vm-verbs: vm-tools ## the harness itself: power cut, reboot, clock jump, deadlines, on a machine of its own
 	VITRINE_VM_VERBS=1 CGO_ENABLED=0 $(GO) test -tags "$(TAGS)" -count=1 -v -timeout 15m -run TestVerbs ./conformance/vm/
 
@@ -101,7 +106,7 @@ K8S := k8s.io/component-base/version
 $(CACHE)/kubelet-$(KUBELET):
 	cd conformance/kubelet/tool && CGO_ENABLED=0 nice -n 10 $(GO) build -p 1 -trimpath -buildvcs=false -ldflags "-s -w -X $(K8S).gitVersion=$(KUBELET) -X $(K8S).gitMajor=1 -X $(K8S).gitMinor=37 -X $(K8S).gitTreeState=clean" -o $@ k8s.io/kubernetes/cmd/kubelet
 
-.PHONY: vm vm-test vm-shell vm-tools vm-kubelet vm-oci
+.PHONY: vm vm-test vm-shell vm-tools vm-kubelet vm-oci vm-stats
 vm-tools: bound
 	@$(STATIC) -ldflags "-s -w" -o $(BIN)/dev/ ./conformance/vm ./conformance/vm/agent ./conformance/tally
 
