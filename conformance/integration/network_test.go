@@ -2,10 +2,13 @@ package integration
 
 import (
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -196,7 +199,7 @@ func (s *scene) disciplines() map[int][]discipline {
 	found, buf := map[int][]discipline{}, make([]byte, 64<<10)
 	for {
 		n, _, err := unix.Recvfrom(fd, buf, 0)
-		if err == unix.EINTR { //nolint:errorlint // comes bare from unix
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
@@ -256,4 +259,103 @@ func (s *scene) reaches(what, url, want string) {
 		text, err := io.ReadAll(resp.Body)
 		return err == nil && string(text) == want+"\n"
 	})
+}
+
+// natRules are the rules of address translation of IPv4.
+func natRules() (string, error) {
+	out, err := exec.Command("iptables", "-w", "-t", "nat", "-S").CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("iptables with a nat table: %w: %s", err, out)
+	}
+	return string(out), err
+}
+
+// TestHostPorts: a server in a pod is reached through ports of the host, those with an address of the host only there, and no rule is left
+// when the pod is removed, by another daemon than the one that it came with.
+func TestHostPorts(t *testing.T) {
+	if _, err := natRules(); err != nil {
+		t.Skipf("needs %v", err)
+	}
+	s := open(t)
+	s.addPlugin(portmap)
+	p := s.runPod("web", func(c *runtimeapi.PodSandboxConfig) {
+		c.PortMappings = []*runtimeapi.PortMapping{{HostPort: 28080, ContainerPort: 8080}, {HostPort: 28081, ContainerPort: 8080, HostIp: stage.Gateway}}
+	})
+	p.run("web", serve("8080", "hello from the pod"))
+	s.eventually("the pod serves", func() bool { return len(p.logText("web", "stdout")) == 1 })
+	for _, at := range []string{stage.Gateway + ":28080", "127.0.0.1:28080", stage.Gateway + ":28081"} {
+		s.reaches("the pod", "http://"+at+"/", "hello from the pod")
+	}
+	asker := s.runPod("asker")
+	if got := asker.exec(asker.run("asker", "sleep 1000"), "wget -q -O - http://"+stage.Gateway+":28080/"); got != "hello from the pod" {
+		t.Errorf("from another pod: %q", got)
+	}
+	s.refused("127.0.0.1:28081")
+	if rules, err := natRules(); err != nil || strings.Count(rules, "--dport 2808") < 2 {
+		t.Errorf("rules of both ports are not where this test looks for them: %v\n%s", err, rules)
+	}
+	s.killDaemon()
+	s.restart()
+	s.reaches("the pod of another daemon", "http://"+stage.Gateway+":28080/", "hello from the pod")
+	p.gone()
+	if rules, err := natRules(); err != nil || strings.Contains(rules, "2808") || strings.Contains(rules, p.id) {
+		t.Errorf("rules are left: %v\n%s", err, rules)
+	}
+	for _, at := range []string{stage.Gateway + ":28080", "127.0.0.1:28080", stage.Gateway + ":28081"} {
+		s.refused(at)
+	}
+}
+
+// refused fails the test unless nobody listens there.
+func (s *scene) refused(at string) {
+	s.Helper()
+	c, err := net.DialTimeout("tcp", at, s.Scale(5*time.Second))
+	if err == nil {
+		c.Close()
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		s.Errorf("%s: %v, want that nobody listens", at, err)
+	}
+}
+
+// TestDualStack: a network that gives an address of each family. Status tells both, containers have both in /etc/hosts, and the host
+// reaches both.
+func TestDualStack(t *testing.T) {
+	if _, err := os.Stat("/proc/net/if_inet6"); err != nil {
+		t.Skipf("needs IPv6 in the kernel: %v", err)
+	}
+	s := open(t)
+	s.editNetwork(`"ranges": [`, `"ranges": [[{ "subnet": "fd00:86::/64" }], `)
+	s.editNetwork(`"routes": [`, `"routes": [{ "dst": "::/0" }, `)
+	p := s.runPod("both")
+	web := p.run("web", serve("8080", "hello"))
+	st, err := s.cri.PodSandboxStatus(s.ctx, p.id, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := st.Status.GetNetwork()
+	if len(n.GetAdditionalIps()) != 1 || n.AdditionalIps[0].GetIp() == "" {
+		t.Fatalf("network %v, want an additional address", n)
+	}
+	addresses := []string{n.Ip, n.AdditionalIps[0].Ip}
+	if !strings.HasPrefix(addresses[0], "fd00:86::") || !strings.HasPrefix(addresses[1], "10.86.0.") {
+		t.Errorf("addresses %q, want them in the order of the network's ranges", addresses)
+	}
+	s.eventually("the pod serves", func() bool { return len(p.logText("web", "stdout")) == 1 })
+	hosts := s.exec(web, "cat /etc/hosts")
+	for _, a := range addresses {
+		if !slices.ContainsFunc(strings.Split(hosts, "\n"), func(line string) bool {
+			f := strings.Fields(line)
+			return len(f) > 1 && f[0] == a && slices.Contains(f[1:], "both")
+		}) {
+			t.Errorf("%s is not in\n%s", a, hosts)
+		}
+		// The bridge's own address may be as new as the pod's: the kernel connects from ::1 until it has looked for others who have it.
+		s.reaches("the pod", "http://"+net.JoinHostPort(a, "8080")+"/", "hello")
+	}
+	s.killDaemon()
+	s.restart()
+	if st, err := s.cri.PodSandboxStatus(s.ctx, p.id, false); err != nil || st.Status.GetNetwork().String() != n.String() {
+		t.Errorf("after a restart of the daemon: %v (%v), was %v", st.GetStatus().GetNetwork(), err, n)
+	}
 }
