@@ -127,7 +127,7 @@ clean: ## remove what was built
 	rm -rf $(BIN)
 
 deps: ## install what is missing (Debian packages, as root) and say what that was
-	@contrib/deps busybox-static docker-registry strace uidmap
+	@contrib/deps busybox-static docker-registry iptables strace uidmap
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sed 's/$$(CNI)/$(CNI)/; s/$$(KUBELET)/$(KUBELET)/' | while IFS="$$(printf '\t')" read -r t d; do printf '  %-12s %s\n' "$$t" "$$d"; done

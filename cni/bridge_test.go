@@ -3,6 +3,7 @@ package cni
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -36,7 +38,8 @@ func plugins(t *testing.T, names ...string) string {
 }
 
 // bridge is a network as a node has it: bridge with host-local, whose addresses
-// are kept in the directory of the test, and further plugins behind it.
+// are kept in the directory of the test, and further plugins behind it. subnet is
+// of IPv4; one of IPv6 may follow behind a comma.
 func bridge(t *testing.T, subnet string, more ...string) *network {
 	t.Helper()
 	needRoot(t)
@@ -44,9 +47,14 @@ func bridge(t *testing.T, subnet string, more ...string) *network {
 	n := &network{t: t, dir: t.TempDir()}
 	must(t, os.MkdirAll(n.dir+"/conf", 0o755), os.Symlink(bin, n.dir+"/bin"))
 	n.restart()
+	subnet, second, both := strings.Cut(subnet, ",")
+	ranges := fmt.Sprintf(`[{"subnet":%q}]`, subnet)
+	if both {
+		ranges += fmt.Sprintf(`,[{"subnet":%q}]`, second)
+	}
 	name := "br" + strings.ReplaceAll(strings.TrimSuffix(subnet, ".0/24"), ".", "-")
 	n.list("1.0.0", append([]string{fmt.Sprintf(`{"type":"bridge","bridge":%q,"isGateway":true,"ipam":{"type":"host-local",
-		"dataDir":%q,"ranges":[[{"subnet":%q}]],"routes":[{"dst":"0.0.0.0/0"}]}}`, name, n.dir+"/ipam", subnet)}, more...)...)
+		"dataDir":%q,"ranges":[%s],"routes":[{"dst":"0.0.0.0/0"}]}}`, name, n.dir+"/ipam", ranges)}, more...)...)
 	t.Cleanup(func() { _ = exec.Command("ip", "link", "delete", name).Run() })
 	return n
 }
@@ -119,24 +127,23 @@ func reach(t *testing.T, ns string, addr netip.Addr) {
 	l, err := net.Listen("tcp", netip.AddrPortFrom(addr, 0).String())
 	must(t, err)
 	defer l.Close()
-	must(t, visit(ns, func() error { return connect(l.Addr().(*net.TCPAddr).AddrPort()) }))
+	must(t, visit(ns, func() error {
+		// For an address that is no name, net makes its socket on the thread that calls it. A connection from elsewhere would be from addr
+		// itself. connect(2) alone would be of no use here: a signal may interrupt it, and a second one is no repetition of the first.
+		c, err := net.DialTimeout("tcp", l.Addr().String(), patience)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if from := c.LocalAddr().(*net.TCPAddr).AddrPort().Addr(); from == addr {
+			return fmt.Errorf("the connection to %v came from outside of %s", addr, ns)
+		}
+		return nil
+	}))
 }
 
-// connect makes its socket on the thread that calls it.
-func connect(to netip.AddrPort) error {
-	s, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(s)
-	if err := unix.SetsockoptTimeval(s, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 5}); err != nil {
-		return err
-	}
-	if err := unix.Connect(s, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil {
-		return fmt.Errorf("connect to %v: %w", to, err)
-	}
-	return nil
-}
+// patience is for a connection on a busy or emulated machine.
+const patience = 20 * time.Second
 
 func TestAddressIsFreedWithoutNamespace(t *testing.T) {
 	n := bridge(t, "10.88.2.0/24")
@@ -228,33 +235,152 @@ func each(t *testing.T, n int, f func(int) error) {
 	}
 }
 
-func TestPortmap(t *testing.T) {
-	needRoot(t)
-	plugins(t, "portmap")
-	if out, err := exec.Command("iptables", "-w", "-t", "nat", "-S").CombinedOutput(); err != nil {
-		t.Skipf("needs iptables with a nat table: %v: %s", err, out)
+// natRules are the rules of address translation that iptables or ip6tables tells.
+func natRules(program string) (string, error) {
+	out, err := exec.Command(program, "-w", "-t", "nat", "-S").CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%s with a nat table: %w: %s", program, err, out)
 	}
-	n := bridge(t, "10.88.5.0/24", `{"type":"portmap","backend":"iptables","capabilities":{"portMappings":true},"snat":true}`)
+	return string(out), err
+}
+
+// portmap connects a pod whose ports are the host's, and returns what disconnects it. It answers on port 8080 with its name, by TCP and UDP.
+func portmap(t *testing.T, subnets, name string, ports ...PortMapping) (end func()) {
+	t.Helper()
+	plugins(t, "portmap")
+	n := bridge(t, subnets, `{"type":"portmap","backend":"iptables","capabilities":{"portMappings":true},"snat":true}`)
 	ns := newNetNS(t)
-	p := pod("mapped", ns)
-	p.PortMappings = []PortMapping{{Protocol: "tcp", HostPort: 18080, ContainerPort: 8080}}
+	p := pod(name, ns)
+	p.PortMappings = ports
 	_, err := n.Add(t.Context(), p)
 	must(t, err)
 	var l net.Listener
-	must(t, visit(ns, func() (err error) { l, err = net.Listen("tcp4", "10.88.5.2:8080"); return err }))
-	defer l.Close()
-	for _, host := range []string{"10.88.5.1:18080", "127.0.0.1:18080"} {
-		if err := connect(netip.MustParseAddrPort(host)); err != nil {
-			t.Error(err)
+	var u net.PacketConn
+	must(t, visit(ns, func() (err error) { l, err = net.Listen("tcp", ":8080"); return err }))
+	must(t, visit(ns, func() (err error) { u, err = net.ListenPacket("udp", ":8080"); return err }))
+	go func() { // ends with the listener
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, name)
+			c.Close()
+		}
+	}()
+	go func() { // ends with the socket
+		for b := make([]byte, 16); ; {
+			_, from, err := u.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			_, _ = u.WriteTo([]byte(name), from)
+		}
+	}()
+	return func() {
+		t.Helper()
+		l.Close()
+		u.Close()
+		must(t, n.Del(t.Context(), name))
+		n.nothingLeft()
+	}
+}
+
+// answer is what somebody says at a port of the host. A datagram may get lost, and is sent again.
+func answer(network, at string) (string, error) {
+	c, err := net.DialTimeout(network, at, patience)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	b := make([]byte, 16)
+	for end := time.Now().Add(patience); ; {
+		if network == "udp" {
+			if _, err := c.Write([]byte("hello")); err != nil {
+				return "", err
+			}
+		}
+		_ = c.SetReadDeadline(time.Now().Add(patience / 10))
+		n, err := c.Read(b)
+		if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(end) {
+			return string(b[:n]), err
 		}
 	}
-	must(t, n.Del(t.Context(), "mapped"))
-	rules, err := exec.Command("iptables", "-w", "-t", "nat", "-S").CombinedOutput()
-	must(t, err)
-	if strings.Contains(string(rules), "18080") {
-		t.Errorf("rules are left:\n%s", rules)
+}
+
+// mapped tries ports of the host: those that lead to the pod called name, and those that lead nowhere.
+func mapped(t *testing.T, name string, there, nowhere []string) {
+	t.Helper()
+	for _, at := range there {
+		network, at, _ := strings.Cut(at, " ")
+		if got, err := answer(network, at); got != name {
+			t.Errorf("%s %s: %q, %v", network, at, got, err)
+		}
 	}
-	n.nothingLeft()
+	for _, at := range nowhere {
+		network, at, _ := strings.Cut(at, " ")
+		if got, err := answer(network, at); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("%s %s: %q, %v, want nobody there", network, at, got, err)
+		}
+	}
+}
+
+func TestPortmap(t *testing.T) {
+	needRoot(t)
+	if _, err := natRules("iptables"); err != nil {
+		t.Skipf("needs %v", err)
+	}
+	end := portmap(t, "10.88.5.0/24", "mapped",
+		PortMapping{Protocol: "tcp", HostPort: 18080, ContainerPort: 8080}, PortMapping{Protocol: "udp", HostPort: 18080, ContainerPort: 8080},
+		PortMapping{Protocol: "tcp", HostIP: "10.88.5.1", HostPort: 18081, ContainerPort: 8080},
+		PortMapping{Protocol: "udp", HostIP: "127.0.0.1", HostPort: 18082, ContainerPort: 8080})
+	there := []string{"tcp 10.88.5.1:18080", "tcp 127.0.0.1:18080", "udp 10.88.5.1:18080", "udp 127.0.0.1:18080", "tcp 10.88.5.1:18081", "udp 127.0.0.1:18082"}
+	mapped(t, "mapped", there, []string{"tcp 127.0.0.1:18081", "udp 10.88.5.1:18081", "udp 10.88.5.1:18082", "tcp 127.0.0.1:18082"})
+	end()
+	mapped(t, "", nil, there)
+	if rules, err := natRules("iptables"); err != nil || strings.Contains(rules, "1808") {
+		t.Errorf("rules are left: %v\n%s", err, rules)
+	}
+}
+
+// TestPortmapIPv6: a pod of both families has its ports in both, but for those with an address of the host.
+func TestPortmapIPv6(t *testing.T) {
+	needRoot(t)
+	if _, err := os.Stat("/proc/net/if_inet6"); err != nil {
+		t.Skipf("needs IPv6 in the kernel: %v", err)
+	}
+	for _, program := range []string{"iptables", "ip6tables"} {
+		if _, err := natRules(program); err != nil {
+			t.Skipf("needs %v", err)
+		}
+	}
+	end := portmap(t, "10.88.7.0/24,fd00:88:7::/64", "mapped",
+		PortMapping{Protocol: "tcp", HostPort: 18083, ContainerPort: 8080}, PortMapping{Protocol: "udp", HostPort: 18083, ContainerPort: 8080},
+		PortMapping{Protocol: "tcp", HostIP: "fd00:88:7::1", HostPort: 18084, ContainerPort: 8080},
+		PortMapping{Protocol: "udp", HostIP: "10.88.7.1", HostPort: 18085, ContainerPort: 8080})
+	// The kernel does not connect from a new address before it has looked for others who have it, a second long.
+	eventually(t, "addresses are nobody else's", func() bool {
+		text, err := os.ReadFile("/proc/net/if_inet6")
+		must(t, err)
+		for line := range strings.Lines(string(text)) {
+			flags, err := strconv.ParseUint(strings.Fields(line)[4], 16, 32)
+			must(t, err)
+			if flags&unix.IFA_F_TENTATIVE != 0 {
+				return false
+			}
+		}
+		return true
+	})
+	there := []string{"tcp [fd00:88:7::1]:18083", "udp [fd00:88:7::1]:18083", "tcp 10.88.7.1:18083", "udp 127.0.0.1:18083",
+		"tcp [fd00:88:7::1]:18084", "udp 10.88.7.1:18085"}
+	mapped(t, "mapped", there, []string{"tcp 10.88.7.1:18084", "udp [fd00:88:7::1]:18085"})
+	end()
+	mapped(t, "", nil, there)
+	for _, program := range []string{"iptables", "ip6tables"} {
+		if rules, err := natRules(program); err != nil || strings.Contains(rules, "1808") {
+			t.Errorf("%s: rules are left: %v\n%s", program, err, rules)
+		}
+	}
 }
 
 // Nothing may be left of a hundred calls, successful or not: descriptors,

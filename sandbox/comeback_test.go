@@ -1,7 +1,11 @@
 package sandbox
 
 import (
+	"bytes"
 	"errors"
+	"math"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +16,7 @@ import (
 
 	"github.com/vitrine-runtime/vitrine/cni"
 	"github.com/vitrine-runtime/vitrine/oci/cgroup"
+	"github.com/vitrine-runtime/vitrine/sandbox/spec"
 )
 
 // strange are labels and annotations as nobody would write them, and as they must come back.
@@ -165,6 +170,58 @@ func TestPortsReachTheNetwork(t *testing.T) {
 	host.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
 	if n.run(host); n.net.adds != 1 {
 		t.Error("a pod in the host's network has ports of its own")
+	}
+}
+
+// TestBandwidthReachesTheNetwork: what the plugins are told of a pod's annotations. Nonsense makes no pod, and does not end one that an
+// earlier version made of it.
+func TestBandwidthReachesTheNetwork(t *testing.T) {
+	n := newNode(t, newFakes())
+	for name, c := range map[string]struct {
+		ingress, egress string
+		want            *cni.Bandwidth
+	}{
+		"none":  {"", "", nil},
+		"both":  {"1M", "1G", &cni.Bandwidth{IngressRate: 1e6, IngressBurst: 256e6, EgressRate: 1e9, EgressBurst: math.MaxUint32}},
+		"one":   {"", "1k", &cni.Bandwidth{EgressRate: 1e3, EgressBurst: 256e3}},
+		"other": {"16777216", "", &cni.Bandwidth{IngressRate: 1 << 24, IngressBurst: math.MaxUint32}},
+	} {
+		cfg := podRequest(name)
+		cfg.Annotations = map[string]string{}
+		for key, value := range map[string]string{spec.IngressBandwidth: c.ingress, spec.EgressBandwidth: c.egress} {
+			if value != "" {
+				cfg.Annotations[key] = value
+			}
+		}
+		n.run(cfg)
+		if got := n.net.last.Bandwidth; (got == nil) != (c.want == nil) || got != nil && *got != *c.want {
+			t.Errorf("%s: %+v, want %+v", name, got, c.want)
+		}
+	}
+	adds := n.net.adds
+	cfg := podRequest("nonsense")
+	cfg.Annotations = map[string]string{spec.EgressBandwidth: "fast"}
+	if _, err := n.m.RunPodSandbox(bg, cfg, ""); !errors.Is(err, spec.ErrInvalid) || !strings.Contains(err.Error(), spec.EgressBandwidth) || n.net.adds != adds {
+		t.Errorf("nonsense: %v, %d pods connected", err, n.net.adds-adds)
+	}
+	cfg.Annotations[spec.EgressBandwidth] = "777M"
+	pod := n.run(cfg)
+	if err := n.m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	record := filepath.Join(n.m.podDir(pod), "pod.json")
+	text, err := os.ReadFile(record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	older := bytes.ReplaceAll(text, []byte("777M"), []byte("fast"))
+	if err := os.WriteFile(record, older, 0o600); err != nil || bytes.Equal(text, older) {
+		t.Fatal(err, "or nothing to replace")
+	}
+	n.open()
+	st, _, err := n.m.PodSandboxStatus(pod)
+	if err != nil || st.State != runtimeapi.PodSandboxState_SANDBOX_READY || st.Annotations[spec.EgressBandwidth] != "fast" {
+		t.Errorf("a pod of an earlier version: %v, %v", st, err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -34,6 +35,9 @@ func (m *Manager) RunPodSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxC
 	}
 	if plan.UserNS != nil && !m.cfg.Images.IDMaps() {
 		return "", imageError(fmt.Errorf("linux.security_context.namespace_options.userns_options: %w", image.ErrNoIDMaps))
+	}
+	if plan.Bandwidth, err = spec.BandwidthOf(cfg); err != nil {
+		return "", err
 	}
 	name := podName(cfg.GetMetadata())
 	id, err := m.flights.do(ctx, name, "run "+name, m.cfg.OperationTimeout, func(ctx context.Context, op *operation) (string, error) {
@@ -185,15 +189,7 @@ func (sb *Sandbox) connect(ctx context.Context) ([]string, error) {
 	if err := pinNetNS(ns, sb.m.cfg.NetNSDir, sb.netns()); err != nil {
 		return nil, err
 	}
-	md := sb.config.GetMetadata()
-	p := cni.Pod{
-		ID: sb.id, Name: md.GetName(), Namespace: md.GetNamespace(), UID: md.GetUid(), NetNS: sb.netns(),
-	}
-	for _, port := range sb.plan.Ports {
-		p.PortMappings = append(p.PortMappings, cni.PortMapping{
-			Protocol: port.Protocol, HostIP: port.HostIP, HostPort: port.HostPort, ContainerPort: port.ContainerPort})
-	}
-	res, err := sb.m.cfg.Network.Add(ctx, p)
+	res, err := sb.m.cfg.Network.Add(ctx, sb.networkPod())
 	if err != nil {
 		if errors.Is(err, cni.ErrNotReady) {
 			err = fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -205,4 +201,31 @@ func (sb *Sandbox) connect(ctx context.Context) ([]string, error) {
 		ips = append(ips, ip.String())
 	}
 	return ips, nil
+}
+
+// networkPod is what the network plugins are told of the pod. Package cni keeps it, for DEL.
+func (sb *Sandbox) networkPod() cni.Pod {
+	md := sb.config.GetMetadata()
+	p := cni.Pod{
+		ID: sb.id, Name: md.GetName(), Namespace: md.GetNamespace(), UID: md.GetUid(), NetNS: sb.netns(),
+	}
+	for _, port := range sb.plan.Ports {
+		p.PortMappings = append(p.PortMappings, cni.PortMapping{
+			Protocol: port.Protocol, HostIP: port.HostIP, HostPort: port.HostPort, ContainerPort: port.ContainerPort})
+	}
+	if b := sb.plan.Bandwidth; b != nil {
+		p.Bandwidth = &cni.Bandwidth{
+			IngressRate: b.Ingress, IngressBurst: burst(b.Ingress), EgressRate: b.Egress, EgressBurst: burst(b.Egress)}
+	}
+	return p
+}
+
+// burst is how many bits may pass at once under a rate; the plugins want one wherever a rate is. The annotations have none, and
+// containerd gives 2^32-1. We give that, but not more than 256 seconds of the rate: the bandwidth plugin writes the burst as the time that
+// it takes, in 32 bits that hold 274 seconds, and more wraps around to anything, even to less than a packet, with which nothing passes.
+func burst(rate uint64) uint64 {
+	if rate > math.MaxUint32/256 {
+		return math.MaxUint32
+	}
+	return 256 * rate
 }

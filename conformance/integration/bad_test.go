@@ -158,6 +158,7 @@ func (s *scene) try(p *pod, edit func(*runtimeapi.ContainerConfig)) error {
 func TestBadPods(t *testing.T) {
 	s := open(t)
 	odd := s.oddities()
+	const ingress = "kubernetes.io/ingress-bandwidth"
 	for id, r := range map[string]struct {
 		field string
 		edit  func(*runtimeapi.PodSandboxConfig)
@@ -169,6 +170,7 @@ func TestBadPods(t *testing.T) {
 		"B-23 core":         {"kernel.core_pattern", func(c *runtimeapi.PodSandboxConfig) { c.Linux.Sysctls = map[string]string{"kernel.core_pattern": "|x"} }},
 		"B-23 no number":    {"ip_forward", func(c *runtimeapi.PodSandboxConfig) { c.Linux.Sysctls = map[string]string{"net.ipv4.ip_forward": "x"} }},
 		"B-23 unknown":      {"net.nosuch", func(c *runtimeapi.PodSandboxConfig) { c.Linux.Sysctls = map[string]string{"net.nosuch": "1"} }},
+		"B-31 bandwidth":    {ingress, func(c *runtimeapi.PodSandboxConfig) { c.Annotations = map[string]string{ingress: "10Mbit"} }},
 	} {
 		cfg, err := s.PodConfig("bad")
 		if err != nil {

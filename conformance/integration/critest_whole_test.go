@@ -69,20 +69,13 @@ func lacks(spec string) string {
 // withPortmap adds host ports to the network.
 func (s *scene) withPortmap() {
 	s.Helper()
-	old := fileText(s.Network)
-	text := strings.Replace(old, "\n    }\n  ]\n", "\n    },\n    { \"type\": \"portmap\", \"capabilities\": { \"portMappings\": true }, \"snat\": true }\n  ]\n", 1)
-	if text == old {
-		s.Fatalf("no place for portmap in %s", old)
-	}
-	if err := os.WriteFile(s.Network, []byte(text), 0o644); err != nil {
-		s.Fatal(err)
-	}
 	s.Cleanup(func() {
-		if err := errors.Join(os.WriteFile(s.Network, []byte(old), 0o644), s.Configure(s.ctx, "")); err != nil {
+		if err := s.Configure(s.ctx, ""); err != nil {
 			s.Error(err)
 		}
 		s.connect()
 	})
+	s.addPlugin(portmap)
 }
 
 // critestServers pushes images whose programs are this one, under another name: see standIn.

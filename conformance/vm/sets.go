@@ -45,7 +45,8 @@ const requests = "^Test(Matrix|Crowd)$"
 
 // neither are tests whose subject is neither the kernel nor systemd. They run natively, with the cgroupfs driver, on each run of the build machine.
 const neither = "Churn|FullLogDisk|Reopen|LogIsNotFollowed|LongLines|Images|BadProgram|UnknownIDs|Twice|SameAttempt|AbandonedRequest|SecondDaemon|TwoPods" +
-	"|ExecDrain|ExecMissing|ExecSlowReader|AttachMany|AttachOverRestart|AccountFiles|Matrix|Crowd|Bad|WrongStates|ForeignAnnotations|Stuck|NRI|CDI|EveryCall|Soak"
+	"|ExecDrain|ExecMissing|ExecSlowReader|AttachMany|AttachOverRestart|AccountFiles|Matrix|Crowd|Bad|WrongStates|ForeignAnnotations|Stuck|NRI|CDI|EveryCall|Soak" +
+	"|HostPorts|DualStack|BandwidthLimits"
 
 // sets are what `vm test` runs when no package is named, the longest pass first.
 var sets = map[string][]pass{

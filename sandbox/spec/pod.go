@@ -18,6 +18,8 @@ type Pod struct {
 	LogDirectory                  string   // absolute and clean; "" for no logs
 	WritableCgroups               []string // names of containers, or *, see WritableCgroup
 	DefaultSeccomp                bool     `json:",omitempty"` // containers that name no profile have the default one
+
+	Bandwidth *Bandwidth `json:",omitempty"` // nil for no limit; from BandwidthOf, of a new pod only
 }
 
 // Port is a port of the host that leads to a port of the pod. Mappings without a host port are not listed:
