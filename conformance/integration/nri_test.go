@@ -3,6 +3,7 @@ package integration
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -373,4 +374,83 @@ func TestNRIEviction(t *testing.T) {
 	s.eventually("the plugin hears of the ends", func() bool {
 		return slices.Contains(pl.of("first"), "StopContainer") && slices.Contains(pl.of("second"), "StopContainer")
 	})
+}
+
+// rawEnv gives a container variables that are no text, beside one that is.
+func rawEnv(c *runtimeapi.ContainerConfig) {
+	for _, kv := range [][2]string{{"RAW", "\xff\xfe\x80"}, {"TAKEN", "\xff"}, {"TEXT", "\u00e9"}} {
+		c.Envs = append(c.Envs, &runtimeapi.KeyValue{Key: kv[0], Value: []byte(kv[1])})
+	}
+}
+
+// envBytes are these variables and one of a plugin's, as a program writes all, in hexadecimal.
+const envBytes = `%s | grep -aE '^(RAW|TAKEN|TEXT|ADDED)=' | sort | od -An -v -tx1 | tr -d ' \n'`
+
+// sameEnv wants the variables in an exec and in the first process.
+func (s *scene) sameEnv(when, id string, want ...string) {
+	s.Helper()
+	text := fmt.Sprintf("%x", strings.Join(want, "\n")+"\n")
+	for _, by := range []string{`tr '\0' '\n' < /proc/1/environ`, "env"} {
+		if got := s.exec(id, fmt.Sprintf(envBytes, by)); got != text {
+			s.Errorf("%s: %s says %s, want %s", when, by, got, text)
+		}
+	}
+}
+
+// TestEnvIsBytes: a variable that is not UTF-8 is the same for the first process and for execs of this daemon and the next.
+func TestEnvIsBytes(t *testing.T) {
+	s := open(t)
+	p := s.runPod("bytes")
+	id := p.run("c", "sleep 1000", rawEnv)
+	want := []string{"RAW=\xff\xfe\x80", "TAKEN=\xff", "TEXT=\u00e9"}
+	s.sameEnv("at first", id, want...)
+	s.killDaemon()
+	s.restart()
+	s.sameEnv("after a restart", id, want...)
+	if err := s.cri.UpdateContainerResources(s.ctx, id, &runtimeapi.ContainerResources{Linux: &runtimeapi.LinuxContainerResources{CpuShares: 77}}); err != nil {
+		t.Fatal(err)
+	}
+	s.killDaemon()
+	s.restart()
+	s.sameEnv("after an update and a restart", id, want...)
+}
+
+// TestNRIEnvIsBytes: a variable that no message can hold keeps no plugin from connecting and no container from being made. It is told to
+// none, at the creation or at the first look; the container has it, unless a plugin takes it away by its name, and what plugins
+// add is beside it after a restart as well.
+func TestNRIEnvIsBytes(t *testing.T) {
+	s := open(t)
+	s.withNRI("")
+	p := s.runPod("bytes")
+	early := p.run("early", "sleep 1000", rawEnv)
+	pl := s.plugin("10", "first")
+	pl.set(func() {
+		pl.adjust = func(*api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate) {
+			a := &api.ContainerAdjustment{}
+			a.AddEnv("ADDED", "by plugin")
+			a.RemoveEnv("TAKEN")
+			return a, nil
+		}
+	})
+	id := p.run("c", "sleep 1000", rawEnv)
+	told := func(pl *nriPlugin, name, when string, want ...string) {
+		t.Helper()
+		got := slices.DeleteFunc(slices.Clone(pl.ctr(name).GetEnv()), func(kv string) bool {
+			return !slices.Contains([]string{"RAW", "TAKEN", "TEXT", "ADDED"}, kv[:strings.Index(kv, "=")])
+		})
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: told %q, want %q", when, got, want)
+		}
+	}
+	told(pl, "early", "who came late", "TEXT=\u00e9")
+	told(pl, "c", "with the creation", "ADDED=by plugin", "TEXT=\u00e9")
+	want := []string{"ADDED=by plugin", "RAW=\xff\xfe\x80", "TEXT=\u00e9"}
+	s.sameEnv("at first", id, want...)
+	s.sameEnv("early", early, "RAW=\xff\xfe\x80", "TAKEN=\xff", "TEXT=\u00e9")
+	s.killDaemon()
+	s.restart()
+	again := s.plugin("11", "bytes")
+	told(again, "c", "after a restart", "ADDED=by plugin", "TEXT=\u00e9")
+	s.sameEnv("after a restart", id, want...)
 }
