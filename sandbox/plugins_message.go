@@ -92,6 +92,7 @@ func (c *Container) describe(s *specs.Spec) *api.Container {
 	maps.Copy(out.Annotations, s.Annotations)
 	p, l := s.Process, s.Linux
 	out.Args, out.Env, out.Mounts = api.DupStringSlice(p.Args), tellable(p.Env, func(kv string) string { return kv }), api.FromOCIMounts(s.Mounts)
+	out.Hooks = api.FromOCIHooks(s.Hooks)
 	out.User = &api.User{Uid: p.User.UID, Gid: p.User.GID, AdditionalGids: p.User.AdditionalGids}
 	for _, r := range p.Rlimits {
 		out.Rlimits = append(out.Rlimits, &api.POSIXRlimit{Type: r.Type, Hard: r.Hard, Soft: r.Soft})

@@ -161,14 +161,27 @@ func TestNRIRefused(t *testing.T) {
 	pl := s.plugin("10", "refused")
 	p := s.runPod("refused")
 	for field, f := range map[string]func(*api.ContainerAdjustment){
-		"hooks.create_runtime": func(a *api.ContainerAdjustment) {
-			a.AddHooks(&api.Hooks{CreateRuntime: []*api.Hook{{Path: "/bin/true"}}})
+		"hooks.create_runtime[0].path": func(a *api.ContainerAdjustment) {
+			a.AddHooks(&api.Hooks{CreateRuntime: []*api.Hook{{Path: "bin/true"}}})
+		},
+		"hooks.createContainer[0] (/bin/false): exit code 1": func(a *api.ContainerAdjustment) {
+			a.AddHooks(&api.Hooks{CreateContainer: []*api.Hook{{Path: "/bin/false"}}})
+		},
+		"hooks.start_container": func(a *api.ContainerAdjustment) {
+			a.AddHooks(&api.Hooks{StartContainer: []*api.Hook{{Path: "/bin/true"}}})
+		},
+		"hooks.poststart": func(a *api.ContainerAdjustment) {
+			a.AddHooks(&api.Hooks{Poststart: []*api.Hook{{Path: "/bin/true"}}})
+		},
+		"hooks.poststop": func(a *api.ContainerAdjustment) {
+			a.AddHooks(&api.Hooks{Poststop: []*api.Hook{{Path: "/bin/true"}}})
 		},
 		"linux.cgroups_path": func(a *api.ContainerAdjustment) { a.SetLinuxCgroupsPath("/elsewhere") },
 		"linux.namespaces": func(a *api.ContainerAdjustment) {
 			a.AddOrReplaceNamespace(&api.LinuxNamespace{Type: "network", Path: "/proc/1/ns/net"})
 		},
-		"CDI_devices":               func(a *api.ContainerAdjustment) { a.AddCDIDevice(&api.CDIDevice{Name: "v/c=d"}) },
+		"CDI_devices[0].name":       func(a *api.ContainerAdjustment) { a.AddCDIDevice(&api.CDIDevice{Name: "/dev/null"}) },
+		"no such device":            func(a *api.ContainerAdjustment) { a.AddCDIDevice(&api.CDIDevice{Name: "v.com/c=d"}) },
 		"linux.sysctl":              func(a *api.ContainerAdjustment) { a.SetLinuxSysctl("net.ipv4.ip_forward", "1") },
 		"linux.resources.rdt_class": func(a *api.ContainerAdjustment) { a.SetLinuxRDTClass("gold") },
 		"linux.rdt.clos_id":         func(a *api.ContainerAdjustment) { a.SetLinuxRDTClosID("gold") },
@@ -196,6 +209,85 @@ func TestNRIRefused(t *testing.T) {
 	}
 	if got, want := pl.of("c")[:3], []string{"CreateContainer", "StopContainer", "RemoveContainer"}; !slices.Equal(got, want) {
 		t.Errorf("heard %q, want %q", got, want)
+	}
+}
+
+// TestNRIDevices: a device that a plugin gives brings what one of a request brings, in pods with and without a user namespace, and what the
+// container has by its request already it does not get again. Hooks of plugins run in their place, before those of the device.
+func TestNRIDevices(t *testing.T) {
+	s := open(t)
+	s.withNRI("")
+	pl := s.plugin("10", "devices")
+	dir := filepath.Join(s.mappable(), "nri-devices")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	// Where a hook runs it says who it is: in the container's root if it is one of createContainer, else here.
+	script := func(name, to string) string {
+		path := filepath.Join(dir, name)
+		text := fmt.Sprintf("#!/bin/sh\ncat >/dev/null\necho $1 $WHO >>%s\n", to)
+		if err := errors.Join(os.WriteFile(path, []byte(text), 0o755), os.Chmod(dir, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	if err := os.WriteFile(filepath.Join(dir, "lib"), []byte("library\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	inside, outside := script("inside", "ran"), script("outside", filepath.Join(dir, "ran"))
+	for name, node := range map[string]string{"asked": "/dev/full", "given": "/dev/zero"} {
+		s.describe(name, fmt.Sprintf(`{"env": ["%[1]s=1"], "additionalGids": [4711], "deviceNodes": [{"path": "/dev/%[1]s", "hostPath": %[4]q}],
+			"mounts": [{"hostPath": %[2]q, "containerPath": "/lib/%[1]s", "options": ["ro"]}],
+			"hooks": [{"hookName": "createContainer", "path": %[3]q, "args": ["h", %[1]q]}]}`,
+			name, dir, inside, node))
+	}
+	hook := func(path, arg string) []*api.Hook {
+		return []*api.Hook{{Path: path, Args: []string{"h", arg}, Env: []string{"WHO=plugin"}, Timeout: &api.OptionalInt{Value: 9}}}
+	}
+	pl.set(func() {
+		pl.adjust = func(*api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate) {
+			a := &api.ContainerAdjustment{}
+			a.AddCDIDevice(&api.CDIDevice{Name: "test.com/thing=asked"})
+			a.AddCDIDevice(&api.CDIDevice{Name: "test.com/thing=given"})
+			a.AddHooks(&api.Hooks{Prestart: hook(outside, "prestart"), CreateRuntime: hook(outside, "runtime"), CreateContainer: hook(inside, "container")})
+			return a, nil
+		}
+	})
+	for name, c := range map[string]struct {
+		pod *pod
+		in  func(*runtimeapi.ContainerConfig)
+	}{
+		"own ids":    {s.runPod("given"), func(*runtimeapi.ContainerConfig) {}},
+		"mapped ids": {s.runPod("given-mapped", mapped), inMapped},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, "ran"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		id := c.pod.run("c", "sleep 1000", device("asked"), c.in)
+		for script, want := range map[string]string{
+			"echo $asked $given; id -G": "1 1\n0 4711",
+			"cat /lib/given/lib; stat -c %u /lib/given/lib; touch /lib/given/x 2>&1 | grep -o 'Read-only.*'": "library\n0\nRead-only file system",
+			"(echo x >/dev/asked) 2>&1; head -c 3 /dev/given | wc -c":                                        "sh: write error: No space left on device\n3",
+			"cat /ran": "asked\ncontainer plugin\ngiven",
+		} {
+			if got := s.exec(id, script); got != want {
+				t.Errorf("%s: %s: %q, want %q", name, script, got, want)
+			}
+		}
+		if got, err := os.ReadFile(filepath.Join(dir, "ran")); err != nil || string(got) != "prestart plugin\nruntime plugin\n" {
+			t.Errorf("%s: outside: %q, %v", name, got, err)
+		}
+		if got := pl.ctr("c").GetHooks(); len(got.GetPrestart()) != 1 || len(got.GetCreateContainer()) != 3 {
+			t.Errorf("%s: the plugin is told of hooks %v", name, got)
+		}
+	}
+	// A missing source is not made, as with a device of a request.
+	s.describe("given", fmt.Sprintf(`{"mounts": [{"hostPath": %q, "containerPath": "/x"}]}`, filepath.Join(dir, "nothing")))
+	p := s.runPod("poor")
+	_, err := s.cri.CreateContainer(s.ctx, p.id, stage.ContainerConfig("c", busybox, "sleep", "1000"), p.cfg)
+	if code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), filepath.Join(dir, "nothing")) {
+		t.Errorf("a device's source that is missing: %v", err)
 	}
 }
 
