@@ -104,7 +104,7 @@ func (p *Plugins) UpdatePodSandbox(ctx context.Context, pod *api.PodSandbox, ove
 // begun is called before the first plugin hears of it; from then on Runtime.State must list the container. It is not
 // called where a required plugin is not there, since none hears of it then.
 func (p *Plugins) CreateContainer(ctx context.Context, pod *api.PodSandbox, ctr *api.Container, begun func()) (*Answer, error) {
-	env, devices := variables(ctr.GetEnv()), slices.Clone(ctr.GetLinux().GetDevices())
+	devices := slices.Clone(ctr.GetLinux().GetDevices())
 	answer := &Answer{}
 	c, err := p.ask(ctx, api.Event_CREATE_CONTAINER, true, begun, func(ctx context.Context, a *adaptation.Adaptation) error {
 		r, err := a.CreateContainer(ctx, &api.CreateContainerRequest{Pod: pod, Container: ctr})
@@ -115,30 +115,17 @@ func (p *Plugins) CreateContainer(ctx context.Context, pod *api.PodSandbox, ctr 
 		return nil, err
 	}
 	if answer.Adjust != nil {
-		addRemovals(answer.Adjust, ctr, env, devices)
+		addRemovals(answer.Adjust, ctr, c.gone, devices)
 	}
 	answer.Evict = c.evict
 	return answer, nil
 }
 
-// variables are the names of variables.
-func variables(env []string) []string {
-	var out []string
-	for _, e := range env {
-		k, _, _ := strings.Cut(e, "=")
-		out = append(out, k)
-	}
-	return out
-}
-
-// addRemovals finds the variables and devices that plugins removed from the request, which the adaptation tells them
-// but not us.
-func addRemovals(a *api.ContainerAdjustment, now *api.Container, env []string, devices []*api.LinuxDevice) {
-	left := variables(now.GetEnv())
-	for _, k := range env {
-		if !slices.Contains(left, k) {
-			a.Env = append(a.Env, &api.KeyValue{Key: api.MarkForRemoval(k)})
-		}
+// addRemovals adds the variables and devices that plugins removed from the request, which the adaptation tells them
+// but not us. A variable that one removed and another has set since is in both: who applies it removes first.
+func addRemovals(a *api.ContainerAdjustment, now *api.Container, gone []string, devices []*api.LinuxDevice) {
+	for _, mark := range gone {
+		a.Env = append(a.Env, &api.KeyValue{Key: mark})
 	}
 	for _, d := range devices {
 		if !slices.ContainsFunc(now.GetLinux().GetDevices(), func(o *api.LinuxDevice) bool { return o.GetPath() == d.GetPath() }) {

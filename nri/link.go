@@ -49,7 +49,7 @@ func (l *link) observe(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Resp
 		if c, ok := ctx.Value(callKey{}).(*call); ok {
 			c.note(l, err, answered)
 			if answered {
-				c.noteEvictions(method, resp.GetPayload())
+				c.noteAnswer(method, resp.GetPayload())
 			}
 		}
 	}
@@ -120,6 +120,7 @@ type call struct {
 	failed []*link                  // guarded by mu: who did not
 	denied *link                    // guarded by mu: the last one that answered with an error
 	evict  []*api.ContainerEviction // guarded by mu
+	gone   []string                 // guarded by mu: variables that are taken away, with the mark for it
 }
 
 // callKey is where a context holds its call.
@@ -139,24 +140,29 @@ func (c *call) note(l *link, err error, ok bool) {
 	}
 }
 
-// noteEvictions reads the evictions of an answer.
-func (c *call) noteEvictions(method string, payload []byte) {
-	var evict []*api.ContainerEviction
+// noteAnswer reads of an answer what the adaptation hands on to nobody: evictions, and which variables are taken away. It would tell
+// these by what is left of the request, in which not all of the container's are.
+func (c *call) noteAnswer(method string, payload []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	switch method {
 	case "CreateContainer":
 		var r api.CreateContainerResponse
-		if proto.Unmarshal(payload, &r) == nil {
-			evict = r.GetEvict()
+		if proto.Unmarshal(payload, &r) != nil {
+			return
+		}
+		c.evict = append(c.evict, r.GetEvict()...)
+		for _, e := range r.GetAdjust().GetEnv() {
+			if _, marked := e.IsMarkedForRemoval(); marked && !slices.Contains(c.gone, e.GetKey()) {
+				c.gone = append(c.gone, e.GetKey())
+			}
 		}
 	case "UpdateContainer":
 		var r api.UpdateContainerResponse
 		if proto.Unmarshal(payload, &r) == nil {
-			evict = r.GetEvict()
+			c.evict = append(c.evict, r.GetEvict()...)
 		}
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.evict = append(c.evict, evict...)
 }
 
 // missing returns a required plugin that is not there, or "".

@@ -352,12 +352,14 @@ func TestOrderAndConflict(t *testing.T) {
 	}
 }
 
-// TestRemovals: what a plugin takes away of the container's own reaches us, which the adaptation's answer does not say.
+// TestRemovals: what a plugin takes away of the container's own reaches us, which the adaptation's answer does not say; a variable also
+// where the request did not name it.
 func TestRemovals(t *testing.T) {
 	p, _ := listen(t, time.Minute)
 	connect(t, p, "10", "a", &plugin{create: func(*api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 		a := &api.ContainerAdjustment{}
 		a.RemoveEnv("GONE")
+		a.RemoveEnv("UNTOLD")
 		a.RemoveDevice("/dev/gone")
 		a.RemoveNamespace(&api.LinuxNamespace{Type: "cgroup"})
 		return a, nil, nil
@@ -377,7 +379,7 @@ func TestRemovals(t *testing.T) {
 	for _, n := range answer.Adjust.GetLinux().GetNamespaces() {
 		got = append(got, n.GetType())
 	}
-	if want := []string{"-GONE", "-/dev/gone", "-cgroup"}; !slices.Equal(got, want) {
+	if want := []string{"-GONE", "-UNTOLD", "-/dev/gone", "-cgroup"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

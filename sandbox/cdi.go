@@ -15,9 +15,10 @@ import (
 	"github.com/vitrine-runtime/vitrine/sandbox/spec"
 )
 
-// cdiParts are what a container gets for its devices of the Container Device Interface. The spec that it is made from has
+// cdiParts are what a container gets for devices of the Container Device Interface. The spec that it is made from has
 // all of it; whatever becomes of the devices' specs later, the container keeps what it has.
 type cdiParts struct {
+	names []string
 	edits *cdispecs.ContainerEdits // nil without
 	nodes []spec.HostDevice        // one for each of edits.DeviceNodes
 }
@@ -25,30 +26,37 @@ type cdiParts struct {
 // resolveCDI finds the devices that the container asks for.
 func (c *Container) resolveCDI() error {
 	asked, err := spec.CDIRequests(c.config)
-	if err != nil || len(asked) == 0 {
-		return err
-	}
-	names := make([]string, 0, len(asked))
-	for _, r := range asked {
-		names = append(names, r.Name)
-	}
-	edits, err := c.pod.m.cfg.CDI.Resolve(names)
-	var unknown *cdi.UnknownError
-	if errors.As(err, &unknown) {
-		return spec.Invalid(asked[unknown.Index].Field, unknown.Name, "%s", unknown.Problem)
-	}
 	if err != nil {
 		return err
 	}
-	c.cdi = cdiParts{edits: edits}
-	for i, n := range edits.DeviceNodes {
+	c.cdi, err = c.findCDI(asked)
+	return err
+}
+
+// findCDI finds devices, beside those that the container has by its request.
+func (c *Container) findCDI(asked []spec.CDIRequest) (p cdiParts, err error) {
+	if len(asked) == 0 {
+		return p, nil
+	}
+	for _, r := range asked {
+		p.names = append(p.names, r.Name)
+	}
+	p.edits, err = c.pod.m.cfg.CDI.Resolve(p.names, c.cdi.names...)
+	var unknown *cdi.UnknownError
+	if errors.As(err, &unknown) {
+		return p, spec.Invalid(asked[unknown.Index].Field, unknown.Name, "%s", unknown.Problem)
+	}
+	if err != nil {
+		return p, err
+	}
+	for i, n := range p.edits.DeviceNodes {
 		d, err := cdiNode(n)
 		if err != nil {
-			return fmt.Errorf("CDI_devices.containerEdits.deviceNodes[%d]: %w: %w", i, err, ErrState)
+			return p, fmt.Errorf("CDI_devices.containerEdits.deviceNodes[%d]: %w: %w", i, err, ErrState)
 		}
-		c.cdi.nodes = append(c.cdi.nodes, *d)
+		p.nodes = append(p.nodes, *d)
 	}
-	return nil
+	return p, nil
 }
 
 // cdiNode describes the host's side of a device node: what its spec says, and what that leaves out from the node itself.
@@ -99,14 +107,16 @@ func lstatDevice(at string) (*spec.HostDevice, error) {
 	return deviceAt(at)
 }
 
-// sources are the files of the host that have to be there.
-func (p *cdiParts) sources() map[string]bool {
-	if p.edits == nil {
-		return nil
-	}
+// cdiSources are the files of the host that have to be there, for the request's devices and those of plugins.
+func (c *Container) cdiSources() map[string]bool {
 	there := map[string]bool{}
-	for _, m := range p.edits.Mounts {
-		there[filepath.Clean(m.HostPath)] = true
+	for _, p := range []cdiParts{c.cdi, c.given} {
+		if p.edits == nil {
+			continue
+		}
+		for _, m := range p.edits.Mounts {
+			there[filepath.Clean(m.HostPath)] = true
+		}
 	}
 	return there
 }

@@ -34,6 +34,7 @@ type Container struct {
 	taken  atomic.Bool   // somebody was told the id
 	stats  containerStats
 	cdi    cdiParts    // set before the container is made, and not kept
+	given  cdiParts    // by plugins, as cdi
 	labels spec.Labels // as cdi
 	target *Container  // whose pid namespace it is to be in, nil for none; like cdi
 

@@ -339,6 +339,9 @@ func (c *Container) fork(ctx context.Context, s *specs.Spec, p *parts) error {
 	}
 	scope := p.scope
 	*p = parts{} // theirs from here on
+	c.mu.Lock()  // a plugin's first look may come upon config.json as soon as it is there
+	c.record.Env = beyondJSON(s.Process.Env)
+	c.mu.Unlock()
 	written := make(chan error, 1)
 	go func() { written <- c.pod.m.disk.write(c.dir, "config.json", s) }() // ends before fork returns
 	if s.Hooks != nil {

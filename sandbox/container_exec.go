@@ -212,6 +212,7 @@ func (c *Container) ociSpec() (*specs.Spec, error) {
 	if s.Process == nil || s.Linux == nil {
 		return nil, fmt.Errorf("decode %s: no process", filepath.Join(c.dir, "config.json"))
 	}
+	c.record.restoreEnv(s)
 	c.spec = s
 	return s, nil
 }

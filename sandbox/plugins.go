@@ -113,7 +113,14 @@ func (c *Container) askCreate(ctx context.Context, s *specs.Spec) error {
 
 // adjust changes the spec and the limits.
 func (c *Container) adjust(s *specs.Spec, a *api.ContainerAdjustment) error {
-	change, err := spec.Adjust(s, a)
+	devices, err := spec.PluginCDIRequests(a)
+	if err != nil {
+		return err
+	}
+	if c.given, err = c.findCDI(devices); err != nil {
+		return err
+	}
+	change, err := spec.Adjust(s, a, spec.Input{Pod: c.pod.plan, CDI: c.given.edits, CDINodes: c.given.nodes})
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"encoding/json"
 	"maps"
+	"unicode/utf8"
 
 	"github.com/containerd/nri/pkg/api"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -90,13 +91,15 @@ func (c *Container) describe(s *specs.Spec) *api.Container {
 	}
 	maps.Copy(out.Annotations, s.Annotations)
 	p, l := s.Process, s.Linux
-	out.Args, out.Env, out.Mounts = api.DupStringSlice(p.Args), api.DupStringSlice(p.Env), api.FromOCIMounts(s.Mounts)
+	out.Args, out.Env, out.Mounts = api.DupStringSlice(p.Args), tellable(p.Env, func(kv string) string { return kv }), api.FromOCIMounts(s.Mounts)
+	out.Hooks = api.FromOCIHooks(s.Hooks)
 	out.User = &api.User{Uid: p.User.UID, Gid: p.User.GID, AdditionalGids: p.User.AdditionalGids}
 	for _, r := range p.Rlimits {
 		out.Rlimits = append(out.Rlimits, &api.POSIXRlimit{Type: r.Type, Hard: r.Hard, Soft: r.Soft})
 	}
 	out.Linux = &api.LinuxContainer{
-		Namespaces: api.FromOCILinuxNamespaces(l.Namespaces), Devices: api.FromOCILinuxDevices(l.Devices), Resources: api.FromOCILinuxResources(l.Resources, nil),
+		Namespaces: api.FromOCILinuxNamespaces(l.Namespaces), Devices: api.FromOCILinuxDevices(tellable(l.Devices, devicePath)),
+		Resources:   api.FromOCILinuxResources(l.Resources, nil),
 		OomScoreAdj: api.Int(p.OOMScoreAdj), CgroupsPath: c.record.Cgroup, IoPriority: api.FromOCILinuxIOPriority(p.IOPriority),
 		Scheduler: api.FromOCILinuxScheduler(p.Scheduler),
 	}
@@ -105,6 +108,20 @@ func (c *Container) describe(s *specs.Spec) *api.Container {
 	}
 	return out
 }
+
+// tellable returns what of a list can be in a message. The strings of one are UTF-8, or it is not sent at all: a single variable of the
+// kubelet's (KeyValue.value is bytes) or device of the host's that is not would fail the creation, and keep every plugin that connects
+// later from being told the state. All other strings of a description come from messages, from JSON, or from us.
+func tellable[T any](list []T, text func(T) string) (out []T) {
+	for _, v := range list {
+		if utf8.ValidString(text(v)) {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+func devicePath(d specs.LinuxDevice) string { return d.Path }
 
 // pluginState is a state by the name that plugins have for it.
 func pluginState(s runtimeapi.ContainerState) api.ContainerState {

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -113,5 +115,87 @@ func TestRealVolumeKeepsItsFlags(t *testing.T) {
 	}
 	if seen != 2 {
 		t.Errorf("%d of the two volumes are there", seen)
+	}
+}
+
+// TestRealEnvIsBytes: a variable that is not UTF-8 is the same for the first process and for each exec, whatever daemon makes that, and
+// after what an update writes. JSON cannot hold it, and the spec on disk stays JSON.
+func TestRealEnvIsBytes(t *testing.T) {
+	n := newRealNode(t)
+	dir := n.withCDI()
+	n.cdiSpec(dir, "named", `{"env": ["GIVEN=device", "OVER=device"]}`)
+	n.images.plant = func(root string) error {
+		return os.WriteFile(filepath.Join(root, "etc/passwd"), []byte("root:x:0:0:root:/h\xe9:/bin/sh\n"), 0o644)
+	}
+	pod := n.run(podRequest("bytes"))
+	c := n.running(pod, "c", func(c *runtimeapi.ContainerConfig) {
+		with("named")(c)
+		for k, v := range map[string]string{"RAW": "\xff\xfe\x80", "MIXED": "a\xffé\ufffd=\n", "OVER": "\xff", "PLAIN": "é"} {
+			c.Envs = append(c.Envs, &runtimeapi.KeyValue{Key: k, Value: []byte(v)})
+		}
+	})
+	want := slices.Sorted(strings.SplitSeq(strings.TrimSuffix(n.must(c, "cat", "/proc/1/environ"), "\x00"), "\x00"))
+	for _, kv := range []string{"RAW=\xff\xfe\x80", "MIXED=a\xffé\ufffd=\n", "OVER=device", "GIVEN=device", "PLAIN=é", "HOME=/h\xe9"} {
+		if !slices.Contains(want, kv) {
+			t.Errorf("the first process has no %q: %q", kv, want)
+		}
+	}
+	same := func(when string) {
+		t.Helper()
+		got := strings.TrimSuffix(n.must(c, "cat", "/proc/self/environ"), "\x00")
+		if got := slices.Sorted(strings.SplitSeq(got, "\x00")); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, and the first process has %q", when, got, want)
+		}
+	}
+	same("at first")
+	n.restart()
+	same("after a restart")
+	if err := n.m.UpdateContainerResources(bg, c, &resources{OomScoreAdj: 1, CpuShares: 77}); err != nil {
+		t.Fatal(err)
+	}
+	same("after an update")
+	n.restart()
+	same("after an update and a restart")
+	s := &specs.Spec{}
+	if err := readRecord(filepath.Join(n.m.podDir(pod), c), "config.json", s); err != nil || !slices.Contains(s.Process.Env, "RAW=\ufffd\ufffd\ufffd") {
+		t.Errorf("the spec on disk: %v, %q", err, s.Process.Env)
+	}
+}
+
+// TestEnvInRecord: only an environment that JSON cannot hold is in the record beside it, and a record of before is read as it was.
+func TestEnvInRecord(t *testing.T) {
+	n := newNode(t, newFakes())
+	pod := n.run(podRequest("web"))
+	envOf := func(id string) [][]byte {
+		t.Helper()
+		r := &containerRecord{}
+		if err := readRecord(filepath.Join(n.m.podDir(pod), id), "container.json", r); err != nil {
+			t.Fatal(err)
+		}
+		return r.Env
+	}
+	request := func(name, value string) *runtimeapi.ContainerConfig {
+		cfg := containerRequest(name, "sleep")
+		cfg.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: []byte(value)}}
+		return cfg
+	}
+	if got := envOf(n.create(pod, request("plain", "é\ufffd"))); got != nil {
+		t.Errorf("JSON can hold it, and the record has %q", got)
+	}
+	c := n.create(pod, request("raw", "\xff"))
+	if got := envOf(c); !slices.ContainsFunc(got, func(kv []byte) bool { return string(kv) == "A=\xff" }) || len(got) < 2 {
+		t.Errorf("the record has %q", got)
+	}
+	old := n.m.index.Load().containers[c]
+	if err := n.m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	old.record.Env = nil
+	if err := old.writeLocked(); err != nil {
+		t.Fatal(err)
+	}
+	n.open()
+	if s, err := n.m.index.Load().containers[c].ociSpec(); err != nil || !slices.Contains(s.Process.Env, "A=\ufffd") {
+		t.Errorf("a record of before: %v, %v", s, err)
 	}
 }

@@ -4,7 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
+	"unicode/utf8"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -50,7 +53,31 @@ type containerRecord struct {
 	Cgroup  string          `json:"cgroup"`
 	Notes   []string        `json:"notes,omitempty"` // what could not be done as asked, and was not fatal
 	Limits  *limitsRecord   `json:"limits,omitempty"`
+	Env     [][]byte        `json:"env,omitempty"` // the first process's whole environment, where config.json does not hold it: see beyondJSON
 	Facts   facts           `json:"facts"`
+}
+
+// beyondJSON returns an environment that is not all UTF-8, nil for any other. A value is bytes (KeyValue.value), and JSON has strings
+// only: whoever reads such a variable back from config.json would have U+FFFD in it.
+func beyondJSON(env []string) (exact [][]byte) {
+	if !slices.ContainsFunc(env, func(kv string) bool { return !utf8.ValidString(kv) }) {
+		return nil
+	}
+	for _, kv := range env {
+		exact = append(exact, []byte(kv))
+	}
+	return exact
+}
+
+// restoreEnv puts back into a spec that was read from config.json what beyondJSON has kept. Records of before have nothing.
+func (r *containerRecord) restoreEnv(s *specs.Spec) {
+	if len(r.Env) == 0 {
+		return
+	}
+	s.Process.Env = nil
+	for _, kv := range r.Env {
+		s.Process.Env = append(s.Process.Env, string(kv))
+	}
 }
 
 // imageRecord is what has to be shown of the image while the container exists, even if the image goes.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -64,7 +65,7 @@ func (c *Container) gatherForUserNS(s *specs.Spec, p *parts) error {
 	}
 	user := p.user
 	p.user = nil
-	p.userns, err = userNSParts(user, s, append(devices, c.cdi.nodes...))
+	p.userns, err = userNSParts(user, s, slices.Concat(devices, c.cdi.nodes, c.given.nodes))
 	return err
 }
 

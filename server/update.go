@@ -7,8 +7,8 @@ import (
 )
 
 // UpdateContainerResources changes limits of a created or running container, all of
-// them or none. Annotations are passed over: none has a meaning here, and a pod must
-// not set limits by one (CVE-2023-6476).
+// them or none. Annotations are passed over: those that have a meaning (CDI devices) have it
+// when a container is made, and a pod must not set limits by one (CVE-2023-6476).
 func (s *Server) UpdateContainerResources(ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
 	if err := first(
 		checkObjectID("container_id", r.GetContainerId()), shape(r),

@@ -3,6 +3,7 @@ package integration
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -160,14 +161,27 @@ func TestNRIRefused(t *testing.T) {
 	pl := s.plugin("10", "refused")
 	p := s.runPod("refused")
 	for field, f := range map[string]func(*api.ContainerAdjustment){
-		"hooks.create_runtime": func(a *api.ContainerAdjustment) {
-			a.AddHooks(&api.Hooks{CreateRuntime: []*api.Hook{{Path: "/bin/true"}}})
+		"hooks.create_runtime[0].path": func(a *api.ContainerAdjustment) {
+			a.AddHooks(&api.Hooks{CreateRuntime: []*api.Hook{{Path: "bin/true"}}})
+		},
+		"hooks.createContainer[0] (/bin/false): exit code 1": func(a *api.ContainerAdjustment) {
+			a.AddHooks(&api.Hooks{CreateContainer: []*api.Hook{{Path: "/bin/false"}}})
+		},
+		"hooks.start_container": func(a *api.ContainerAdjustment) {
+			a.AddHooks(&api.Hooks{StartContainer: []*api.Hook{{Path: "/bin/true"}}})
+		},
+		"hooks.poststart": func(a *api.ContainerAdjustment) {
+			a.AddHooks(&api.Hooks{Poststart: []*api.Hook{{Path: "/bin/true"}}})
+		},
+		"hooks.poststop": func(a *api.ContainerAdjustment) {
+			a.AddHooks(&api.Hooks{Poststop: []*api.Hook{{Path: "/bin/true"}}})
 		},
 		"linux.cgroups_path": func(a *api.ContainerAdjustment) { a.SetLinuxCgroupsPath("/elsewhere") },
 		"linux.namespaces": func(a *api.ContainerAdjustment) {
 			a.AddOrReplaceNamespace(&api.LinuxNamespace{Type: "network", Path: "/proc/1/ns/net"})
 		},
-		"CDI_devices":               func(a *api.ContainerAdjustment) { a.AddCDIDevice(&api.CDIDevice{Name: "v/c=d"}) },
+		"CDI_devices[0].name":       func(a *api.ContainerAdjustment) { a.AddCDIDevice(&api.CDIDevice{Name: "/dev/null"}) },
+		"no such device":            func(a *api.ContainerAdjustment) { a.AddCDIDevice(&api.CDIDevice{Name: "v.com/c=d"}) },
 		"linux.sysctl":              func(a *api.ContainerAdjustment) { a.SetLinuxSysctl("net.ipv4.ip_forward", "1") },
 		"linux.resources.rdt_class": func(a *api.ContainerAdjustment) { a.SetLinuxRDTClass("gold") },
 		"linux.rdt.clos_id":         func(a *api.ContainerAdjustment) { a.SetLinuxRDTClosID("gold") },
@@ -195,6 +209,85 @@ func TestNRIRefused(t *testing.T) {
 	}
 	if got, want := pl.of("c")[:3], []string{"CreateContainer", "StopContainer", "RemoveContainer"}; !slices.Equal(got, want) {
 		t.Errorf("heard %q, want %q", got, want)
+	}
+}
+
+// TestNRIDevices: a device that a plugin gives brings what one of a request brings, in pods with and without a user namespace, and what the
+// container has by its request already it does not get again. Hooks of plugins run in their place, before those of the device.
+func TestNRIDevices(t *testing.T) {
+	s := open(t)
+	s.withNRI("")
+	pl := s.plugin("10", "devices")
+	dir := filepath.Join(s.mappable(), "nri-devices")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	// Where a hook runs it says who it is: in the container's root if it is one of createContainer, else here.
+	script := func(name, to string) string {
+		path := filepath.Join(dir, name)
+		text := fmt.Sprintf("#!/bin/sh\ncat >/dev/null\necho $1 $WHO >>%s\n", to)
+		if err := errors.Join(os.WriteFile(path, []byte(text), 0o755), os.Chmod(dir, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	if err := os.WriteFile(filepath.Join(dir, "lib"), []byte("library\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	inside, outside := script("inside", "ran"), script("outside", filepath.Join(dir, "ran"))
+	for name, node := range map[string]string{"asked": "/dev/full", "given": "/dev/zero"} {
+		s.describe(name, fmt.Sprintf(`{"env": ["%[1]s=1"], "additionalGids": [4711], "deviceNodes": [{"path": "/dev/%[1]s", "hostPath": %[4]q}],
+			"mounts": [{"hostPath": %[2]q, "containerPath": "/lib/%[1]s", "options": ["ro"]}],
+			"hooks": [{"hookName": "createContainer", "path": %[3]q, "args": ["h", %[1]q]}]}`,
+			name, dir, inside, node))
+	}
+	hook := func(path, arg string) []*api.Hook {
+		return []*api.Hook{{Path: path, Args: []string{"h", arg}, Env: []string{"WHO=plugin"}, Timeout: &api.OptionalInt{Value: 9}}}
+	}
+	pl.set(func() {
+		pl.adjust = func(*api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate) {
+			a := &api.ContainerAdjustment{}
+			a.AddCDIDevice(&api.CDIDevice{Name: "test.com/thing=asked"})
+			a.AddCDIDevice(&api.CDIDevice{Name: "test.com/thing=given"})
+			a.AddHooks(&api.Hooks{Prestart: hook(outside, "prestart"), CreateRuntime: hook(outside, "runtime"), CreateContainer: hook(inside, "container")})
+			return a, nil
+		}
+	})
+	for name, c := range map[string]struct {
+		pod *pod
+		in  func(*runtimeapi.ContainerConfig)
+	}{
+		"own ids":    {s.runPod("given"), func(*runtimeapi.ContainerConfig) {}},
+		"mapped ids": {s.runPod("given-mapped", mapped), inMapped},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, "ran"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		id := c.pod.run("c", "sleep 1000", device("asked"), c.in)
+		for script, want := range map[string]string{
+			"echo $asked $given; id -G": "1 1\n0 4711",
+			"cat /lib/given/lib; stat -c %u /lib/given/lib; touch /lib/given/x 2>&1 | grep -o 'Read-only.*'": "library\n0\nRead-only file system",
+			"(echo x >/dev/asked) 2>&1; head -c 3 /dev/given | wc -c":                                        "sh: write error: No space left on device\n3",
+			"cat /ran": "asked\ncontainer plugin\ngiven",
+		} {
+			if got := s.exec(id, script); got != want {
+				t.Errorf("%s: %s: %q, want %q", name, script, got, want)
+			}
+		}
+		if got, err := os.ReadFile(filepath.Join(dir, "ran")); err != nil || string(got) != "prestart plugin\nruntime plugin\n" {
+			t.Errorf("%s: outside: %q, %v", name, got, err)
+		}
+		if got := pl.ctr("c").GetHooks(); len(got.GetPrestart()) != 1 || len(got.GetCreateContainer()) != 3 {
+			t.Errorf("%s: the plugin is told of hooks %v", name, got)
+		}
+	}
+	// A missing source is not made, as with a device of a request.
+	s.describe("given", fmt.Sprintf(`{"mounts": [{"hostPath": %q, "containerPath": "/x"}]}`, filepath.Join(dir, "nothing")))
+	p := s.runPod("poor")
+	_, err := s.cri.CreateContainer(s.ctx, p.id, stage.ContainerConfig("c", busybox, "sleep", "1000"), p.cfg)
+	if code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), filepath.Join(dir, "nothing")) {
+		t.Errorf("a device's source that is missing: %v", err)
 	}
 }
 
@@ -373,4 +466,83 @@ func TestNRIEviction(t *testing.T) {
 	s.eventually("the plugin hears of the ends", func() bool {
 		return slices.Contains(pl.of("first"), "StopContainer") && slices.Contains(pl.of("second"), "StopContainer")
 	})
+}
+
+// rawEnv gives a container variables that are no text, beside one that is.
+func rawEnv(c *runtimeapi.ContainerConfig) {
+	for _, kv := range [][2]string{{"RAW", "\xff\xfe\x80"}, {"TAKEN", "\xff"}, {"TEXT", "\u00e9"}} {
+		c.Envs = append(c.Envs, &runtimeapi.KeyValue{Key: kv[0], Value: []byte(kv[1])})
+	}
+}
+
+// envBytes are these variables and one of a plugin's, as a program writes all, in hexadecimal.
+const envBytes = `%s | grep -aE '^(RAW|TAKEN|TEXT|ADDED)=' | sort | od -An -v -tx1 | tr -d ' \n'`
+
+// sameEnv wants the variables in an exec and in the first process.
+func (s *scene) sameEnv(when, id string, want ...string) {
+	s.Helper()
+	text := fmt.Sprintf("%x", strings.Join(want, "\n")+"\n")
+	for _, by := range []string{`tr '\0' '\n' < /proc/1/environ`, "env"} {
+		if got := s.exec(id, fmt.Sprintf(envBytes, by)); got != text {
+			s.Errorf("%s: %s says %s, want %s", when, by, got, text)
+		}
+	}
+}
+
+// TestEnvIsBytes: a variable that is not UTF-8 is the same for the first process and for execs of this daemon and the next.
+func TestEnvIsBytes(t *testing.T) {
+	s := open(t)
+	p := s.runPod("bytes")
+	id := p.run("c", "sleep 1000", rawEnv)
+	want := []string{"RAW=\xff\xfe\x80", "TAKEN=\xff", "TEXT=\u00e9"}
+	s.sameEnv("at first", id, want...)
+	s.killDaemon()
+	s.restart()
+	s.sameEnv("after a restart", id, want...)
+	if err := s.cri.UpdateContainerResources(s.ctx, id, &runtimeapi.ContainerResources{Linux: &runtimeapi.LinuxContainerResources{CpuShares: 77}}); err != nil {
+		t.Fatal(err)
+	}
+	s.killDaemon()
+	s.restart()
+	s.sameEnv("after an update and a restart", id, want...)
+}
+
+// TestNRIEnvIsBytes: a variable that no message can hold keeps no plugin from connecting and no container from being made. It is told to
+// none, at the creation or at the first look; the container has it, unless a plugin takes it away by its name, and what plugins
+// add is beside it after a restart as well.
+func TestNRIEnvIsBytes(t *testing.T) {
+	s := open(t)
+	s.withNRI("")
+	p := s.runPod("bytes")
+	early := p.run("early", "sleep 1000", rawEnv)
+	pl := s.plugin("10", "first")
+	pl.set(func() {
+		pl.adjust = func(*api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate) {
+			a := &api.ContainerAdjustment{}
+			a.AddEnv("ADDED", "by plugin")
+			a.RemoveEnv("TAKEN")
+			return a, nil
+		}
+	})
+	id := p.run("c", "sleep 1000", rawEnv)
+	told := func(pl *nriPlugin, name, when string, want ...string) {
+		t.Helper()
+		got := slices.DeleteFunc(slices.Clone(pl.ctr(name).GetEnv()), func(kv string) bool {
+			return !slices.Contains([]string{"RAW", "TAKEN", "TEXT", "ADDED"}, kv[:strings.Index(kv, "=")])
+		})
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: told %q, want %q", when, got, want)
+		}
+	}
+	told(pl, "early", "who came late", "TEXT=\u00e9")
+	told(pl, "c", "with the creation", "ADDED=by plugin", "TEXT=\u00e9")
+	want := []string{"ADDED=by plugin", "RAW=\xff\xfe\x80", "TEXT=\u00e9"}
+	s.sameEnv("at first", id, want...)
+	s.sameEnv("early", early, "RAW=\xff\xfe\x80", "TAKEN=\xff", "TEXT=\u00e9")
+	s.killDaemon()
+	s.restart()
+	again := s.plugin("11", "bytes")
+	told(again, "c", "after a restart", "ADDED=by plugin", "TEXT=\u00e9")
+	s.sameEnv("after a restart", id, want...)
 }

@@ -79,10 +79,11 @@ type UnknownError struct {
 func (e *UnknownError) Error() string { return fmt.Sprintf("CDI device %.256q: %s", e.Name, e.Problem) }
 
 // Resolve returns what a container gets for devices, by their full names: for each the edits of the spec that it is in, once,
-// and then its own, in this order. The result belongs to the Registry, and is not written to.
+// and then its own, in this order. What it has had for others before, it does not get again. The result belongs to the
+// Registry, and is not written to.
 //
 // A device that is unknown, or that two files of one directory describe, is an [UnknownError].
-func (r *Registry) Resolve(names []string) (*specs.ContainerEdits, error) {
+func (r *Registry) Resolve(names []string, had ...string) (*specs.ContainerEdits, error) {
 	if r == nil {
 		r = New(nil)
 	}
@@ -91,7 +92,15 @@ func (r *Registry) Resolve(names []string) (*specs.ContainerEdits, error) {
 	r.look()
 	all := &cdi.ContainerEdits{ContainerEdits: &specs.ContainerEdits{}}
 	done := map[*cdi.Spec]bool{}
+	for _, name := range had {
+		if s, _, problem := r.find(name); problem == "" { // else its spec has gone meanwhile
+			done[s] = true
+		}
+	}
 	for i, name := range names {
+		if slices.Contains(had, name) {
+			continue
+		}
 		s, d, problem := r.find(name)
 		if problem != "" {
 			return nil, &UnknownError{i, name, problem}

@@ -76,6 +76,28 @@ func TestEditsOnce(t *testing.T) {
 	}
 }
 
+// TestEditsThatItHas: who has devices already gets neither them nor the edits of their spec again.
+func TestEditsThatItHas(t *testing.T) {
+	dir := t.TempDir()
+	put(t, dir+"/a.yaml", "cdiVersion: 0.6.0\nkind: v.com/gpu\ncontainerEdits: {env: [ALL=1]}\ndevices:\n"+
+		"- {name: a, containerEdits: {env: [A=1]}}\n- {name: b, containerEdits: {env: [B=1]}}\n")
+	put(t, dir+"/c.json", device("v.com/net", "c", "3"))
+	r := New([]string{dir})
+	for want, had := range map[string][]string{
+		"B=1 KIND=v.com/net V=3": {"v.com/gpu=a"}, "KIND=v.com/net V=3": {"v.com/gpu=b"}, "ALL=1 B=1": {"v.com/net=c"},
+		"ALL=1 B=1 KIND=v.com/net V=3": {"v.com/gpu=went", "v.com/other=a"}, "": {"v.com/net=c", "v.com/gpu=b"},
+	} {
+		e, err := r.Resolve([]string{"v.com/gpu=b", "v.com/net=c"}, had...)
+		if err != nil || strings.Join(e.Env, " ") != want {
+			t.Errorf("beside %q: %+v, %v, want %q", had, e, err, want)
+		}
+	}
+	var unknown *UnknownError
+	if _, err := r.Resolve([]string{"v.com/gpu=a", "v.com/gpu=x"}, "v.com/gpu=a"); !errors.As(err, &unknown) || unknown.Index != 1 {
+		t.Errorf("unknown: %v", err)
+	}
+}
+
 // TestUnusableFiles: F-68. Whatever lies there is nobody's trouble but theirs who ask for what would be in it, and they are told.
 func TestUnusableFiles(t *testing.T) {
 	dir := t.TempDir()

@@ -14,14 +14,20 @@ import (
 // [MergeResources]. What cannot be honoured is a [FieldError] that names the field of NRI's ContainerAdjustment;
 // nothing is left out in silence. The spec is of no use after an error.
 //
+// Of in, it reads what the adjustment's CDI devices bring (CDI and CDINodes, looked up by the caller) and the Pod. Their edits come after
+// the variables of the adjustment, and before its nodes and mounts, which is where other runtimes make them: a plugin may take away
+// or replace a node or mount that a device brings, and not a variable.
+//
 // A key, path or place that begins with a minus sign takes away what has the rest as its name, as NRI has it. To
 // take away what is not there is no error.
 //
 // A plugin is root of the node, and still the same is refused to it as to a caller: what it may not do here would
 // break what other parts rely on, such as that nothing is mounted over /proc.
-func Adjust(s *specs.Spec, a *api.ContainerAdjustment) (*runtimeapi.LinuxContainerResources, error) {
+func Adjust(s *specs.Spec, a *api.ContainerAdjustment, in Input) (*runtimeapi.LinuxContainerResources, error) {
+	devices := func(s *specs.Spec, a *api.ContainerAdjustment) error { return adjustCDI(&in, s, a) }
 	for _, f := range []func(*specs.Spec, *api.ContainerAdjustment) error{
-		refuseAdjustments, adjustAnnotations, adjustArgs, adjustEnv, adjustRlimits, adjustMounts, adjustDevices, adjustScore, adjustSchedule, adjustSeccomp,
+		refuseAdjustments, adjustAnnotations, adjustArgs, adjustEnv, adjustHooks, devices, adjustRlimits, adjustMounts, adjustDevices, adjustScore,
+		adjustSchedule, adjustSeccomp,
 	} {
 		if err := f(s, a); err != nil {
 			return nil, err
@@ -38,10 +44,8 @@ func refuseAdjustments(_ *specs.Spec, a *api.ContainerAdjustment) error {
 		set   bool
 		why   string
 	}{
-		{"hooks.prestart", len(h.GetPrestart()) != 0, noHooks}, {"hooks.create_runtime", len(h.GetCreateRuntime()) != 0, noHooks},
-		{"hooks.create_container", len(h.GetCreateContainer()) != 0, noHooks}, {"hooks.start_container", len(h.GetStartContainer()) != 0, noHooks},
-		{"hooks.poststart", len(h.GetPoststart()) != 0, noHooks}, {"hooks.poststop", len(h.GetPoststop()) != 0, noHooks},
-		{"CDI_devices", len(a.GetCDIDevices()) != 0, "CDI devices come later"},
+		{"hooks.start_container", len(h.GetStartContainer()) != 0, otherHooks}, {"hooks.poststart", len(h.GetPoststart()) != 0, otherHooks},
+		{"hooks.poststop", len(h.GetPoststop()) != 0, otherHooks},
 		{"linux.cgroups_path", l.GetCgroupsPath() != "", "the cgroup's place follows from the pod's; limits and recovery rely on it"},
 		{"linux.namespaces", len(l.GetNamespaces()) != 0, "the namespaces are the pod's, and its monitor's"},
 		{"linux.sysctl", len(l.GetSysctl()) != 0, "sysctls are the pod's, and are set before there is a container"},
@@ -57,8 +61,8 @@ func refuseAdjustments(_ *specs.Spec, a *api.ContainerAdjustment) error {
 }
 
 const (
-	noHooks   = "the monitor runs no hooks"
-	noResctrl = "resctrl is not supported"
+	otherHooks = "only hooks of a container's creation are run: prestart, create_runtime and create_container"
+	noResctrl  = "resctrl is not supported"
 )
 
 // adjustAnnotations changes the spec's, which nothing is read from: they are for other plugins, and for people.
@@ -121,6 +125,33 @@ func adjustEnv(s *specs.Spec, a *api.ContainerAdjustment) error {
 	}
 	s.Process.Env = env.list
 	return nil
+}
+
+// adjustHooks adds hooks after those that the container has already, by the rules of a device's.
+func adjustHooks(s *specs.Spec, a *api.ContainerAdjustment) error {
+	h := a.GetHooks()
+	for _, p := range []struct {
+		field, phase string
+		list         []*api.Hook
+	}{
+		{"hooks.prestart", "prestart", h.GetPrestart()}, {"hooks.create_runtime", "createRuntime", h.GetCreateRuntime()},
+		{"hooks.create_container", "createContainer", h.GetCreateContainer()},
+	} {
+		for i, hook := range p.list {
+			if err := addHook(s, fmt.Sprintf("%s[%d].", p.field, i), p.phase, hook.ToOCI()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// adjustCDI makes the edits of devices, which are those of a request's.
+func adjustCDI(in *Input, s *specs.Spec, a *api.ContainerAdjustment) error {
+	if len(a.GetCDIDevices()) != 0 && in.CDI == nil {
+		return Invalid("CDI_devices", "", "%d devices were not looked up", len(a.GetCDIDevices()))
+	}
+	return applyCDI(in, s)
 }
 
 // adjustRlimits takes the names and the order of soft and hard as they are: the compiler judges them.

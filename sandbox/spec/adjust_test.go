@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/nri/pkg/api"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	cdi "tags.cncf.io/container-device-interface/specs-go"
 )
 
 // adjustable is a spec with one of everything that plugins change.
@@ -42,7 +43,7 @@ func TestAdjust(t *testing.T) {
 	a.SetLinuxMemoryReservation(1 << 20)
 	a.SetLinuxPidLimits(-1)
 	a.SetLinuxCPUShares(7)
-	r, err := Adjust(s, a)
+	r, err := Adjust(s, a, Input{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,8 +76,61 @@ func TestAdjust(t *testing.T) {
 	}
 	b := &api.ContainerAdjustment{}
 	b.RemoveDevice("/dev/d")
-	if _, err := Adjust(s, b); err != nil || len(s.Linux.Devices) != 0 || len(s.Linux.Resources.Devices) != len(standardDeviceRules()) {
+	if _, err := Adjust(s, b, Input{}); err != nil || len(s.Linux.Devices) != 0 || len(s.Linux.Resources.Devices) != len(standardDeviceRules()) {
 		t.Errorf("device taken away: %v, %v, %v", err, s.Linux.Devices, s.Linux.Resources.Devices)
+	}
+}
+
+// TestAdjustCDI: devices of plugins bring what those of a request bring, after the variables of the adjustment and before its nodes and mounts.
+// Hooks come in the order of those that the container has, the adjustment's own, and the devices'.
+func TestAdjustCDI(t *testing.T) {
+	s := adjustable()
+	s.Hooks = &specs.Hooks{CreateContainer: []specs.Hook{{Path: "/request"}}}
+	a := &api.ContainerAdjustment{}
+	a.AddCDIDevice(&api.CDIDevice{Name: "v.com/c=d"})
+	a.AddEnv("A", "plugin")
+	a.RemoveDevice("/dev/gone")
+	a.RemoveMount("/cdi/gone")
+	a.AddMount(&api.Mount{Destination: "/cdi/same", Type: "bind", Source: "/plugin"})
+	seven := 7
+	a.AddHooks(&api.Hooks{
+		Prestart: []*api.Hook{{Path: "/pre"}}, CreateRuntime: []*api.Hook{{Path: "/out"}},
+		CreateContainer: []*api.Hook{{Path: "/in", Args: []string{"in", "1"}, Env: []string{"E=1"}, Timeout: api.Int(&seven)}},
+	})
+	node := func(p string) *cdi.DeviceNode { return &cdi.DeviceNode{Path: p} }
+	nodes := []HostDevice{{Path: "/dev/null", Type: "c", Major: 1, Minor: 3}, {Path: "/dev/full", Type: "c", Major: 1, Minor: 7}}
+	in := Input{Pod: &Pod{}, CDINodes: nodes, CDI: &cdi.ContainerEdits{
+		Env: []string{"A=device", "D=device"}, DeviceNodes: []*cdi.DeviceNode{node("/dev/gone"), node("/dev/kept")}, AdditionalGIDs: []uint32{44},
+		Mounts: []*cdi.Mount{{HostPath: "/h", ContainerPath: "/cdi/gone"}, {HostPath: "/h", ContainerPath: "/cdi/same"}, {HostPath: "/h", ContainerPath: "/cdi/kept"}},
+		Hooks:  []*cdi.Hook{{HookName: "createContainer", Path: "/device"}},
+	}}
+	if _, err := Adjust(s, a, in); err != nil {
+		t.Fatal(err)
+	}
+	var mounts []string
+	for _, m := range s.Mounts {
+		if strings.HasPrefix(m.Destination, "/cdi/") {
+			mounts = append(mounts, m.Source+" on "+m.Destination)
+		}
+	}
+	slices.Sort(mounts)
+	if want := []string{"/h on /cdi/kept", "/plugin on /cdi/same"}; !slices.Equal(mounts, want) {
+		t.Errorf("mounts %q, want %q", mounts, want)
+	}
+	if want := []string{"A=device", "B=2", "D=device"}; !slices.Equal(s.Process.Env, want) {
+		t.Errorf("env %q, want %q", s.Process.Env, want)
+	}
+	if len(s.Linux.Devices) != 1 || s.Linux.Devices[0].Path != "/dev/kept" || !slices.Equal(s.Process.User.AdditionalGids, []uint32{44}) {
+		t.Errorf("devices %v, groups %v", s.Linux.Devices, s.Process.User.AdditionalGids)
+	}
+	rules := s.Linux.Resources.Devices
+	if last := rules[len(rules)-1]; len(rules) != len(standardDeviceRules())+1 || *last.Minor != 7 || last.Access != "rwm" {
+		t.Errorf("rules of the device cgroup %v", rules)
+	}
+	want := &specs.Hooks{Prestart: []specs.Hook{{Path: "/pre"}}, CreateRuntime: []specs.Hook{{Path: "/out"}},
+		CreateContainer: []specs.Hook{{Path: "/request"}, {Path: "/in", Args: []string{"in", "1"}, Env: []string{"E=1"}, Timeout: &seven}, {Path: "/device"}}}
+	if !reflect.DeepEqual(s.Hooks, want) {
+		t.Errorf("hooks %+v, want %+v", s.Hooks, want)
 	}
 }
 
@@ -98,6 +152,16 @@ func TestAdjustRefuses(t *testing.T) {
 		"mounts[0].type": func(a *api.ContainerAdjustment) {
 			a.AddMount(&api.Mount{Destination: "/a", Type: "proc", Source: "proc"})
 		},
+		"hooks.prestart[0].path": func(a *api.ContainerAdjustment) {
+			a.AddHooks(&api.Hooks{Prestart: []*api.Hook{{Path: "relative"}}})
+		},
+		"hooks.create_runtime[1].args": func(a *api.ContainerAdjustment) {
+			a.AddHooks(&api.Hooks{CreateRuntime: []*api.Hook{{Path: "/h"}, {Path: "/h", Env: []string{"\x00"}}}})
+		},
+		"hooks.create_container[0].timeout": func(a *api.ContainerAdjustment) {
+			a.AddHooks(&api.Hooks{CreateContainer: []*api.Hook{{Path: "/h", Timeout: &api.OptionalInt{Value: 121}}}})
+		},
+		"CDI_devices":           func(a *api.ContainerAdjustment) { a.AddCDIDevice(&api.CDIDevice{Name: "v.com/c=d"}) }, // nobody has looked it up
 		"rlimits[0]":            func(a *api.ContainerAdjustment) { a.AddRlimit("RLIMIT_NOFILE", 1, 2) },
 		"linux.devices[0].type": func(a *api.ContainerAdjustment) { a.AddDevice(&api.LinuxDevice{Path: "/dev/a", Type: "p"}) },
 		"linux.devices[0].path": func(a *api.ContainerAdjustment) { a.AddDevice(&api.LinuxDevice{Path: "/proc/kcore", Type: "c"}) },
@@ -109,7 +173,7 @@ func TestAdjustRefuses(t *testing.T) {
 	} {
 		a := &api.ContainerAdjustment{}
 		f(a)
-		_, err := Adjust(adjustable(), a)
+		_, err := Adjust(adjustable(), a, Input{})
 		var fe *FieldError
 		if !errors.As(err, &fe) || fe.Field != field {
 			t.Errorf("%s: %v", field, err)
@@ -145,7 +209,7 @@ func TestAdjustPage(t *testing.T) {
 		delete(said, field)
 		one := &api.ContainerAdjustment{}
 		setAt(one.ProtoReflect(), strings.Split(field, "."))
-		_, err := Adjust(adjustable(), one)
+		_, err := Adjust(adjustable(), one, Input{})
 		var fe *FieldError
 		refused := errors.As(err, &fe) && errors.Is(err, ErrUnimplemented) && strings.HasPrefix(field, fe.Field)
 		if refused != (word == "refused") {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/nri/pkg/api"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"tags.cncf.io/container-device-interface/pkg/parser"
@@ -17,7 +18,7 @@ import (
 // kubelet's, from device plugins of before the field. Those of a pod are its author's, and mean nothing.
 const CDIAnnotation = "cdi.k8s.io/"
 
-// CDIRequest is one device that a container asks for.
+// CDIRequest is one device that a container asks for, or a plugin for it.
 type CDIRequest struct {
 	Field string // where it says so
 	Name  string // vendor/class=device
@@ -40,6 +41,20 @@ func CDIRequests(c *runtimeapi.ContainerConfig) ([]CDIRequest, error) {
 			all = append(all, CDIRequest{"annotations[" + cut(key) + "]", name})
 		}
 	}
+	return eachOnce(all)
+}
+
+// PluginCDIRequests returns the devices that plugins give a container, each once.
+func PluginCDIRequests(a *api.ContainerAdjustment) ([]CDIRequest, error) {
+	var all []CDIRequest
+	for i, d := range a.GetCDIDevices() {
+		all = append(all, CDIRequest{fmt.Sprintf("CDI_devices[%d].name", i), d.GetName()})
+	}
+	return eachOnce(all)
+}
+
+// eachOnce judges names, and leaves out those that come again.
+func eachOnce(all []CDIRequest) ([]CDIRequest, error) {
 	seen := map[string]bool{}
 	for _, r := range all {
 		if !CDIName(r.Name) {
@@ -222,33 +237,40 @@ func cdiGroups(in *Input, s *specs.Spec) error {
 // maxHookSeconds is as long as a kubelet waits for a container.
 const maxHookSeconds = 120
 
-// cdiHooks adds hooks of the phases that there are here: those of a container's creation.
+// cdiHooks adds hooks.
 func cdiHooks(in *Input, s *specs.Spec) error {
 	for i, h := range in.CDI.Hooks {
-		field := fmt.Sprintf("%shooks[%d].", cdiField, i)
-		if err := checkAbsolute(field+"path", h.Path); err != nil {
+		hook := specs.Hook{Path: h.Path, Args: h.Args, Env: h.Env, Timeout: h.Timeout}
+		if err := addHook(s, fmt.Sprintf("%shooks[%d].", cdiField, i), h.HookName, hook); err != nil {
 			return err
 		}
-		if strings.ContainsRune(strings.Join(append(slices.Clone(h.Args), h.Env...), ""), 0) {
-			return Invalid(field+"args", "", "holds a NUL byte")
-		}
-		if t := h.Timeout; t != nil && (*t <= 0 || *t > maxHookSeconds) {
-			return Invalid(field+"timeout", itoa(int64(*t)), "must be between 1 and %d seconds", maxHookSeconds)
-		}
-		if s.Hooks == nil {
-			s.Hooks = &specs.Hooks{}
-		}
-		hook := specs.Hook{Path: h.Path, Args: h.Args, Env: h.Env, Timeout: h.Timeout}
-		switch h.HookName {
-		case "prestart":
-			s.Hooks.Prestart = append(s.Hooks.Prestart, hook) //nolint:staticcheck // deprecated, and in use
-		case "createRuntime":
-			s.Hooks.CreateRuntime = append(s.Hooks.CreateRuntime, hook)
-		case "createContainer":
-			s.Hooks.CreateContainer = append(s.Hooks.CreateContainer, hook)
-		default:
-			return Unimplemented(field+"hookName", h.HookName, "only prestart, createRuntime and createContainer are run")
-		}
+	}
+	return nil
+}
+
+// addHook adds a hook of one of the phases that there are here: those of a container's creation.
+func addHook(s *specs.Spec, field, phase string, h specs.Hook) error {
+	if err := checkAbsolute(field+"path", h.Path); err != nil {
+		return err
+	}
+	if strings.ContainsRune(strings.Join(append(slices.Clone(h.Args), h.Env...), ""), 0) {
+		return Invalid(field+"args", "", "holds a NUL byte")
+	}
+	if t := h.Timeout; t != nil && (*t <= 0 || *t > maxHookSeconds) {
+		return Invalid(field+"timeout", itoa(int64(*t)), "must be between 1 and %d seconds", maxHookSeconds)
+	}
+	if s.Hooks == nil {
+		s.Hooks = &specs.Hooks{}
+	}
+	switch phase {
+	case "prestart":
+		s.Hooks.Prestart = append(s.Hooks.Prestart, h) //nolint:staticcheck // deprecated, and in use
+	case "createRuntime":
+		s.Hooks.CreateRuntime = append(s.Hooks.CreateRuntime, h)
+	case "createContainer":
+		s.Hooks.CreateContainer = append(s.Hooks.CreateContainer, h)
+	default:
+		return Unimplemented(field+"hookName", phase, "only prestart, createRuntime and createContainer are run")
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/nri/pkg/api"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	cdi "tags.cncf.io/container-device-interface/specs-go"
@@ -140,5 +141,22 @@ func TestCDIRequests(t *testing.T) {
 		if _, err := CDIRequests(c); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "annotations[cdi.k8s.io/a]") {
 			t.Errorf("%q: %v", bad, err)
 		}
+	}
+}
+
+// TestPluginCDIRequests: each device once, and a name that is none is refused where it stands.
+func TestPluginCDIRequests(t *testing.T) {
+	a := &api.ContainerAdjustment{}
+	for _, name := range []string{"v.com/c=a", "v.com/c=b", "v.com/c=a"} {
+		a.AddCDIDevice(&api.CDIDevice{Name: name})
+	}
+	got, err := PluginCDIRequests(a)
+	if want := []CDIRequest{{"CDI_devices[0].name", "v.com/c=a"}, {"CDI_devices[1].name", "v.com/c=b"}}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("got %v, %v; want %v", got, err, want)
+	}
+	a.AddCDIDevice(&api.CDIDevice{Name: "/dev/x"})
+	var fe *FieldError
+	if _, err := PluginCDIRequests(a); !errors.As(err, &fe) || fe.Field != "CDI_devices[3].name" {
+		t.Errorf("a name that is none: %v", err)
 	}
 }

@@ -17,7 +17,7 @@ import (
 // something after all does not belong here.
 var elsewhere = map[string]string{
 	"ContainerConfig.metadata.*": "sandbox: what a retry is known by", "ContainerConfig.image.*": "sandbox: resolved, and the policy asked",
-	"ContainerConfig.labels": "comes back", "ContainerConfig.annotations": "comes back",
+	"ContainerConfig.labels": "comes back", "ContainerConfig.annotations": "comes back; those that name CDI devices are asked of the registry, TestCDIRequests, TestRealCDIRights",
 	"ContainerConfig.stdin": "sandbox: told to the monitor", "ContainerConfig.stdin_once": "sandbox: ends with the first client",
 	"ContainerConfig.CDI_devices.name": "sandbox: asked of the registry, TestRealCDI", "ContainerConfig.devices.host_path": "sandbox: looked up there", "ContainerConfig.mounts.selinux_relabel": "sandbox: relabels, TestSELinuxVolumes",
 	"ContainerConfig.mounts.image.annotations": "nobody", "ContainerConfig.mounts.image.runtime_handler": "server: a known one or refused",
