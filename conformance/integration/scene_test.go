@@ -122,6 +122,24 @@ func (s *scene) connect() {
 	s.cri = c
 }
 
+// configured starts the daemon anew with a configuration file. The test's cleanup does so without.
+func (s *scene) configured(text string) {
+	s.Helper()
+	configure := func(text string) error {
+		err := s.Configure(s.ctx, text)
+		s.connect()
+		return err
+	}
+	s.Cleanup(func() {
+		if err := configure(""); err != nil {
+			s.Error(err)
+		}
+	})
+	if err := configure(text); err != nil {
+		s.Fatal(err)
+	}
+}
+
 // pod is a sandbox of a scene. The test's cleanup stops and removes it, which must succeed even if the test has
 // done so before.
 type pod struct {
