@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -128,6 +129,54 @@ func TestStopSendsTERMFirst(t *testing.T) {
 	}
 	if st := s.status(id); st.ExitCode != 5 || time.Since(begin) > 10*time.Second {
 		t.Errorf("exit code %d after %v", st.ExitCode, time.Since(begin))
+	}
+}
+
+// TestStopSignals: the stop signal of the request, else of the image, else TERM, is what reaches the first process, which ends by it
+// within its grace, and is what ContainerStatus shows. The shell has a trap for each signal and ends with its number; busybox knows
+// the real-time ones by number only.
+func TestStopSignals(t *testing.T) {
+	s := open(t)
+	images := map[string]string{"": busybox}
+	for name, signal := range map[string]string{"stop-usr1": "SIGUSR1", "stop-rt": "SIGRTMIN+3", "stop-number": "37", "stop-nonsense": "SIGNONSENSE"} {
+		images[signal] = s.pullWith(name, nil, func(i *ocispec.Image) { i.Config.StopSignal = signal })
+	}
+	p := s.runPod("signals")
+	const none, term = runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT, runtimeapi.Signal_SIGNAL_SIGTERM
+	const usr1, rt = runtimeapi.Signal_SIGNAL_SIGUSR1, runtimeapi.Signal_SIGNAL_SIGRTMINPLUS3
+	for _, c := range []struct {
+		name    string
+		request runtimeapi.Signal
+		image   string
+		code    int32
+		shown   runtimeapi.Signal
+	}{
+		{"neither", none, "", 15, term},
+		{"request-usr1", usr1, "", 10, usr1},
+		{"request-rt", rt, "", 37, rt},
+		{"image-usr1", none, "SIGUSR1", 10, usr1},
+		{"image-rt", none, "SIGRTMIN+3", 37, rt},
+		{"image-number", none, "37", 37, rt},
+		{"image-nonsense", none, "SIGNONSENSE", 15, term},
+		{"request-over-image", usr1, "SIGRTMIN+3", 10, usr1},
+		{"request-term-over-image", term, "SIGUSR1", 15, term},
+	} {
+		const traps = `for n in 1 2 3 10 12 15 34 35 36 37 38 64; do trap "exit $n" $n; done; echo ready; while :; do sleep 0.1; done`
+		id := p.run(c.name, traps, func(cfg *runtimeapi.ContainerConfig) {
+			cfg.StopSignal, cfg.Image.Image = c.request, images[c.image]
+		})
+		s.eventually("the traps are set", func() bool { return len(p.logText(c.name, "stdout")) == 1 })
+		if st := s.status(id); st.StopSignal != c.shown {
+			t.Errorf("%s: shown before as %v, want %v", c.name, st.StopSignal, c.shown)
+		}
+		grace, begin := s.Scale(20*time.Second), time.Now()
+		if err := s.cri.StopContainer(s.ctx, id, int64(grace/time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		st := s.status(id)
+		if took := time.Since(begin); st.ExitCode != c.code || st.StopSignal != c.shown || took > grace/2 {
+			t.Errorf("%s: exit code %d after %v, %v is shown; want %d, %v", c.name, st.ExitCode, took, st.StopSignal, c.code, c.shown)
+		}
 	}
 }
 
