@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -72,6 +74,7 @@ func TestConfigRefusals(t *testing.T) {
 		{"listen = 'unix://x'", "listen: must be an absolute path"},
 		{"[handlers.a]\nuser_namespaces = 'yes'", "handlers.a.user_namespaces"},
 		{"[handlers.a]\nseccomp = 'x'", "handlers.a.seccomp"},
+		{"[handlers.a]\nprivileged_devices = 'some'", "handlers.a.privileged_devices: must be host or none, got \"some\""},
 		{"[handlers.a]\nx = 1", "unknown setting handlers.a.x"},
 		{"[handlers.A]", "handlers: \"A\" must be"},
 		{"[handlers.'']", "handlers: \"\" must be"},
@@ -119,14 +122,14 @@ func TestConfigPrintsItself(t *testing.T) {
 
 // Handlers say what is different in them, and are printed as they were read.
 func TestConfigOfHandlers(t *testing.T) {
-	text := "[handlers.a]\n[handlers.b]\nallow_writable_cgroups = false\nrefuse_privileged = true\nuser_namespaces = 'required'\nseccomp = 'runtime/default'\n[handlers.c]\nuser_namespaces = 'refused'"
-	c, err := load(t, map[string]string{"c[1].toml": text, "c[1].toml.d/d.toml": "[handlers.d]\nuser_namespaces = 'allowed'"}, "--allow-writable-cgroups")
+	text := "[handlers.a]\n[handlers.b]\nallow_writable_cgroups = false\nrefuse_privileged = true\nuser_namespaces = 'required'\nseccomp = 'runtime/default'\n[handlers.c]\nuser_namespaces = 'refused'\nprivileged_devices = 'none'"
+	c, err := load(t, map[string]string{"c[1].toml": text, "c[1].toml.d/d.toml": "[handlers.d]\nuser_namespaces = 'allowed'\nprivileged_devices = 'host'"}, "--allow-writable-cgroups")
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := map[string]spec.Handler{
 		"": {WritableCgroup: true}, "a": {WritableCgroup: true}, "b": {NoPrivileged: true, UserNS: spec.UserNSRequired, DefaultSeccomp: true},
-		"c": {WritableCgroup: true, UserNS: spec.UserNSRefused}, "d": {WritableCgroup: true},
+		"c": {WritableCgroup: true, UserNS: spec.UserNSRefused, NoHostDevices: true}, "d": {WritableCgroup: true},
 	}
 	if got := c.handlers(); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -141,6 +144,27 @@ func TestConfigOfHandlers(t *testing.T) {
 	again, err := load(t, map[string]string{"c[1].toml": b.String()})
 	if err != nil || !reflect.DeepEqual(again, c) {
 		t.Errorf("%v\n%s", err, b.String())
+	}
+}
+
+// The page of handlers has a row for each setting, and none of another.
+func TestHandlersPage(t *testing.T) {
+	b, err := os.ReadFile("../../docs/handlers.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got, want []string
+	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|").FindAllSubmatch(b, -1) {
+		got = append(got, string(m[1]))
+	}
+	for i := range reflect.TypeFor[HandlerConfig]().NumField() {
+		key, _, _ := strings.Cut(reflect.TypeFor[HandlerConfig]().Field(i).Tag.Get("toml"), ",")
+		want = append(want, key)
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("the page has %v, handlers have %v", got, want)
 	}
 }
 

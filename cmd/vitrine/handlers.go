@@ -16,10 +16,11 @@ import (
 // HandlerConfig is a runtime handler: rules for the pods whose runtime class names it. What it says nothing of is as for
 // pods without one. Where a file and a drop-in have the same handler, the later counts as a whole.
 type HandlerConfig struct {
-	AllowWritable    *bool  `toml:"allow_writable_cgroups,omitempty"` // nil is cgroup.allow_writable
-	RefusePrivileged bool   `toml:"refuse_privileged,omitempty"`
-	UserNamespaces   string `toml:"user_namespaces,omitempty"` // allowed, required, refused; "" is allowed
-	Seccomp          string `toml:"seccomp,omitempty"`         // of containers that name no profile: unconfined, runtime/default; "" is unconfined
+	AllowWritable     *bool  `toml:"allow_writable_cgroups,omitempty"` // nil is cgroup.allow_writable
+	RefusePrivileged  bool   `toml:"refuse_privileged,omitempty"`
+	PrivilegedDevices string `toml:"privileged_devices,omitempty"` // of privileged containers: host, none; "" is host
+	UserNamespaces    string `toml:"user_namespaces,omitempty"`    // allowed, required, refused; "" is allowed
+	Seccomp           string `toml:"seccomp,omitempty"`            // of containers that name no profile: unconfined, runtime/default; "" is unconfined
 }
 
 // handlerName is what Kubernetes lets a RuntimeClass name.
@@ -32,6 +33,8 @@ func (c *Config) checkHandlers() error {
 		switch {
 		case !handlerName.MatchString(name):
 			return fmt.Errorf("handlers: %q must be at most 63 lower case letters, digits and '-', which is neither first nor last", name)
+		case !slices.Contains([]string{"", "host", "none"}, h.PrivilegedDevices):
+			return fmt.Errorf("%s.privileged_devices: must be host or none, got %q", key, h.PrivilegedDevices)
 		case !slices.Contains([]string{"", "allowed", "required", "refused"}, h.UserNamespaces):
 			return fmt.Errorf("%s.user_namespaces: must be allowed, required or refused, got %q", key, h.UserNamespaces)
 		case !slices.Contains([]string{"", "unconfined", "runtime/default"}, h.Seccomp):
@@ -45,7 +48,10 @@ func (c *Config) checkHandlers() error {
 func (c *Config) handlers() map[string]spec.Handler {
 	all := map[string]spec.Handler{"": {WritableCgroup: c.Cgroup.AllowWritable}}
 	for name, h := range c.Handlers {
-		r := spec.Handler{WritableCgroup: c.Cgroup.AllowWritable, NoPrivileged: h.RefusePrivileged, DefaultSeccomp: h.Seccomp == "runtime/default"}
+		r := spec.Handler{
+			WritableCgroup: c.Cgroup.AllowWritable, NoPrivileged: h.RefusePrivileged,
+			DefaultSeccomp: h.Seccomp == "runtime/default", NoHostDevices: h.PrivilegedDevices == "none",
+		}
 		if h.AllowWritable != nil {
 			r.WritableCgroup = *h.AllowWritable
 		}

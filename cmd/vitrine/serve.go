@@ -249,8 +249,8 @@ func (d *daemon) serverConfig(cfg *Config, streams server.Streams) server.Config
 		Features: server.Features{
 			RecursiveReadOnly:        recursiveReadOnly(),
 			UserNamespaces:           d.images.IDMaps(),
-			SupplementalGroupsPolicy: true,
-			MountOptions:             true,
+			SupplementalGroupsPolicy: true, // needs nothing of a kernel
+			MountOptions:             true, // mount_setattr, of 5.12: all that we support have it
 			ImageVolumes:             true,
 		},
 		Info: func() map[string]any {

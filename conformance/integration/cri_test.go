@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/dynamicpb"
@@ -27,11 +26,7 @@ var refusedCalls = map[string]bool{"CheckpointContainer": true, "CheckpointPod":
 // there is no such method: clients take that for a promise.
 func TestEveryCallIsServed(t *testing.T) {
 	s := open(t)
-	conn, err := grpc.NewClient("unix://"+s.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	conn := s.bareConn()
 	calls := 0
 	services := runtimeapi.File_staging_src_k8s_io_cri_api_pkg_apis_runtime_v1_api_proto.Services()
 	for i := range services.Len() {
@@ -59,7 +54,7 @@ func TestEveryCallIsServed(t *testing.T) {
 		t.Errorf("%d calls, want 43", calls)
 	}
 	// What it looks like when there is nobody.
-	err = conn.Invoke(s.ctx, "/runtime.v1.RuntimeService/Nope", &runtimeapi.VersionRequest{}, &runtimeapi.VersionResponse{})
+	err := conn.Invoke(s.ctx, "/runtime.v1.RuntimeService/Nope", &runtimeapi.VersionRequest{}, &runtimeapi.VersionResponse{})
 	if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "unknown method") {
 		t.Errorf("a call that there is not: %v", err)
 	}

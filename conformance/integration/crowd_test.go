@@ -14,7 +14,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/vitrine-runtime/vitrine/conformance/stage"
@@ -105,12 +104,7 @@ type crowd struct {
 
 func newCrowd(s *scene) *crowd {
 	s.Helper()
-	conn, err := grpc.NewClient("unix://"+s.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		s.Fatal(err)
-	}
-	s.Cleanup(func() { conn.Close() })
-	c := &crowd{scene: s, cri: runtimeapi.NewRuntimeServiceClient(conn), history: history{podOf: map[string]string{}}}
+	c := &crowd{scene: s, cri: runtimeapi.NewRuntimeServiceClient(s.bareConn()), history: history{podOf: map[string]string{}}}
 	for n := range crowdPods {
 		cfg, err := s.PodConfig("crowd" + strconv.Itoa(n))
 		if err != nil {

@@ -196,19 +196,7 @@ func (quietNRI) Errorf(context.Context, string, ...any) {}
 // withNRI has the daemon listen for plugins, until the test ends.
 func (s *scene) withNRI(more string) {
 	s.Helper()
-	configure := func(text string) error {
-		err := s.Configure(s.ctx, text)
-		s.connect()
-		return err
-	}
-	s.Cleanup(func() {
-		if err := configure(""); err != nil {
-			s.Error(err)
-		}
-	})
-	if err := configure(fmt.Sprintf("[nri]\nenable = true\nsocket = %q\n%s\n", s.nriSocket(), more)); err != nil {
-		s.Fatal(err)
-	}
+	s.configured(fmt.Sprintf("[nri]\nenable = true\nsocket = %q\n%s\n", s.nriSocket(), more))
 }
 
 func (s *scene) nriSocket() string { return filepath.Join(s.RunDir, "nri.sock") }

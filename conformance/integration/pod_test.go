@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -131,6 +133,54 @@ func TestStopSendsTERMFirst(t *testing.T) {
 	}
 }
 
+// TestStopSignals: the stop signal of the request, else of the image, else TERM, is what reaches the first process, which ends by it
+// within its grace, and is what ContainerStatus shows. The shell has a trap for each signal and ends with its number; busybox knows
+// the real-time ones by number only.
+func TestStopSignals(t *testing.T) {
+	s := open(t)
+	images := map[string]string{"": busybox}
+	for name, signal := range map[string]string{"stop-usr1": "SIGUSR1", "stop-rt": "SIGRTMIN+3", "stop-number": "37", "stop-nonsense": "SIGNONSENSE"} {
+		images[signal] = s.pullWith(name, nil, func(i *ocispec.Image) { i.Config.StopSignal = signal })
+	}
+	p := s.runPod("signals")
+	const none, term = runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT, runtimeapi.Signal_SIGNAL_SIGTERM
+	const usr1, rt = runtimeapi.Signal_SIGNAL_SIGUSR1, runtimeapi.Signal_SIGNAL_SIGRTMINPLUS3
+	for _, c := range []struct {
+		name    string
+		request runtimeapi.Signal
+		image   string
+		code    int32
+		shown   runtimeapi.Signal
+	}{
+		{"neither", none, "", 15, term},
+		{"request-usr1", usr1, "", 10, usr1},
+		{"request-rt", rt, "", 37, rt},
+		{"image-usr1", none, "SIGUSR1", 10, usr1},
+		{"image-rt", none, "SIGRTMIN+3", 37, rt},
+		{"image-number", none, "37", 37, rt},
+		{"image-nonsense", none, "SIGNONSENSE", 15, term},
+		{"request-over-image", usr1, "SIGRTMIN+3", 10, usr1},
+		{"request-term-over-image", term, "SIGUSR1", 15, term},
+	} {
+		const traps = `for n in 1 2 3 10 12 15 34 35 36 37 38 64; do trap "exit $n" $n; done; echo ready; while :; do sleep 0.1; done`
+		id := p.run(c.name, traps, func(cfg *runtimeapi.ContainerConfig) {
+			cfg.StopSignal, cfg.Image.Image = c.request, images[c.image]
+		})
+		s.eventually("the traps are set", func() bool { return len(p.logText(c.name, "stdout")) == 1 })
+		if st := s.status(id); st.StopSignal != c.shown {
+			t.Errorf("%s: shown before as %v, want %v", c.name, st.StopSignal, c.shown)
+		}
+		grace, begin := s.Scale(20*time.Second), time.Now()
+		if err := s.cri.StopContainer(s.ctx, id, int64(grace/time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		st := s.status(id)
+		if took := time.Since(begin); st.ExitCode != c.code || st.StopSignal != c.shown || took > grace/2 {
+			t.Errorf("%s: exit code %d after %v, %v is shown; want %d, %v", c.name, st.ExitCode, took, st.StopSignal, c.code, c.shown)
+		}
+	}
+}
+
 func TestExitCodes(t *testing.T) {
 	s := open(t)
 	p := s.runPod("codes")
@@ -178,20 +228,91 @@ func TestExecSync(t *testing.T) {
 	}
 }
 
-// TestExecTimeoutKillsTheTree: the timeout is an error, and nothing of the command lives on (critest L210).
+// TestExecTimeoutKillsTheTree: the time-out is DeadlineExceeded, comes in time, and nothing of the command lives on (critest L210), whatever its
+// processes have done to be nobody's children, to be in a session of their own or to hear no signal. The container notices nothing.
 func TestExecTimeoutKillsTheTree(t *testing.T) {
 	s := open(t)
 	p := s.runPod("exec-timeout")
 	id := p.run("c", "sleep 1000")
-	begin := time.Now()
-	_, _, err := s.cri.ExecSync(s.ctx, id, []string{"/bin/sh", "-c", "sleep 777 & sleep 778"}, time.Second)
-	if err == nil || time.Since(begin) > 10*time.Second {
-		t.Errorf("after %v: %v", time.Since(begin), err)
+	before := p.pids(id)
+	const tree = `
+		(trap '' TERM HUP INT; exec sleep 771) &
+		setsid sleep 772 &
+		(sleep 773 &)
+		(setsid sh -c 'trap "" TERM; sleep 774 & sleep 775' </dev/null >/dev/null 2>&1 &)
+		exec sleep 776`
+	asks, limit := []string{"sleep 771", "sleep 772", "sleep 773", "sleep 774", "sleep 775", "sleep 776"}, s.Scale(time.Second)
+	request := &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"/bin/sh", "-c", tree}, Timeout: int64(limit / time.Second)}
+	type answer struct {
+		r    *runtimeapi.ExecSyncResponse
+		err  error
+		took time.Duration
 	}
-	s.eventually("the tree of the exec is gone", func() bool {
-		out := s.exec(id, "ps")
-		return !strings.Contains(out, "sleep 777") && !strings.Contains(out, "sleep 778")
+	answers := make(chan answer, 1)
+	client := runtimeapi.NewRuntimeServiceClient(s.bareConn())
+	go func() { // ends with the answer
+		begin := time.Now()
+		r, err := client.ExecSync(s.ctx, request)
+		answers <- answer{r, err, time.Since(begin)}
+	}()
+	grown := false
+	var a answer
+	for waiting := true; waiting; {
+		select {
+		case a = <-answers:
+			waiting = false
+		case <-time.After(20 * time.Millisecond):
+			grown = grown || slices.Equal(p.commandsOf(p.execLeaves(id)), asks)
+		}
+	}
+	if !grown {
+		t.Errorf("the whole tree has never been there, %v", asks)
+	}
+	if code(a.err) != codes.DeadlineExceeded || a.r != nil || a.took < limit || a.took > limit+s.Scale(2*time.Second) {
+		t.Errorf("after %v: %v, %v; want DeadlineExceeded after %v", a.took, a.r, a.err, limit)
+	}
+	if left := p.execLeaves(id); len(left) != 0 {
+		t.Errorf("cgroups of the exec are left: %v", left)
+	}
+	out := s.exec(id, "ps -o args")
+	for _, one := range asks {
+		if slices.Contains(strings.Split(out, "\n"), one) {
+			t.Errorf("%s lives on", one)
+		}
+	}
+	if after := p.pids(id); !slices.Equal(after, before) {
+		t.Errorf("the container has processes %v, it had %v", after, before)
+	}
+	if st := s.status(id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || len(s.exec(id, "cat /etc/vitrine-image")) == 0 {
+		t.Errorf("the container is %v", st)
+	}
+}
+
+// execLeaves returns the cgroups of what is executed in a container.
+func (p *pod) execLeaves(id string) (found []string) {
+	p.Helper()
+	_ = filepath.WalkDir("/sys/fs/cgroup"+p.cfg.Linux.CgroupParent, func(path string, d os.DirEntry, err error) error {
+		if err == nil && d.IsDir() && strings.Contains(path, id) && strings.HasPrefix(d.Name(), "exec-") {
+			found = append(found, path)
+		}
+		return nil // one may go while we look
 	})
+	return found
+}
+
+// commandsOf returns what the processes of cgroups were executed as, in order.
+func (p *pod) commandsOf(cgroups []string) (commands []string) {
+	for _, dir := range cgroups {
+		text, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		for _, pid := range strings.Fields(string(text)) {
+			args, _ := os.ReadFile("/proc/" + pid + "/cmdline")
+			if line := strings.TrimRight(strings.ReplaceAll(string(args), "\x00", " "), " "); strings.HasPrefix(line, "sleep ") {
+				commands = append(commands, line)
+			}
+		}
+	}
+	slices.Sort(commands)
+	return commands
 }
 
 // TestExecInADeadPIDNamespace: when the first process of a pid namespace has been killed, nobody new can be born there: ENOMEM of

@@ -252,32 +252,28 @@ func parentOf(pid int) int {
 var profiles = map[string]struct {
 	pod       func(*runtimeapi.PodSandboxConfig)
 	container func(*runtimeapi.ContainerConfig)
+	handler   string
 }{
-	"default": {},
-	"privileged": {
-		func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true },
-		func(c *runtimeapi.ContainerConfig) {
-			sc := c.Linux.SecurityContext
-			sc.Privileged, sc.Seccomp, sc.MaskedPaths, sc.ReadonlyPaths = true, nil, nil, nil
-		},
-	},
+	"default":               {},
+	"privileged":            {pod: privilegedPod, container: inPrivileged},
+	"privileged-no-devices": {pod: privilegedPod, container: inPrivileged, handler: "bare"},
 	"hostnetwork": {
-		func(c *runtimeapi.PodSandboxConfig) {
+		pod: func(c *runtimeapi.PodSandboxConfig) {
 			c.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
 			c.Hostname = ""
 		},
-		func(c *runtimeapi.ContainerConfig) {
+		container: func(c *runtimeapi.ContainerConfig) {
 			c.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
 		},
 	},
-	"nonroot": {nil, func(c *runtimeapi.ContainerConfig) {
+	"nonroot": {container: func(c *runtimeapi.ContainerConfig) {
 		sc := c.Linux.SecurityContext
 		sc.RunAsUser, sc.RunAsGroup = &runtimeapi.Int64Value{Value: 33}, &runtimeapi.Int64Value{Value: 7}
 		sc.SupplementalGroups, sc.NoNewPrivs = []int64{1234}, true
 		sc.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"NET_RAW"}}
 	}},
-	"userns":   {mapped, inMapped},
-	"readonly": {nil, func(c *runtimeapi.ContainerConfig) { c.Linux.SecurityContext.ReadonlyRootfs = true }},
+	"userns":   {pod: mapped, container: inMapped},
+	"readonly": {container: func(c *runtimeapi.ContainerConfig) { c.Linux.SecurityContext.ReadonlyRootfs = true }},
 }
 
 func TestPosture(t *testing.T) {
@@ -288,7 +284,10 @@ func TestPosture(t *testing.T) {
 			if profile.pod != nil {
 				pods = append(pods, profile.pod)
 			}
-			p := s.runPod("posture-"+name, pods...)
+			if profile.handler != "" {
+				s.configured(bare)
+			}
+			p := s.runPodAs(profile.handler, "posture-"+name, pods...)
 			var cfg *runtimeapi.ContainerConfig
 			id := p.run("c", lookAround+"sleep 1000", func(c *runtimeapi.ContainerConfig) {
 				cfg = c

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/vitrine-runtime/vitrine/conformance/stage"
@@ -120,6 +122,35 @@ func (s *scene) connect() {
 		s.Fatal(err)
 	}
 	s.cri = c
+}
+
+// bareConn is a connection without the kubelet's client, which has words of its own for some errors. The test's cleanup ends it.
+func (s *scene) bareConn(options ...grpc.DialOption) *grpc.ClientConn {
+	s.Helper()
+	conn, err := grpc.NewClient("unix://"+s.Socket, append(options, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// configured starts the daemon anew with a configuration file. The test's cleanup does so without.
+func (s *scene) configured(text string) {
+	s.Helper()
+	configure := func(text string) error {
+		err := s.Configure(s.ctx, text)
+		s.connect()
+		return err
+	}
+	s.Cleanup(func() {
+		if err := configure(""); err != nil {
+			s.Error(err)
+		}
+	})
+	if err := configure(text); err != nil {
+		s.Fatal(err)
+	}
 }
 
 // pod is a sandbox of a scene. The test's cleanup stops and removes it, which must succeed even if the test has

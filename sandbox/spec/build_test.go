@@ -14,6 +14,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	cdi "tags.cncf.io/container-device-interface/specs-go"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -71,6 +72,14 @@ func TestBuildGolden(t *testing.T) {
 			sc.Privileged = true
 			sc.MaskedPaths = []string{"/proc/kcore"}
 			sc.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"ALL"}}
+		},
+		"privileged-no-devices": func(in *Input) {
+			in.Pod.Privileged, in.Pod.NoHostDevices = true, true
+			in.Container.Linux.SecurityContext.Privileged = true
+			in.Container.Devices = []*runtimeapi.Device{{HostPath: "/dev/fuse", ContainerPath: "/dev/fuse", Permissions: "rw"}}
+			in.Devices = testHost.Devices[:1]
+			in.CDI = &cdi.ContainerEdits{DeviceNodes: []*cdi.DeviceNode{{Path: "/dev/disk"}}}
+			in.CDINodes = testHost.Devices[1:]
 		},
 		"kubelet": kubeletLike,
 		"readonly-image-defaults": func(in *Input) {

@@ -13,7 +13,7 @@ import (
 // itself, and the rules of the device cgroup.
 func applyDevices(in *Input, s *specs.Spec) error {
 	s.Linux.Resources = &specs.LinuxResources{Devices: standardDeviceRules()}
-	if security(in.Container).GetPrivileged() {
+	if security(in.Container).GetPrivileged() && !in.Pod.NoHostDevices {
 		s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
 		for _, d := range in.Host.Devices {
 			if in.Pod.UserNS != nil {

@@ -12,6 +12,7 @@ type Handler struct {
 	NoPrivileged   bool         `json:"noPrivileged,omitempty"`   // privileged pods and containers are refused
 	UserNS         UserNSPolicy `json:"userNS,omitempty"`
 	DefaultSeccomp bool         `json:"defaultSeccomp,omitempty"` // containers that name no profile have the default one
+	NoHostDevices  bool         `json:"noHostDevices,omitempty"`  // privileged containers have the devices that others have
 }
 
 // UserNSPolicy says whether pods have user namespaces of their own.
@@ -35,6 +36,6 @@ func podHandler(p *Pod, cfg *runtimeapi.PodSandboxConfig, h Host) error {
 	case r.UserNS == UserNSRefused && p.UserNS != nil:
 		return Invalid(field+"namespace_options.userns_options", "", "the runtime handler has no pods with a user namespace")
 	}
-	p.DefaultSeccomp = h.Handler.DefaultSeccomp
+	p.DefaultSeccomp, p.NoHostDevices = h.Handler.DefaultSeccomp, h.Handler.NoHostDevices
 	return nil
 }

@@ -2,9 +2,11 @@ package spec
 
 import (
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -32,6 +34,35 @@ func TestHandlerRules(t *testing.T) {
 			Metadata: &runtimeapi.PodSandboxMetadata{Name: "p", Namespace: "n", Uid: "u"}, Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: c.sc}}, h)
 		if c.refuse == "" && err != nil || c.refuse != "" && (!errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), c.refuse)) {
 			t.Errorf("%+v, %v: %v, want %q", c.rules, c.sc, err, c.refuse)
+		}
+	}
+}
+
+// TestHandlerDevices: what a handler says of the host's devices reaches its pods, where it is about privileged containers alone.
+func TestHandlerDevices(t *testing.T) {
+	for _, without := range []bool{false, true} {
+		h := testHost
+		h.Handler.NoHostDevices = without
+		cfg := podConfig()
+		cfg.Linux.SecurityContext.Privileged = true
+		p, err := PodOf(cfg, h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, privileged := range []bool{false, true} {
+			in := plain()
+			in.Pod, sc(&in).Privileged = p, privileged
+			s, err := Build(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			nodes, rules := 0, standardDeviceRules()
+			if privileged && !without {
+				nodes, rules = len(testHost.Devices), []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
+			}
+			if got := s.Linux.Resources.Devices; len(s.Linux.Devices) != nodes || !reflect.DeepEqual(got, rules) {
+				t.Errorf("without %v, privileged %v: %d nodes, want %d; rules %v", without, privileged, len(s.Linux.Devices), nodes, got)
+			}
 		}
 	}
 }

@@ -18,6 +18,7 @@ type Pod struct {
 	LogDirectory                  string   // absolute and clean; "" for no logs
 	WritableCgroups               []string // names of containers, or *, see WritableCgroup
 	DefaultSeccomp                bool     `json:",omitempty"` // containers that name no profile have the default one
+	NoHostDevices                 bool     `json:",omitempty"` // privileged containers have the devices that others have
 
 	Bandwidth *Bandwidth `json:",omitempty"` // nil for no limit; from BandwidthOf, of a new pod only
 }
