@@ -210,7 +210,7 @@ func (c *Container) gather(ctx context.Context, op *operation, s *specs.Spec, p 
 func (c *Container) checkRequest(ctx context.Context) (*image.Image, error) {
 	ref := c.config.GetImage().GetImage()
 	if ref == "" {
-		return nil, spec.Invalid("image.image", "", "empty")
+		return nil, spec.Invalid("config.image.image", "", "empty")
 	}
 	img, err := c.pod.m.cfg.Images.Resolve(ctx, ref)
 	if err != nil {
@@ -280,16 +280,16 @@ func (c *Container) makeDir() error {
 // such thing either, but its word for it would come late, and without the field.
 func makeLogDir(log string) error {
 	if err := os.MkdirAll(filepath.Dir(log), 0o755); err != nil {
-		return fmt.Errorf("make log directory: %w", hostPathError("log_path", log, err))
+		return fmt.Errorf("make log directory: %w", hostPathError("config.log_path", log, err))
 	}
 	st, err := os.Lstat(log)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return nil
 	case err != nil:
-		return hostPathError("log_path", log, err)
+		return hostPathError("config.log_path", log, err)
 	case !st.Mode().IsRegular():
-		return spec.Invalid("log_path", log, "there is something that is not a regular file")
+		return spec.Invalid("config.log_path", log, "there is something that is not a regular file")
 	}
 	return nil
 }
@@ -316,7 +316,7 @@ func (c *Container) buildSpec(root *sys.FD, img *image.Image) (*specs.Spec, erro
 		return nil, spec.InConfig(err)
 	}
 	if s.Linux.Seccomp, err = seccompProfile(c.config, c.pod.plan, s.Process.Capabilities.Bounding); err != nil {
-		return nil, err
+		return nil, spec.InConfig(err)
 	}
 	c.record.User = userRecord{UID: int64(user.UID), GID: int64(user.GID)}
 	for _, g := range user.Groups {
