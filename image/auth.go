@@ -80,7 +80,11 @@ func (a *Auth) decode() (*credentials, error) {
 	// The kubelet's docker config may carry a user name beside an identity
 	// token; a registry token beside anything else has no one meaning.
 	if kinds > 1 && (a.RegistryToken != "" || c.config.Password != "") {
-		return nil, fmt.Errorf("%w: more than one of password (or auth), identity_token and registry_token is given", ErrInvalidAuth)
+		field := "identity_token"
+		if a.RegistryToken != "" {
+			field = "registry_token"
+		}
+		return nil, fmt.Errorf("%w: auth.%s: there is another credential beside it: password (or auth), or the other token", ErrInvalidAuth, field)
 	}
 	if strings.Contains(c.config.Username, ":") {
 		return nil, fmt.Errorf("%w: the user name contains a colon", ErrInvalidAuth)

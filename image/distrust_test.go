@@ -417,6 +417,19 @@ func TestIM09OddDigests(t *testing.T) {
 	}
 }
 
+// TestEncryptedLayers: B-117. A layer that is encrypted by its media type is refused by name.
+func TestEncryptedLayers(t *testing.T) {
+	h := newHostile(t)
+	for _, kind := range []string{ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd} {
+		p := h.image([][]byte{tarOf(t, file("x", "y")), tarOf(t, file("secret", "y"))}, gzipped)
+		p.layers[1].MediaType = kind + "+encrypted"
+		h.offer("encrypted", p)
+		if text := h.refuse("encrypted", ErrUnsupported); !strings.Contains(text, "layer 2 is encrypted") {
+			t.Errorf("%s: %s", kind, text)
+		}
+	}
+}
+
 // CD-21 (a, b, d, f), CD-16: sizes, annotations and labels that are settings elsewhere, and
 // references that climb.
 func TestCD21Descriptors(t *testing.T) {

@@ -325,6 +325,63 @@ func TestImageWithoutLayers(t *testing.T) {
 	e.removeRootfs("c")
 }
 
+// TestManyLayers: B-96. As many layers as overlayfs can stack are mounted, in the right order; one more is refused before any of it is
+// downloaded.
+func TestManyLayers(t *testing.T) {
+	e, n := newEnv(t), maxLayers
+	if testing.Short() {
+		n = 50 // the library writes a list of all layers for each: 500 take half a minute
+	}
+	layers := []v1.Layer{layer(t, file("first", "1"), file("gone", "1"))}
+	for i := 1; i < n; i++ {
+		entries := []tar.Header{file("last", strconv.Itoa(i)), file(fmt.Sprintf("of-%d", i), "")}
+		if i == n/2 {
+			entries = append(entries, file(".wh.gone", ""))
+		}
+		layers = append(layers, layer(t, entries...))
+	}
+	e.reg.push(t, "many", image(t, "many", nil, layers...))
+	root := e.rootfs("c", e.pull("registry.example/many"))
+	wantFile(t, root, "first", "1")
+	wantFile(t, root, "last", strconv.Itoa(n-1))
+	wantNoFile(t, root, "gone")
+	for i := 1; i < n; i++ {
+		wantFile(t, root, fmt.Sprintf("of-%d", i), "")
+	}
+	writeAt(t, root, "x", "y")
+	wantFile(t, root, "x", "y")
+	must(t, root.Close())
+	e.removeRootfs("c")
+	for len(layers) <= maxLayers {
+		layers = append(layers, layer(t, file("x", "y")))
+	}
+	e.reg.push(t, "more", image(t, "more", nil, layers...))
+	_, err := e.Pull(soon(t), "registry.example/more", nil)
+	wantErr(t, "one more", err, ErrLimit)
+}
+
+// TestOnlyWhiteouts: B-96. A layer may be of nothing but whiteouts, also of what there is not, and also where it is the only one.
+func TestOnlyWhiteouts(t *testing.T) {
+	e := newEnv(t)
+	whiteouts := layer(t, file(".wh.gone", ""), dir("d"), file("d/.wh..wh..opq", ""), file("d/.wh.none", ""))
+	e.reg.push(t, "over", image(t, "over", nil, layer(t, file("gone", "1"), file("kept", "1"), dir("d"), file("d/x", "1")), whiteouts))
+	e.reg.push(t, "alone", image(t, "alone", nil, whiteouts))
+	root := e.rootfs("c", e.pull("registry.example/over"))
+	wantFile(t, root, "kept", "1")
+	alone := e.rootfs("c2", e.pull("registry.example/alone"))
+	for _, r := range []*sys.FD{root, alone} {
+		wantNoFile(t, r, "gone")
+		wantNoFile(t, r, "d/x")
+		wantNoFile(t, r, ".wh.gone")
+		writeAt(t, r, "gone", "mine")
+		wantFile(t, r, "gone", "mine")
+	}
+	must(t, root.Close())
+	must(t, alone.Close())
+	e.removeRootfs("c")
+	e.removeRootfs("c2")
+}
+
 // runHelper opens the store in another process and then, by verb, does nothing
 // or runs what the verb says until it dies at the n-th fail point.
 func runHelper(verb string) int {

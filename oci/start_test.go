@@ -147,7 +147,7 @@ func TestStartPodFails(t *testing.T) {
 			t.Errorf("%s: %v, want ErrInvalid", key, err)
 		}
 	}
-	n.failsToStart(func(c *PodConfig) { c.Sysctls = map[string]string{"net.ipv4.ip_forward": "many"} }, "invalid request: linux.sysctls: set sysctl")
+	n.failsToStart(func(c *PodConfig) { c.Sysctls = map[string]string{"net.ipv4.ip_forward": "many"} }, "invalid request: config.linux.sysctls: set sysctl")
 	// The kernel takes the first number, and says so with the count only.
 	n.failsToStart(func(c *PodConfig) { c.Sysctls = map[string]string{"net.ipv4.ip_forward": "1 2"} }, "invalid argument")
 	n.failsToStart(func(c *PodConfig) { c.HostNetwork, c.Sysctls = true, map[string]string{"net.ipv4.ip_forward": "1"} }, "not in a namespace of the pod's own")

@@ -235,7 +235,7 @@ func TestSandboxConfigOfAnother(t *testing.T) {
 	} {
 		cfg := podRequest("web")
 		edit(cfg.Metadata)
-		if _, err := n.m.CreateContainer(bg, pod, containerRequest("c", "sleep"), cfg); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "sandbox_config.metadata") {
+		if _, err := n.m.CreateContainer(bg, pod, containerRequest("c", "sleep"), cfg); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "sandbox_config.metadata."+name+" ") {
 			t.Errorf("another %s: %v", name, err)
 		}
 	}

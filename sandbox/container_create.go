@@ -33,7 +33,8 @@ func (m *Manager) CreateContainer(ctx context.Context, podID string, cfg *runtim
 		return "", err
 	}
 	if sbCfg != nil && !proto.Equal(sbCfg.GetMetadata(), sb.config.GetMetadata()) {
-		return "", spec.Invalid("sandbox_config.metadata", podName(sbCfg.GetMetadata()), "is not the name, namespace, uid and attempt of pod sandbox %s", sb.id)
+		return "", spec.Invalid(whichDiffers(sbCfg.GetMetadata(), sb.config.GetMetadata()), podName(sbCfg.GetMetadata()),
+			"is not the name, namespace, uid and attempt of pod sandbox %s", sb.id)
 	}
 	name := containerName(sb.id, cfg.GetMetadata())
 	id, err := m.flights.do(ctx, name, "create "+name, m.cfg.OperationTimeout, func(ctx context.Context, op *operation) (string, error) {
@@ -62,6 +63,22 @@ func (m *Manager) CreateContainer(ctx context.Context, podID string, cfg *runtim
 func (m *Manager) containerNamed(name string) *Container {
 	i := m.index.Load()
 	return i.containers[i.names[name]]
+}
+
+// whichDiffers names the field by which the metadata of a request are not those of the pod.
+func whichDiffers(asked, is *runtimeapi.PodSandboxMetadata) string {
+	const field = "sandbox_config.metadata"
+	switch {
+	case asked.GetName() != is.GetName():
+		return field + ".name"
+	case asked.GetNamespace() != is.GetNamespace():
+		return field + ".namespace"
+	case asked.GetUid() != is.GetUid():
+		return field + ".uid"
+	case asked.GetAttempt() != is.GetAttempt():
+		return field + ".attempt"
+	}
+	return field
 }
 
 // createContainer makes the container and takes everything back if a step fails.
@@ -193,7 +210,7 @@ func (c *Container) gather(ctx context.Context, op *operation, s *specs.Spec, p 
 func (c *Container) checkRequest(ctx context.Context) (*image.Image, error) {
 	ref := c.config.GetImage().GetImage()
 	if ref == "" {
-		return nil, spec.Invalid("image.image", "", "empty")
+		return nil, spec.Invalid("config.image.image", "", "empty")
 	}
 	img, err := c.pod.m.cfg.Images.Resolve(ctx, ref)
 	if err != nil {
@@ -227,7 +244,7 @@ func (c *Container) checkRequest(ctx context.Context) (*image.Image, error) {
 		return nil, err
 	}
 	if c.record.LogPath, err = spec.LogPath(c.pod.plan, c.config); err != nil {
-		return nil, err
+		return nil, spec.InConfig(err)
 	}
 	sig, cri, err := spec.StopSignal(c.config, img.Config.StopSignal)
 	c.record.Signal, c.record.CRISig = int(sig), int32(cri)
@@ -263,16 +280,16 @@ func (c *Container) makeDir() error {
 // such thing either, but its word for it would come late, and without the field.
 func makeLogDir(log string) error {
 	if err := os.MkdirAll(filepath.Dir(log), 0o755); err != nil {
-		return fmt.Errorf("make log directory: %w", hostPathError("log_path", log, err))
+		return fmt.Errorf("make log directory: %w", hostPathError("config.log_path", log, err))
 	}
 	st, err := os.Lstat(log)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return nil
 	case err != nil:
-		return hostPathError("log_path", log, err)
+		return hostPathError("config.log_path", log, err)
 	case !st.Mode().IsRegular():
-		return spec.Invalid("log_path", log, "there is something that is not a regular file")
+		return spec.Invalid("config.log_path", log, "there is something that is not a regular file")
 	}
 	return nil
 }
@@ -296,10 +313,10 @@ func (c *Container) buildSpec(root *sys.FD, img *image.Image) (*specs.Spec, erro
 	}
 	s, err := spec.Build(in)
 	if err != nil {
-		return nil, err
+		return nil, spec.InConfig(err)
 	}
 	if s.Linux.Seccomp, err = seccompProfile(c.config, c.pod.plan, s.Process.Capabilities.Bounding); err != nil {
-		return nil, err
+		return nil, spec.InConfig(err)
 	}
 	c.record.User = userRecord{UID: int64(user.UID), GID: int64(user.GID)}
 	for _, g := range user.Groups {

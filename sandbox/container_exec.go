@@ -246,11 +246,20 @@ func (k *collector) read() {
 	chunk := make([]byte, 32<<10)
 	for {
 		n, err := k.r.Read(chunk)
-		k.buf = append(k.buf, chunk[:min(n, maxOutput-len(k.buf))]...)
+		k.keep(chunk[:min(n, maxOutput-len(k.buf))])
 		if err != nil {
 			return // EOF, the deadline, or closed: the stream is over for us
 		}
 	}
+}
+
+// keep keeps what was read. The room grows to four times what it was: append makes it a quarter larger, and all that it has left behind
+// on the way to 16 MiB is several times as much.
+func (k *collector) keep(b []byte) {
+	if need := len(k.buf) + len(b); need > cap(k.buf) {
+		k.buf = append(make([]byte, 0, min(max(4*cap(k.buf), need), maxOutput)), k.buf...)
+	}
+	k.buf = append(k.buf, b...)
 }
 
 // take returns what was read, waiting for the end of the stream until then.

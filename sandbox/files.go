@@ -48,7 +48,7 @@ func (sb *Sandbox) makeFiles() error {
 	}
 	if sb.plan.LogDirectory != "" {
 		if err := os.MkdirAll(sb.plan.LogDirectory, 0o755); err != nil {
-			return fmt.Errorf("make log directory: %w", hostPathError("log_directory", sb.plan.LogDirectory, err))
+			return fmt.Errorf("make log directory: %w", hostPathError("config.log_directory", sb.plan.LogDirectory, err))
 		}
 	}
 	return sb.mountShm()

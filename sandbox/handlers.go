@@ -34,5 +34,6 @@ func (m *Manager) rulesOf(r *podRecord) spec.Handler {
 func (m *Manager) planOf(cfg *runtimeapi.PodSandboxConfig, rules spec.Handler) (*spec.Pod, error) {
 	h := m.host
 	h.Handler = rules
-	return spec.PodOf(cfg, h)
+	p, err := spec.PodOf(cfg, h)
+	return p, spec.InConfig(err)
 }

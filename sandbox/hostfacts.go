@@ -142,7 +142,7 @@ func deviceAt(path string) (*spec.HostDevice, error) {
 func lookUpDevices(list []*runtimeapi.Device) ([]spec.HostDevice, error) {
 	var out []spec.HostDevice
 	for i, d := range list {
-		field := fmt.Sprintf("devices[%d].host_path", i)
+		field := fmt.Sprintf("config.devices[%d].host_path", i)
 		if !filepath.IsAbs(d.GetHostPath()) || strings.IndexByte(d.GetHostPath(), 0) >= 0 {
 			return nil, spec.Invalid(field, d.GetHostPath(), "not an absolute path")
 		}

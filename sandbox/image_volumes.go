@@ -78,7 +78,7 @@ func (c *Container) openers(user *sys.FD) openers {
 			}
 			fd, err := c.pod.m.cfg.Images.MountVolume(ctx, c.id, v.ID, sub, c.volumeView(user, m))
 			if errors.Is(err, image.ErrSubPath) {
-				err = spec.Invalid(fmt.Sprintf("mounts[%d].image_sub_path", v.Mount), sub, "%v", err)
+				err = spec.Invalid(fmt.Sprintf("config.mounts[%d].image_sub_path", v.Mount), sub, "%v", err)
 			}
 			if err != nil {
 				return nil, fmt.Errorf("%w: %w", ErrImageVolume, imageError(err))

@@ -99,6 +99,11 @@ func TestPrefixesAndFilters(t *testing.T) {
 	if sb != nil || !errors.Is(err, ErrInvalid) {
 		t.Errorf("ambiguous: %v", err)
 	}
+	for _, id := range []string{strings.ToUpper(a), a + "\n", " " + a, a + "0"} {
+		if _, err := n.m.pod(id); !errors.Is(err, ErrNotFound) {
+			t.Errorf("%q: %v", id, err)
+		}
+	}
 	if got := n.m.ListPodSandbox(&runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"app": "a"}}); len(got) != 1 || got[0].Id != a {
 		t.Errorf("by label: %v", got)
 	}

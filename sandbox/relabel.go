@@ -69,7 +69,7 @@ func (v *volumeOpener) relabel(ctx context.Context, path, label string) error {
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.EROFS) {
 		return fmt.Errorf("%w: %w", ErrState, err)
 	}
-	return hostPathError("host_path", path, err)
+	return hostPathError("config.mounts.host_path", path, err)
 }
 
 // labelVolume gives all files at path and below it a label, path itself last. Containers may be at work in the volume meanwhile: no
@@ -81,7 +81,7 @@ func labelVolume(ctx context.Context, path, label string) error {
 		return err
 	}
 	if slices.Contains(hostOwn, real) {
-		return spec.Invalid("host_path", real, "the host lives from this directory")
+		return spec.Invalid("config.mounts.host_path", real, "the host lives from this directory")
 	}
 	top, err := sys.OpenAt2(unix.AT_FDCWD, real, unix.O_PATH|unix.O_NOFOLLOW, unix.RESOLVE_NO_SYMLINKS)
 	if err != nil {

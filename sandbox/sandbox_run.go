@@ -37,7 +37,7 @@ func (m *Manager) RunPodSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxC
 		return "", imageError(fmt.Errorf("linux.security_context.namespace_options.userns_options: %w", image.ErrNoIDMaps))
 	}
 	if plan.Bandwidth, err = spec.BandwidthOf(cfg); err != nil {
-		return "", err
+		return "", spec.InConfig(err)
 	}
 	name := podName(cfg.GetMetadata())
 	id, err := m.flights.do(ctx, name, "run "+name, m.cfg.OperationTimeout, func(ctx context.Context, op *operation) (string, error) {

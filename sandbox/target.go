@@ -8,7 +8,7 @@ import (
 	"github.com/vitrine-runtime/vitrine/sandbox/spec"
 )
 
-const targetField = "linux.security_context.namespace_options.target_id"
+const targetField = "config.linux.security_context.namespace_options.target_id"
 
 // findTarget finds the container whose pid namespace is asked for (NamespaceMode TARGET), as a debug container's is by the kubelet: one of
 // the same pod, which runs. It may have ended when the new one is made; then the monitor says so. Nobody sees the processes of

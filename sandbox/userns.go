@@ -143,14 +143,14 @@ func mapVolume(fd *sys.FD, m specs.Mount, user *sys.FD) error {
 		return nil
 	}
 	if user == nil {
-		return spec.Invalid("mounts.uidMappings", m.Source, "in a pod without a user namespace")
+		return spec.Invalid("config.mounts.uidMappings", m.Source, "in a pod without a user namespace")
 	}
 	if sys.MountIDMap(fd, user, true) == nil {
 		return nil
 	}
 	err := sys.MountIDMap(fd, user, false)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("mounts.uidMappings: the filesystem of the volume cannot map ids: %w: %w", ErrState, err)
+		return fmt.Errorf("config.mounts.uidMappings: the filesystem of the volume cannot map ids: %w: %w", ErrState, err)
 	}
 	return err
 }

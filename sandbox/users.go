@@ -27,7 +27,8 @@ func resolveUser(root *sys.FD, req spec.UserRequest) (spec.User, error) {
 		return spec.User{}, err
 	}
 	defer group.close()
-	return spec.ResolveUser(req, passwd.reader(), group.reader())
+	u, err := spec.ResolveUser(req, passwd.reader(), group.reader())
+	return u, spec.InConfig(err)
 }
 
 // rootFile is a file of a container's root file system, or none.

@@ -72,7 +72,7 @@ func (v *volumeOpener) openOne(ctx context.Context, o openers, m specs.Mount) (*
 	}
 	fd, err := open(ctx, m, !o.there[m.Source])
 	if err != nil {
-		return nil, hostPathError("mounts.host_path", m.Source, err)
+		return nil, hostPathError("config.mounts.host_path", m.Source, err)
 	}
 	if err := mapVolume(fd, m, o.user); err != nil {
 		return nil, errors.Join(err, fd.Close())
@@ -180,7 +180,7 @@ func checkShared(path string, marks ...string) error {
 	var st unix.Statx_t
 	err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_MNT_ID, &st)
 	if errors.Is(err, unix.ENOENT) {
-		return spec.Invalid("mounts.host_path", path, "does not exist, so nothing can propagate from it")
+		return spec.Invalid("config.mounts.host_path", path, "does not exist, so nothing can propagate from it")
 	}
 	if err != nil {
 		return &os.PathError{Op: "statx", Path: path, Err: err}
@@ -200,5 +200,5 @@ func checkShared(path string, marks ...string) error {
 			return nil
 		}
 	}
-	return spec.Invalid("mounts.propagation", path, "is on the mount %q, which is private on the host", mounts[0].Mountpoint)
+	return spec.Invalid("config.mounts.propagation", path, "is on the mount %q, which is private on the host", mounts[0].Mountpoint)
 }

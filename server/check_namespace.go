@@ -58,20 +58,30 @@ func (s *Server) checkContainerNamespaces(o, pod *runtimeapi.NamespaceOption) er
 		err = missing("target_id")
 	case !target && o.GetTargetId() != "":
 		err = bad("target_id", o.GetTargetId(), "must be empty unless pid is TARGET")
-	case !sameUserns(o.GetUsernsOptions(), pod.GetUsernsOptions()):
-		err = wrong("userns_options", "must be those of the sandbox")
+	default:
+		err = at("userns_options", sameUserns(o.GetUsernsOptions(), pod.GetUsernsOptions()))
 	}
 	return first(err, s.checkUserns(o))
 }
 
 // sameUserns: nil and NODE are the same, the host's user namespace.
-func sameUserns(a, b *runtimeapi.UserNamespace) bool {
+func sameUserns(a, b *runtimeapi.UserNamespace) error {
 	own := func(u *runtimeapi.UserNamespace) bool { return u != nil && u.GetMode() != modeNode }
-	if !own(a) && !own(b) {
-		return true
+	const must = "must be that of the sandbox"
+	switch {
+	case !own(a) && !own(b):
+		return nil
+	case own(a) != own(b) || a.GetMode() != b.GetMode():
+		return bad("mode", a.GetMode().String(), must)
+	case !slices.EqualFunc(a.GetUids(), b.GetUids(), sameMapping):
+		return wrong("uids", must)
+	case !slices.EqualFunc(a.GetGids(), b.GetGids(), sameMapping):
+		return wrong("gids", must)
 	}
-	return proto.Equal(a, b)
+	return nil
 }
+
+func sameMapping(a, b *runtimeapi.IDMapping) bool { return proto.Equal(a, b) }
 
 // checkUserns checks the mapping of a pod's user namespace before it says that
 // there are none yet, so that a client sees its own mistakes first.

@@ -49,7 +49,12 @@ func targets(c *client) []target {
 			func(x context.Context, q *runtimeapi.ListPodSandboxRequest) (any, error) {
 				return c.ListPodSandbox(x, q)
 			}),
-		unary(validCreate(), func(x context.Context, q *runtimeapi.CreateContainerRequest) (any, error) {
+		unary(with(validCreate(), func(q *runtimeapi.CreateContainerRequest) { q.Config.Mounts[0].Image = nil }), func(x context.Context, q *runtimeapi.CreateContainerRequest) (any, error) {
+			return c.CreateContainer(x, q)
+		}),
+		unary(with(validCreate(), func(q *runtimeapi.CreateContainerRequest) {
+			q.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/image", Readonly: true, Image: spec(), ImageSubPath: "etc"}}
+		}), func(x context.Context, q *runtimeapi.CreateContainerRequest) (any, error) {
 			return c.CreateContainer(x, q)
 		}),
 		unary(&runtimeapi.StartContainerRequest{ContainerId: containerID}, func(x context.Context, q *runtimeapi.StartContainerRequest) (any, error) {
@@ -100,7 +105,7 @@ var refusals = map[codes.Code]bool{codes.InvalidArgument: true, codes.FailedPrec
 // documented codes within a second and a text that names the field, or stands on the
 // list of what is accepted.
 func TestMutations(t *testing.T) {
-	c, f := serve(t, nil)
+	c, f := serve(t, func(cfg *Config) { cfg.Features.ImageVolumes = true })
 	count := make(map[codes.Code]int)
 	for _, target := range targets(c) {
 		rpc := strings.TrimSuffix(string(target.valid.ProtoReflect().Descriptor().Name()), "Request")

@@ -22,16 +22,16 @@ import (
 // TestCritestImages runs critest's specs on images and image volumes, where VITRINE_CRITEST names the program: none
 // fails, none is skipped.
 func TestCritestImages(t *testing.T) {
-	passed, others := critest(t, "Image Manager|Image Consistency|Image Identifier Consistency|Image Volume")
-	if len(others) > 0 || passed < 20 {
-		t.Errorf("%d specs passed, want 20; others: %q", passed, others)
+	r := critest(t, "Image Manager|Image Consistency|Image Identifier Consistency|Image Volume")
+	if len(r.others) > 0 || r.passed < 20 {
+		t.Errorf("%d specs passed, want 20; others: %q", r.passed, r.others)
 	}
 }
 
 // TestCritestMetrics is the same for metrics. Where the kernel lacks controllers critest misses what these count, and
 // nothing else.
 func TestCritestMetrics(t *testing.T) {
-	passed, others := critest(t, "support metrics operations")
+	r := critest(t, "support metrics operations")
 	var uncounted []string
 	for name, at := range metricFiles {
 		controller, file, _ := strings.Cut(at[0], ".")
@@ -44,12 +44,12 @@ func TestCritestMetrics(t *testing.T) {
 	}
 	slices.Sort(uncounted)
 	missed := "Expected " + strings.Join(uncounted, " ") + " metrics to be present"
-	if len(uncounted) > 0 && passed == 1 && len(others) == 1 && strings.Contains(others[0], missed) {
-		t.Logf("without controllers: %s", others[0])
+	if len(uncounted) > 0 && r.passed == 1 && len(r.others) == 1 && strings.Contains(r.others[0].message, missed) {
+		t.Logf("without controllers: %s", r.others[0])
 		return
 	}
-	if len(others) > 0 || passed != 2 {
-		t.Errorf("%d specs passed, want 2; others: %q", passed, others)
+	if len(r.others) > 0 || r.passed != 2 {
+		t.Errorf("%d specs passed, want 2; others: %q", r.passed, r.others)
 	}
 }
 
@@ -70,15 +70,15 @@ func TestCrictl(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	passed, others := s.runSpecs(program, s.critestImages(), "-crictl-binary-path="+crictl, "-crictl-runtime-endpoint=unix://"+s.Socket)
-	t.Logf("%d specs passed", passed)
-	if len(others) > 0 || passed < 35 {
-		t.Errorf("%d specs passed, others: %q", passed, others)
+	r := s.runSpecs(program, s.critestImages(), "-crictl-binary-path="+crictl, "-crictl-runtime-endpoint=unix://"+s.Socket)
+	t.Logf("%d specs passed", r.passed)
+	if len(r.others) > 0 || r.passed < 35 {
+		t.Errorf("%d specs passed, others: %q", r.passed, r.others)
 	}
 }
 
 // critest runs the specs that a regular expression names, and says which of them did not pass.
-func critest(t *testing.T, focus string) (passed int, others []string) {
+func critest(t *testing.T, focus string) outcomes {
 	t.Helper()
 	program := os.Getenv("VITRINE_CRITEST")
 	if program == "" {
@@ -147,13 +147,13 @@ func (s *scene) critestImages() (digest string) {
 const critestTime = 20 * time.Minute
 
 // runCritest runs specs, and says which of them did not pass.
-func (s *scene) runCritest(program, digest, focus string, flags ...string) (passed int, others []string) {
+func (s *scene) runCritest(program, digest, focus string, flags ...string) outcomes {
 	s.Helper()
 	return s.runSpecs(program, digest, append([]string{"--runtime-endpoint=unix://" + s.Socket, "--ginkgo.focus=" + focus}, flags...)...)
 }
 
 // runSpecs runs a program of specs, of which it replaces the one constant that is the digest of somebody's build.
-func (s *scene) runSpecs(program, digest string, flags ...string) (passed int, others []string) {
+func (s *scene) runSpecs(program, digest string, flags ...string) outcomes {
 	s.Helper()
 	binary, err := os.ReadFile(program)
 	if err != nil {
@@ -181,16 +181,32 @@ func (s *scene) runSpecs(program, digest string, flags ...string) (passed int, o
 			s.Log(l)
 		}
 	}
-	passed, others = specsOf(s.T, report)
-	if err != nil && len(others) == 0 {
+	r := specsOf(s.T, report)
+	if err != nil && len(r.others) == 0 {
 		s.Errorf("%s: %v\n%s", filepath.Base(program), err, strings.Join(lines[max(0, len(lines)-80):], "\n"))
 	}
-	return passed, others
+	return r
 }
+
+// outcomes are what became of the specs of a report.
+type outcomes struct {
+	all    int // those that are no benchmarks, whether they were asked for or not
+	passed int
+	others []outcome // that did not pass, and were asked for
+}
+
+// outcome is that of one.
+type outcome struct {
+	state   string
+	name    string // with those of the groups that it is in
+	message string
+}
+
+func (s outcome) String() string { return s.state + ": " + s.name + ": " + s.message }
 
 // specsOf counts the specs of a report that passed, and names those that did not. What a spec skips by itself is what
 // we do not do: it has a message then, unlike what was not asked for.
-func specsOf(t *testing.T, report string) (passed int, others []string) {
+func specsOf(t *testing.T, report string) (all outcomes) {
 	t.Helper()
 	text, err := os.ReadFile(report)
 	if err != nil {
@@ -198,8 +214,9 @@ func specsOf(t *testing.T, report string) (passed int, others []string) {
 	}
 	var suites []struct {
 		SpecReports []struct {
-			LeafNodeText, State string
-			Failure             struct{ Message string }
+			LeafNodeText, State     string
+			ContainerHierarchyTexts []string
+			Failure                 struct{ Message string }
 		}
 	}
 	if err := json.Unmarshal(text, &suites); err != nil {
@@ -207,14 +224,20 @@ func specsOf(t *testing.T, report string) (passed int, others []string) {
 	}
 	for _, suite := range suites {
 		for _, r := range suite.SpecReports {
+			if r.LeafNodeText == "" { // set-up of the suite
+				continue
+			}
+			name := strings.Join(append(r.ContainerHierarchyTexts, r.LeafNodeText), " ")
+			if !strings.Contains(name, "benchmark") {
+				all.all++
+			}
 			switch {
-			case r.LeafNodeText == "": // set-up of the suite
 			case r.State == "passed":
-				passed++
+				all.passed++
 			case r.State != "skipped" || r.Failure.Message != "":
-				others = append(others, fmt.Sprintf("%s: %s: %s", r.State, r.LeafNodeText, r.Failure.Message))
+				all.others = append(all.others, outcome{r.State, name, r.Failure.Message})
 			}
 		}
 	}
-	return passed, others
+	return all
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -190,4 +191,40 @@ func TestIM20NothingToRun(t *testing.T) {
 			t.Errorf("%d: %v", i, err)
 		}
 	}
+}
+
+// TestImageStoreGone: B-121. Without its store's directory ImageFsInfo is Unavailable and nothing breaks; with it, it is as before.
+func TestImageStoreGone(t *testing.T) {
+	s := open(t)
+	before, err := s.cri.Images.ImageFsInfo(s.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, away := filepath.Join(s.Root, "storage"), filepath.Join(s.Root, "storage-away")
+	back := sync.OnceValue(func() error { return os.Rename(away, store) })
+	if err := os.Rename(store, away); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = back() })
+	pid, from := s.Daemon().Pid(), s.logSize()
+	for range 3 {
+		if _, err := s.cri.Images.ImageFsInfo(s.ctx); code(err) != codes.Unavailable || !strings.Contains(fmt.Sprint(err), store) {
+			t.Errorf("without the store: %v", err)
+		}
+	}
+	if err := back(); err != nil {
+		t.Fatal(err)
+	}
+	after, err := s.cri.Images.ImageFsInfo(s.ctx)
+	if err != nil || len(after.ImageFilesystems) != 1 || after.ImageFilesystems[0].UsedBytes.GetValue() != before.ImageFilesystems[0].UsedBytes.GetValue() {
+		t.Errorf("with the store back: %v (%v), before %v", after, err, before)
+	}
+	p := s.runPod("store")
+	if got := s.exec(p.run("c", "sleep 1000"), "echo alive"); got != "alive" {
+		t.Errorf("a container of it says %q", got)
+	}
+	if s.Daemon().Pid() != pid || !isAlive(pid) {
+		t.Error("the daemon is another")
+	}
+	s.nothingBroke(from)
 }

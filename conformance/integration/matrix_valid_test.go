@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -20,6 +22,7 @@ type cast struct {
 	runner  string // id of a container that runs
 	waiter  string // id of one that was not started
 	makes   int    // containers made so far
+	mapped  *pod   // one with a user namespace
 }
 
 func newCast(s *scene) *cast {
@@ -30,6 +33,7 @@ func newCast(s *scene) *cast {
 	}
 	s.Cleanup(func() { os.RemoveAll(dir) })
 	c := &cast{pod: s.runPod("cast"), seccomp: filepath.Join(dir, "seccomp.json"), image: stage.Host + "/test/matrix:1"}
+	s.describe("gadget", `{"env": ["GADGET=1"]}`)
 	if err := os.WriteFile(c.seccomp, []byte(`{"defaultAction":"SCMP_ACT_ALLOW"}`), 0o644); err != nil {
 		s.Fatal(err)
 	}
@@ -91,7 +95,12 @@ func (c *cast) pulled() string {
 // valid is a request that the daemon carries out.
 type valid struct {
 	make  func(*cast) proto.Message
-	under string // only what is below this field is changed: the rest is another valid request's
+	under []string // only what is at or below these fields is changed: the rest is another valid request's
+}
+
+// changes reports whether a field is to be changed in this request.
+func (v valid) changes(field string) bool {
+	return v.under == nil || slices.ContainsFunc(v.under, func(f string) bool { return strings.HasPrefix(field, f) })
 }
 
 // validRequests has, for each RPC whose request has fields, one or more that set nearly all of them.
@@ -100,14 +109,16 @@ var validRequests = map[string][]valid{
 	"Status":              {{make: func(*cast) proto.Message { return &runtimeapi.StatusRequest{} }}},
 	"UpdateRuntimeConfig": {{make: func(*cast) proto.Message { return podCIDR("10.86.0.0/24") }}},
 	"RunPodSandbox": {{make: func(c *cast) proto.Message { return &runtimeapi.RunPodSandboxRequest{Config: c.validPod()} }},
-		{under: "config.linux.security_context.namespace_options", make: func(c *cast) proto.Message { return &runtimeapi.RunPodSandboxRequest{Config: c.validPod(mapped)} }}},
+		{under: []string{"config.linux.security_context.namespace_options"}, make: func(c *cast) proto.Message { return &runtimeapi.RunPodSandboxRequest{Config: c.validPod(mapped)} }}},
 	"StopPodSandbox":     {{make: func(c *cast) proto.Message { return &runtimeapi.StopPodSandboxRequest{PodSandboxId: c.spareOnce()} }}},
 	"RemovePodSandbox":   {{make: func(c *cast) proto.Message { return &runtimeapi.RemovePodSandboxRequest{PodSandboxId: c.spareOnce()} }}},
 	"PodSandboxStatus":   {{make: func(c *cast) proto.Message { return &runtimeapi.PodSandboxStatusRequest{PodSandboxId: c.id} }}},
 	"ListPodSandbox":     {{make: func(c *cast) proto.Message { return &runtimeapi.ListPodSandboxRequest{Filter: c.podFilter()} }}},
 	"StreamPodSandboxes": {{make: func(c *cast) proto.Message { return &runtimeapi.StreamPodSandboxesRequest{Filter: c.podFilter()} }}},
 	"CreateContainer": {{make: func(c *cast) proto.Message { return c.createRequest() }},
-		{under: "config.mounts", make: func(c *cast) proto.Message { return c.createRequest(c.withImageVolume) }}},
+		{under: []string{"config.mounts"}, make: func(c *cast) proto.Message { return c.createRequest(c.withImageVolume) }},
+		{under: []string{"config.mounts", "config.linux.security_context.namespace_options", "sandbox_config.linux.security_context.namespace_options"},
+			make: func(c *cast) proto.Message { return c.mappedRequest() }}},
 	"StartContainer": {{make: func(c *cast) proto.Message { return &runtimeapi.StartContainerRequest{ContainerId: c.waiting()} }}},
 	"StopContainer": {{make: func(c *cast) proto.Message {
 		return &runtimeapi.StopContainerRequest{ContainerId: c.running(), Timeout: 10}
@@ -151,19 +162,25 @@ var validRequests = map[string][]valid{
 	}}},
 	"RestorePod": {{make: func(c *cast) proto.Message {
 		return &runtimeapi.RestorePodRequest{CheckpointPath: filepath.Join(c.Scratch, "matrix"), Config: c.validPod(), ContainerConfigs: []*runtimeapi.ContainerConfig{c.validContainer()}}
+	}}, {under: []string{"config.linux.security_context", "container_configs.mounts", "container_configs.linux.security_context"}, make: func(c *cast) proto.Message {
+		q := c.validContainer(c.withImageVolume, inMapped)
+		return &runtimeapi.RestorePodRequest{CheckpointPath: filepath.Join(c.Scratch, "matrix"), Config: c.validPod(mapped), ContainerConfigs: []*runtimeapi.ContainerConfig{q}}
 	}}},
 	"ListImages":   {{make: func(*cast) proto.Message { return &runtimeapi.ListImagesRequest{Filter: imageFilter()} }}},
 	"StreamImages": {{make: func(*cast) proto.Message { return &runtimeapi.StreamImagesRequest{Filter: imageFilter()} }}},
 	"ImageStatus": {{make: func(*cast) proto.Message {
 		return &runtimeapi.ImageStatusRequest{Image: imageFilter().Image}
 	}}},
-	"PullImage": {{make: func(c *cast) proto.Message {
-		return &runtimeapi.PullImageRequest{Image: imageFilter().Image, SandboxConfig: c.validPod(),
-			Auth: &runtimeapi.AuthConfig{Username: "u", Password: "p w", ServerAddress: "https://" + stage.Host}}
-	}}},
+	"PullImage": {{make: func(c *cast) proto.Message { return c.pullRequest() }},
+		{under: []string{"sandbox_config.linux.security_context.namespace_options"}, make: func(c *cast) proto.Message { return c.pullRequest(mapped) }}},
 	"RemoveImage": {{make: func(c *cast) proto.Message {
 		return &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: c.pulled(), Annotations: map[string]string{"a": "b"}}}
 	}}},
+}
+
+func (c *cast) pullRequest(change ...func(*runtimeapi.PodSandboxConfig)) proto.Message {
+	return &runtimeapi.PullImageRequest{Image: imageFilter().Image, SandboxConfig: c.validPod(change...),
+		Auth: &runtimeapi.AuthConfig{Username: "u", Password: "p w", ServerAddress: "https://" + stage.Host}}
 }
 
 func podCIDR(cidr string) *runtimeapi.UpdateRuntimeConfigRequest {
@@ -216,8 +233,7 @@ func (c *cast) validPod(change ...func(*runtimeapi.PodSandboxConfig)) *runtimeap
 	p.PortMappings = []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol_UDP, ContainerPort: 80, HostPort: 8080, HostIp: "127.0.0.1"}, {ContainerPort: 81}}
 	p.Annotations = map[string]string{"note": "any\nthing"}
 	p.Linux.Sysctls = map[string]string{"net.ipv4.ip_local_port_range": "1024\t65535"}
-	p.Linux.Overhead = &runtimeapi.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 1000, MemoryLimitInBytes: 1 << 20}
-	p.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuShares: 2, MemoryLimitInBytes: -1}
+	p.Linux.Overhead, p.Linux.Resources = someResources(), someResources()
 	sc := p.Linux.SecurityContext
 	sc.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_NODE}
 	sc.SelinuxOptions = &runtimeapi.SELinuxOption{}
@@ -237,8 +253,9 @@ func (c *cast) validContainer(change ...func(*runtimeapi.ContainerConfig)) *runt
 	q.Args, q.WorkingDir = []string{"-c", "exit 0"}, "/tmp"
 	q.Image.UserSpecifiedImage, q.Image.Annotations = busybox, map[string]string{"a": "b"}
 	q.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: []byte("1\n2")}, {Key: "HOME", Value: []byte("/root")}}
-	q.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", HostPath: filepath.Join(c.Scratch, "matrix"), Readonly: true, Image: &runtimeapi.ImageSpec{}}}
+	q.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", HostPath: filepath.Join(c.Scratch, "matrix"), Readonly: true}}
 	q.Devices = []*runtimeapi.Device{{ContainerPath: "/dev/nought", HostPath: "/dev/null", Permissions: "rwm"}}
+	q.CDIDevices = []*runtimeapi.CDIDevice{{Name: "test.com/thing=gadget"}}
 	q.Annotations = map[string]string{"a": "b"}
 	q.Stdin, q.StdinOnce, q.Tty = true, true, true
 	q.StopSignal = runtimeapi.Signal_SIGNAL_SIGUSR1
@@ -258,7 +275,29 @@ func (c *cast) validContainer(change ...func(*runtimeapi.ContainerConfig)) *runt
 }
 
 func (c *cast) createRequest(change ...func(*runtimeapi.ContainerConfig)) proto.Message {
-	return &runtimeapi.CreateContainerRequest{PodSandboxId: c.id, Config: c.validContainer(change...), SandboxConfig: c.cfg}
+	return &runtimeapi.CreateContainerRequest{PodSandboxId: c.id, Config: c.validContainer(change...), SandboxConfig: c.sandboxConfig(c.pod)}
+}
+
+// sandboxConfig is a full one with the metadata of a pod: of a pod that is there only that has to agree.
+func (c *cast) sandboxConfig(p *pod, change ...func(*runtimeapi.PodSandboxConfig)) *runtimeapi.PodSandboxConfig {
+	cfg := c.validPod(change...)
+	cfg.Metadata = proto.Clone(p.cfg.Metadata).(*runtimeapi.PodSandboxMetadata)
+	return cfg
+}
+
+// mappedRequest is for a container in a pod with a user namespace.
+func (c *cast) mappedRequest() proto.Message {
+	c.Helper()
+	if c.mapped == nil {
+		c.mapped = c.runPod("mapped", mapped)
+	}
+	dir := filepath.Join(c.mappable(), "matrix-mapped")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		c.Fatal(err)
+	}
+	c.Cleanup(func() { os.RemoveAll(dir) })
+	q := c.validContainer(func(q *runtimeapi.ContainerConfig) { q.Mounts[0].HostPath = dir }, inMapped)
+	return &runtimeapi.CreateContainerRequest{PodSandboxId: c.mapped.id, Config: q, SandboxConfig: c.sandboxConfig(c.mapped, mapped)}
 }
 
 // withImageVolume mounts an image in the place of the directory.

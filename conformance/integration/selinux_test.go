@@ -240,9 +240,9 @@ func TestSELinuxOff(t *testing.T) {
 // TestCritestSELinux runs critest's specs for SELinux, which exist only where the kernel has it.
 func TestCritestSELinux(t *testing.T) {
 	needSELinux(t)
-	passed, others := critest(t, "SELinux")
-	t.Logf("%d specs passed", passed)
-	if len(others) > 0 || passed < 17 {
-		t.Errorf("%d specs passed, others: %q", passed, others)
+	r := critest(t, "SELinux")
+	t.Logf("%d specs passed", r.passed)
+	if len(r.others) > 0 || r.passed < 17 {
+		t.Errorf("%d specs passed, others: %q", r.passed, r.others)
 	}
 }

@@ -119,18 +119,49 @@ func (s *scene) execNothing(id string, n int) {
 	}
 }
 
-// leaveBehind runs commands each of which leaves a process in a container of their own, and removes that.
+// leaveBehind runs commands, each of which leaves a process that holds its output open, in a container of their own, and removes that.
+// They are run by ExecSync and by Exec in turn, and fifty at a time, since each of them is waited for a while after its end. With all of
+// what they left still there, nobody holds anything for them.
 func (p *pod) leaveBehind(n int) {
 	p.Helper()
 	id := p.run("left", "sleep 1000")
-	for range n {
-		if _, _, err := p.cri.ExecSync(p.ctx, id, []string{"/bin/sh", "-c", "sleep 1000 </dev/null >/dev/null 2>&1 &"}, 10*time.Second); err != nil {
-			p.Fatal(err)
+	time.Sleep(p.Scale(100 * time.Millisecond)) // what was before is on its way out
+	was := p.usage(id)
+	const script = "sleep 1000 &"
+	for done := 0; done < n; {
+		var streams []*session
+		now := min(n-done, 50)
+		errs := make(chan error, now)
+		for i := range now {
+			if i%2 == 0 {
+				streams = append(streams, p.shell(id, script))
+				continue
+			}
+			go func() { // ends with the call
+				_, _, err := p.cri.ExecSync(p.ctx, id, []string{"/bin/sh", "-c", script}, p.Scale(30*time.Second))
+				errs <- err
+			}()
 		}
+		for _, x := range streams {
+			if r := x.end(); r.code != 0 {
+				p.Errorf("%+v", r)
+			}
+			x.conn.Close()
+		}
+		for range now / 2 {
+			if err := <-errs; err != nil {
+				p.Error(err)
+			}
+		}
+		done += now
 	}
 	if got := p.sleepers(p.everybody(id)); got != n+1 {
 		p.Errorf("%d sleepers, not %d", got, n+1)
 	}
+	p.eventually("nobody holds anything for what was left behind", func() bool {
+		is := p.usage(id)
+		return is.daemonFDs <= was.daemonFDs && is.monitorFDs <= was.monitorFDs && is.monitorTasks <= was.monitorTasks+1
+	})
 	if err := p.cri.StopContainer(p.ctx, id, 0); err != nil {
 		p.Fatal(err)
 	}

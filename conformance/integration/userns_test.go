@@ -346,7 +346,7 @@ func TestUserNamespacesUsedUp(t *testing.T) {
 
 // TestCritestUserNamespaces runs critest's specs on user namespaces and on read-only mounts: none fails, none is skipped.
 func TestCritestUserNamespaces(t *testing.T) {
-	if passed, others := critest(t, "UserNamespaces|readonly mount"); len(others) > 0 || passed < 11 {
-		t.Errorf("%d specs passed, want 11; others: %q", passed, others)
+	if r := critest(t, "UserNamespaces|readonly mount"); len(r.others) > 0 || r.passed < 11 {
+		t.Errorf("%d specs passed, want 11; others: %q", r.passed, r.others)
 	}
 }

@@ -33,6 +33,24 @@ func Mutations(valid proto.Message) []Mutation {
 	return mutations(valid.ProtoReflect(), "", func(root protoreflect.Message) protoreflect.Message { return root })
 }
 
+// Fields returns the paths of all fields that a request can have, in the form of Mutation.Field. Windows is left out.
+func Fields(request protoreflect.MessageDescriptor) []string { return fieldsBelow(request, "") }
+
+func fieldsBelow(d protoreflect.MessageDescriptor, path string) (all []string) {
+	for i := range d.Fields().Len() {
+		fd := d.Fields().Get(i)
+		if fd.Name() == "windows" {
+			continue
+		}
+		field := strings.TrimPrefix(path+"."+string(fd.Name()), ".")
+		all = append(all, field)
+		if fd.Message() != nil && !fd.IsMap() {
+			all = append(all, fieldsBelow(fd.Message(), field)...)
+		}
+	}
+	return all
+}
+
 // find leads from the root of a copy of a request to the message with the field.
 type find func(root protoreflect.Message) protoreflect.Message
 

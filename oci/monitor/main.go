@@ -193,7 +193,7 @@ func (m *monitor) applySetup() error {
 	}
 	for _, s := range m.setup.Sysctls {
 		if err := m.proc.sysctl(m.setup, s.Key, s.Value); err != nil {
-			return blame(fmt.Errorf("linux.sysctls: %w", err))
+			return blame(fmt.Errorf("config.linux.sysctls: %w", err))
 		}
 	}
 	return nil

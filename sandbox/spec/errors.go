@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 )
 
 // ErrInvalid is the kind of every error about a value that is wrong by itself, whatever the state of
@@ -48,6 +49,16 @@ func Invalid(field, value, format string, args ...any) error {
 // Unimplemented makes a [FieldError] of the kind [ErrUnimplemented]. value is cut to 256 bytes.
 func Unimplemented(field, value, format string, args ...any) error {
 	return &FieldError{Field: field, Value: cut(value), Problem: fmt.Sprintf(format, args...), Kind: ErrUnimplemented}
+}
+
+// InConfig puts the request's name for a pod's or a container's configuration before the field of an error: the judges here know only
+// that part, and a client looks for the whole path. What is the image's fault, and any other error, passes unchanged.
+func InConfig(err error) error {
+	var f *FieldError
+	if errors.As(err, &f) && !strings.HasPrefix(f.Field, "image") {
+		f.Field = "config." + f.Field
+	}
+	return err
 }
 
 func cut(s string) string {
