@@ -95,7 +95,7 @@ func (sb *Sandbox) createContainer(ctx context.Context, op *operation, name stri
 	if err != nil {
 		return "", err
 	}
-	err = c.bringUp(ctx, op)
+	err = spec.InConfig(c.bringUp(ctx, op))
 	if err == nil && sb.facts.Load().NotReady != 0 {
 		// The monitor died after it had answered, and before it could be noticed that this container is its.
 		err = fmt.Errorf("pod sandbox %s is not ready any more: %w", sb.id, ErrState)
@@ -244,7 +244,7 @@ func (c *Container) checkRequest(ctx context.Context) (*image.Image, error) {
 		return nil, err
 	}
 	if c.record.LogPath, err = spec.LogPath(c.pod.plan, c.config); err != nil {
-		return nil, spec.InConfig(err)
+		return nil, err
 	}
 	sig, cri, err := spec.StopSignal(c.config, img.Config.StopSignal)
 	c.record.Signal, c.record.CRISig = int(sig), int32(cri)
@@ -313,10 +313,10 @@ func (c *Container) buildSpec(root *sys.FD, img *image.Image) (*specs.Spec, erro
 	}
 	s, err := spec.Build(in)
 	if err != nil {
-		return nil, spec.InConfig(err)
+		return nil, err
 	}
 	if s.Linux.Seccomp, err = seccompProfile(c.config, c.pod.plan, s.Process.Capabilities.Bounding); err != nil {
-		return nil, spec.InConfig(err)
+		return nil, err
 	}
 	c.record.User = userRecord{UID: int64(user.UID), GID: int64(user.GID)}
 	for _, g := range user.Groups {

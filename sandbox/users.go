@@ -27,8 +27,7 @@ func resolveUser(root *sys.FD, req spec.UserRequest) (spec.User, error) {
 		return spec.User{}, err
 	}
 	defer group.close()
-	u, err := spec.ResolveUser(req, passwd.reader(), group.reader())
-	return u, spec.InConfig(err)
+	return spec.ResolveUser(req, passwd.reader(), group.reader())
 }
 
 // rootFile is a file of a container's root file system, or none.

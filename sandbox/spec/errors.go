@@ -52,10 +52,10 @@ func Unimplemented(field, value, format string, args ...any) error {
 }
 
 // InConfig puts the request's name for a pod's or a container's configuration before the field of an error: the judges here know only
-// that part, and a client looks for the whole path. What is the image's fault, and any other error, passes unchanged.
+// that part, and a client looks for the whole path. What is the image's fault, what has the name already, and any other error pass unchanged.
 func InConfig(err error) error {
 	var f *FieldError
-	if errors.As(err, &f) && !strings.HasPrefix(f.Field, "image") {
+	if errors.As(err, &f) && !strings.HasPrefix(f.Field, "image") && !strings.HasPrefix(f.Field, "config.") {
 		f.Field = "config." + f.Field
 	}
 	return err
