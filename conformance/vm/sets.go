@@ -41,12 +41,12 @@ var (
 const parts = "^Test(MonitorScope|RereadLimits|Update[A-Z].*|UpdatesAtOnce|PodLimits|MetricsLife|Stats)$"
 
 // requests are tests of thousands of requests, whose checks are the same on any kernel: an emulated machine would need a quarter of an hour for each.
-const requests = "^Test(Matrix|Crowd)$"
+const requests = "^Test(Matrix|Crowd|EventsUnread)$"
 
 // neither are tests whose subject is neither the kernel nor systemd. They run natively, with the cgroupfs driver, on each run of the build machine.
 const neither = "Churn|FullLogDisk|Reopen|LogIsNotFollowed|LongLines|Images|BadProgram|UnknownIDs|Twice|SameAttempt|AbandonedRequest|SecondDaemon|TwoPods" +
 	"|ExecDrain|ExecMissing|ExecSlowReader|AttachMany|AttachOverRestart|AccountFiles|Matrix|Crowd|Bad|WrongStates|ForeignAnnotations|Stuck|NRI|CDI|EveryCall|Soak" +
-	"|HostPorts|DualStack|BandwidthLimits"
+	"|HostPorts|DualStack|BandwidthLimits|EventsUnread|StopSignals|EnvIsBytes|ExecSyncIsCut"
 
 // sets are what `vm test` runs when no package is named, the longest pass first.
 var sets = map[string][]pass{
