@@ -192,8 +192,15 @@ func (s *Scope) changing() func() {
 	if s.tree.units == nil {
 		return func() {}
 	}
-	s.tree.kept.drop(s.path)
+	s.letGo()
 	return func() { _ = s.Resume() } // the limits are as they should be now; a later one may suffer
+}
+
+// letGo stops the keeping until the next publish or Resume.
+func (s *Scope) letGo() {
+	if s.tree.units != nil {
+		s.tree.kept.drop(s.path)
+	}
 }
 
 // publish tells systemd about limits that the files hold already. What it cannot

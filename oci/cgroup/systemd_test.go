@@ -412,6 +412,39 @@ func TestUpdateUnderSystemd(t *testing.T) {
 	r.checkFiles(t, "updated to what systemd can keep", s, files)
 }
 
+// An update that cannot be recorded is taken back in the files and in the unit, so that systemd does not bring it again.
+func TestUpdateUndoneUnderSystemd(t *testing.T) {
+	r := managed(t)
+	s, _ := r.place(t, "undone", kubelet())
+	shown := map[string]string{"MemoryMax": "67108864", "MemoryMin": "8388608", "CPUWeight": "35", "CPUQuotaPerSecUSec": "250ms", "TasksMax": "77"}
+	check := func(when string) {
+		t.Helper()
+		r.checkFiles(t, when, s, limited)
+		for p, want := range shown {
+			if got := show(t, s, p); got != want {
+				t.Errorf("%s: %s=%s, want %s", when, p, got, want)
+			}
+		}
+	}
+	full := errors.New("no room for the record")
+	told := false
+	err := s.UpdateThen(context.Background(), &specs.LinuxResources{
+		CPU:     &specs.LinuxCPU{Shares: ptr(uint64(1024)), Quota: ptr(int64(33333)), Period: ptr(uint64(100000))},
+		Memory:  &specs.LinuxMemory{Limit: ptr(int64(128 << 20)), Swap: ptr(int64(128 << 20))},
+		Pids:    &specs.LinuxPids{Limit: ptr(int64(99))},
+		Unified: map[string]string{"memory.min": "4194304"},
+	}, func(*specs.LinuxResources) error {
+		told = show(t, s, "MemoryMax") == "134217728" && show(t, s, "CPUWeight") == "100"
+		return full
+	})
+	if !errors.Is(err, full) || !told {
+		t.Errorf("%v; systemd was told: %v", err, told)
+	}
+	check("undone")
+	r.reload(t, 0)
+	check("after daemon-reload")
+}
+
 // A device that was granted stays usable after a daemon-reload, and one that was
 // not stays denied; a device of a driver without a name, which systemd cannot
 // express, is ours alone.

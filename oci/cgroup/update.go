@@ -34,28 +34,18 @@ func (s *Scope) Update(ctx context.Context, r *specs.LinuxResources) error {
 // the new limits, and the old ones come back if it fails.
 func (s *Scope) UpdateThen(ctx context.Context, r *specs.LinuxResources, commit func(took *specs.LinuxResources) error) error {
 	defer s.changing()()
-	u := updater{write: writeFile, tell: s.setUnit, commit: commit}
+	u := updater{write: writeFile, tell: s.publish, commit: commit}
 	if err := u.update(ctx, s, r); err != nil {
 		return fmt.Errorf("update cgroup %s: %w", s.path, err)
 	}
 	return nil
 }
 
-// setUnit tells the service manager what the files of r's limits hold already,
-// so that it does not write its own there at the next occasion. The cgroupfs
-// driver has nobody to tell.
-func (s *Scope) setUnit(ctx context.Context, r *specs.LinuxResources) error {
-	limits, err := plan(r)
-	if err != nil {
-		return err
-	}
-	return s.publish(ctx, limits)
-}
-
-// updater is the way of an update, with its hands. commit may be nil.
+// updater is the way of an update, with its hands. tell says limits that the files hold already to the service manager, so that it does not
+// write its own there at the next occasion; the cgroupfs driver has nobody to tell. commit may be nil.
 type updater struct {
 	write  func(dir int, file, value string) error
-	tell   func(context.Context, *specs.LinuxResources) error
+	tell   func(context.Context, []setting) error
 	commit func(took *specs.LinuxResources) error
 }
 
@@ -86,16 +76,21 @@ func (u *updater) update(ctx context.Context, s *Scope, r *specs.LinuxResources)
 	if err := u.apply(dir, todo); err != nil {
 		return err
 	}
-	if err := u.finish(ctx, dir, r); err != nil {
-		// The service manager may have heard of it, so it hears of the old limits, too.
-		return errors.Join(err, u.restore(dir, todo), u.tell(context.WithoutCancel(ctx), r))
+	if err := u.finish(ctx, dir, r, limits); err != nil {
+		// The service manager may have heard of it, so it hears of the old limits, too; and what it cannot keep is kept no more.
+		s.letGo()
+		err = errors.Join(err, u.restore(dir, todo))
+		for _, c := range todo {
+			limits = append(limits, c.undo...) // the last one counts
+		}
+		return errors.Join(err, u.tell(context.WithoutCancel(ctx), limits))
 	}
 	return nil
 }
 
 // finish does what follows when the files are written.
-func (u *updater) finish(ctx context.Context, dir int, r *specs.LinuxResources) error {
-	if err := u.tell(ctx, r); err != nil || u.commit == nil {
+func (u *updater) finish(ctx context.Context, dir int, r *specs.LinuxResources, limits []setting) error {
+	if err := u.tell(ctx, limits); err != nil || u.commit == nil {
 		return err
 	}
 	took, err := readBack(dir, r)

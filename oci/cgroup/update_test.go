@@ -28,7 +28,7 @@ type desk struct {
 	scope  *Scope
 	log    []string
 	refuse func(n int, file, value string) error // n counts all writes from 0
-	tell   func(*specs.LinuxResources) error
+	tell   func([]setting) error
 	commit func(*specs.LinuxResources) error
 	n      int
 	busy   bool // there are processes
@@ -134,9 +134,9 @@ func (d *desk) all() map[string]string {
 
 func (d *desk) update(r *specs.LinuxResources) error {
 	d.log, d.n = nil, 0
-	u := updater{write: d.write, commit: d.commit, tell: func(_ context.Context, r *specs.LinuxResources) error {
+	u := updater{write: d.write, commit: d.commit, tell: func(_ context.Context, limits []setting) error {
 		if d.tell != nil {
-			return d.tell(r)
+			return d.tell(limits)
 		}
 		return nil
 	}}
@@ -261,9 +261,14 @@ func TestUpdateRollsBack(t *testing.T) {
 func TestUpdateUnitRefuses(t *testing.T) {
 	d := newDesk(t, fresh())
 	before := d.all()
-	var told []string // what the files held when it was told
-	d.tell = func(*specs.LinuxResources) error {
-		if told = append(told, d.file("memory.max")); len(told) == 1 {
+	var told []string // what it was told, and what the file held then
+	d.tell = func(limits []setting) error {
+		for _, l := range merge(limits) {
+			if l.file == "memory.max" {
+				told = append(told, l.value, d.file("memory.max"))
+			}
+		}
+		if len(told) == 2 {
 			return unix.ECONNRESET
 		}
 		return nil
@@ -271,7 +276,7 @@ func TestUpdateUnitRefuses(t *testing.T) {
 	if err := d.update(wish(512, 20000, 8<<20, nil)); !errors.Is(err, unix.ECONNRESET) {
 		t.Fatalf("update: %v", err)
 	}
-	if !maps.Equal(before, d.all()) || !slices.Equal(told, []string{"8388608", "max"}) {
+	if !maps.Equal(before, d.all()) || !slices.Equal(told, []string{"8388608", "8388608", "max", "max"}) {
 		t.Errorf("told %v; files %v", told, d.all())
 	}
 	// So is what cannot be recorded, and it was told what the kernel took.
@@ -302,7 +307,7 @@ func TestUpdateUnitRefuses(t *testing.T) {
 	// A group loses its weight when it becomes idle.
 	d.put("cpu.weight", "59")
 	before = d.all()
-	d.tell = func(*specs.LinuxResources) error { return unix.ECONNRESET }
+	d.tell = func([]setting) error { return unix.ECONNRESET }
 	if err := d.update(&specs.LinuxResources{Unified: map[string]string{"cpu.idle": "1"}}); !errors.Is(err, unix.ECONNRESET) {
 		t.Fatalf("update: %v", err)
 	}
