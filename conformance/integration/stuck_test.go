@@ -161,8 +161,12 @@ func (p *pod) looksAreQuick(id string) {
 		if what == "Status" {
 			most = time.Second // it starts a network plugin, to ask whether that is ready
 		}
-		if took[98] > p.Scale(most) {
-			p.Errorf("%s takes %v at the 99th percentile", what, took[98])
+		at := 98
+		if os.Getenv("VITRINE_VM") != "" {
+			at = 50 // its processor is a thread of a program that has to wait for its turn
+		}
+		if took[at] > p.Scale(most) {
+			p.Errorf("%s takes %v at percentile %d", what, took[at], at+1)
 		}
 	}
 }
