@@ -71,6 +71,8 @@ func sameUserns(a, b *runtimeapi.UserNamespace) error {
 	switch {
 	case !own(a) && !own(b):
 		return nil
+	case own(b) && a == nil:
+		return missing("mode")
 	case own(a) != own(b) || a.GetMode() != b.GetMode():
 		return bad("mode", a.GetMode().String(), must)
 	case !slices.EqualFunc(a.GetUids(), b.GetUids(), sameMapping):

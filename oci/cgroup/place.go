@@ -227,12 +227,12 @@ func (s *Scope) publish(ctx context.Context, limits []setting) error {
 			keep = append(keep, o)
 		}
 	}
-	if len(props) > 0 {
-		if err := s.setProperties(ctx, props); err != nil {
-			return err
-		}
+	// What is kept comes first: where systemd does not hear of it, it is what the files hold now all the same.
+	err = s.tree.kept.set(s.path, dir, keep)
+	if err == nil && len(props) > 0 {
+		err = s.setProperties(ctx, props)
 	}
-	return s.tree.kept.set(s.path, dir, keep)
+	return err
 }
 
 // setProperties sets those of a scope, or of a slice, which it makes if there is

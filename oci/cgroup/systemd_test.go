@@ -412,6 +412,19 @@ func TestUpdateUnderSystemd(t *testing.T) {
 	r.checkFiles(t, "updated to what systemd can keep", s, files)
 }
 
+// What the kernel shows in another form than it was written in is written again once, and not for ever: each write is an event of the watch.
+func TestKeptInAnotherForm(t *testing.T) {
+	r := managed(t)
+	res := kubelet()
+	res.Unified["memory.oom.group"] = "01"
+	s, _ := r.place(t, "form", res)
+	before := r.tree.kept.repairs.Load()
+	time.Sleep(500 * time.Millisecond)
+	if n := r.tree.kept.repairs.Load(); n-before > 10 || r.file(s, "memory.oom.group") != "1" {
+		t.Errorf("%d writes in half a second, %d before; memory.oom.group is %s", n-before, before, r.file(s, "memory.oom.group"))
+	}
+}
+
 // An update that cannot be recorded is taken back in the files and in the unit, so that systemd does not bring it again.
 func TestUpdateUndoneUnderSystemd(t *testing.T) {
 	r := managed(t)

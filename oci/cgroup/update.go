@@ -80,8 +80,9 @@ func (u *updater) update(ctx context.Context, s *Scope, r *specs.LinuxResources)
 		// The service manager may have heard of it, so it hears of the old limits, too; and what it cannot keep is kept no more.
 		s.letGo()
 		err = errors.Join(err, u.restore(dir, todo))
+		limits = nil
 		for _, c := range todo {
-			limits = append(limits, c.undo...) // the last one counts
+			limits = append(limits, c.undo...)
 		}
 		return errors.Join(err, u.tell(context.WithoutCancel(ctx), limits))
 	}
