@@ -82,13 +82,13 @@ func (a appArmor) profile(c *runtimeapi.ContainerConfig, h spec.Host) (string, e
 		return "", err
 	case want.Profile != "":
 		if err := profileLoaded(want.Profile); err != nil {
-			return "", fmt.Errorf("%s %.256q: %w: %w", want.Field, want.Profile, err, ErrState)
+			return "", fmt.Errorf("config.%s %.256q: %w: %w", want.Field, want.Profile, err, ErrState)
 		}
 		return want.Profile, nil
 	case want.Default && a.missing == nil:
 		return defaultAppArmor, nil
 	case want.Default && want.Field != "":
-		return "", fmt.Errorf("%s: there is no default profile: %w: %w", want.Field, a.missing, ErrState)
+		return "", fmt.Errorf("config.%s: there is no default profile: %w: %w", want.Field, a.missing, ErrState)
 	}
 	return "", nil
 }

@@ -52,7 +52,7 @@ func (c *Container) findCDI(asked []spec.CDIRequest) (p cdiParts, err error) {
 	for i, n := range p.edits.DeviceNodes {
 		d, err := cdiNode(n)
 		if err != nil {
-			return p, fmt.Errorf("CDI_devices.containerEdits.deviceNodes[%d]: %w: %w", i, err, ErrState)
+			return p, fmt.Errorf("config.CDI_devices.containerEdits.deviceNodes[%d]: %w: %w", i, err, ErrState)
 		}
 		p.nodes = append(p.nodes, *d)
 	}

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -102,15 +103,24 @@ func (f facts) next(e event) (facts, error) {
 		if f.Finished == 0 {
 			f.Finished = e.at
 		}
-		f.ExitCode, f.Reason, f.Message = e.code, reasonStartError, e.text
+		f.ExitCode, f.Reason, f.Message = e.code, reasonStartError, sendable(e.text)
 
 	case f.Finished != 0: // exited and lost: the first end stands
 	case e.what == lost:
-		f.Finished, f.ExitCode, f.Reason, f.Message = e.at, unknownExitCode, reasonUnknown, e.text
+		f.Finished, f.ExitCode, f.Reason, f.Message = e.at, unknownExitCode, reasonUnknown, sendable(e.text)
 	default:
 		f.Finished, f.ExitCode, f.Reason, f.OOMKills = e.at, e.code, exitReason(e), e.kills
 	}
 	return f, nil
+}
+
+// maxMessage bounds why a container could not be started, in bytes.
+const maxMessage = 4096
+
+// sendable is a text that a message can hold. What a container could not be started by is a path that its author chose, in any bytes; one that is
+// not UTF-8 would keep every status of the container, the events of all, and what plugins are told, from being sent.
+func sendable(text string) string {
+	return strings.ToValidUTF8(text[:min(len(text), maxMessage)], "?")
 }
 
 func exitReason(e event) string {

@@ -21,7 +21,7 @@ func (c *Container) resolveVolumes(ctx context.Context) error {
 		if !spec.IsImageVolume(m) {
 			continue
 		}
-		field := fmt.Sprintf("mounts[%d].image", i)
+		field := fmt.Sprintf("config.mounts[%d].image", i)
 		id, err := c.resolveVolume(ctx, field, m.GetImage())
 		if err != nil {
 			return fmt.Errorf("%w: %s: %w", ErrImageVolume, field, err)

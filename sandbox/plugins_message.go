@@ -111,7 +111,8 @@ func (c *Container) describe(s *specs.Spec) *api.Container {
 
 // tellable returns what of a list can be in a message. The strings of one are UTF-8, or it is not sent at all: a single variable of the
 // kubelet's (KeyValue.value is bytes) or device of the host's that is not would fail the creation, and keep every plugin that connects
-// later from being told the state. All other strings of a description come from messages, from JSON, or from us.
+// later from being told the state. All other strings of a description come from messages, from JSON, or from us, and why a container did
+// not start is made sendable where it is noted.
 func tellable[T any](list []T, text func(T) string) (out []T) {
 	for _, v := range list {
 		if utf8.ValidString(text(v)) {

@@ -38,7 +38,7 @@ func (c *Container) relabelVolumes(ctx context.Context, op *operation) error {
 		}
 		op.at("relabel volume " + r.GetHostPath())
 		if err := c.pod.m.volumes.relabel(ctx, r.GetHostPath(), c.labels.Mount); err != nil {
-			return fmt.Errorf("mounts[%d].selinux_relabel: relabel volume %.256q: %w", i, r.GetHostPath(), err)
+			return fmt.Errorf("config.mounts[%d].selinux_relabel: relabel volume %.256q: %w", i, r.GetHostPath(), err)
 		}
 	}
 	return nil

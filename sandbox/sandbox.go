@@ -61,7 +61,7 @@ func (m *Manager) newSandbox(id string, cfg *runtimeapi.PodSandboxConfig, plan *
 		sb.record.Cgroup, err = m.cfg.Cgroups.Parent(plan.CgroupParent)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("linux.cgroup_parent: %w", cgroupError(err))
+		return nil, fmt.Errorf("config.linux.cgroup_parent: %w", cgroupError(err))
 	}
 	sb.record.Labels, err = m.newLabels(cfg)
 	sb.levels = []spec.Labels{sb.record.Labels}

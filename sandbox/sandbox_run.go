@@ -34,7 +34,7 @@ func (m *Manager) RunPodSandbox(ctx context.Context, cfg *runtimeapi.PodSandboxC
 		return "", err
 	}
 	if plan.UserNS != nil && !m.cfg.Images.IDMaps() {
-		return "", imageError(fmt.Errorf("linux.security_context.namespace_options.userns_options: %w", image.ErrNoIDMaps))
+		return "", imageError(fmt.Errorf("config.linux.security_context.namespace_options.userns_options: %w", image.ErrNoIDMaps))
 	}
 	if plan.Bandwidth, err = spec.BandwidthOf(cfg); err != nil {
 		return "", spec.InConfig(err)

@@ -507,6 +507,43 @@ func TestEnvIsBytes(t *testing.T) {
 	s.sameEnv("after an update and a restart", id, want...)
 }
 
+// TestStartErrorIsText: what cannot be executed has a name of any bytes, by PATH, and the reason of the failure is in statuses, events and what
+// plugins are told: they can be sent all the same, and the container removed.
+func TestStartErrorIsText(t *testing.T) {
+	s := open(t)
+	s.withNRI("")
+	p := s.runPod("bytes")
+	volume := filepath.Join(s.Scratch, "volume")
+	if err := os.MkdirAll(volume+"/\xff", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(volume)
+	if err := os.WriteFile(volume+"/\xff/x", []byte{0x7f, 'E', 'L', 'F'}, 0o755); err != nil { // no program
+		t.Fatal(err)
+	}
+	cfg := stage.ContainerConfig("c", busybox, "x")
+	cfg.Command = []string{"x"}
+	cfg.Mounts = []*runtimeapi.Mount{{HostPath: volume, ContainerPath: "/data"}}
+	cfg.Envs = []*runtimeapi.KeyValue{{Key: "PATH", Value: []byte("/data/\xff")}}
+	id, err := s.cri.CreateContainer(s.ctx, p.id, cfg, p.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.cri.StartContainer(s.ctx, id); code(err) != codes.FailedPrecondition {
+		t.Fatalf("start: %v", err)
+	}
+	st := s.status(id)
+	if st.Reason != "StartError" || !strings.Contains(st.Message, "/data/?/x") {
+		t.Errorf("%s: %q", st.Reason, st.Message)
+	}
+	if got := s.plugin("10", "late").ctr("c").GetStatusMessage(); got != st.Message {
+		t.Errorf("a plugin is told %q", got)
+	}
+	if err := s.cri.RemoveContainer(s.ctx, id); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestNRIEnvIsBytes: a variable that no message can hold keeps no plugin from connecting and no container from being made. It is told to
 // none, at the creation or at the first look; the container has it, unless a plugin takes it away by its name, and what plugins
 // add is beside it after a restart as well.

@@ -127,8 +127,10 @@ func TestAdjustCDI(t *testing.T) {
 	if last := rules[len(rules)-1]; len(rules) != len(standardDeviceRules())+1 || *last.Minor != 7 || last.Access != "rwm" {
 		t.Errorf("rules of the device cgroup %v", rules)
 	}
-	want := &specs.Hooks{Prestart: []specs.Hook{{Path: "/pre"}}, CreateRuntime: []specs.Hook{{Path: "/out"}}, //nolint:staticcheck // deprecated, and in use
-		CreateContainer: []specs.Hook{{Path: "/request"}, {Path: "/in", Args: []string{"in", "1"}, Env: []string{"E=1"}, Timeout: &seven}, {Path: "/device"}}}
+	usual := hookSeconds
+	want := &specs.Hooks{Prestart: []specs.Hook{{Path: "/pre", Timeout: &usual}}, CreateRuntime: []specs.Hook{{Path: "/out", Timeout: &usual}}, //nolint:staticcheck // deprecated, and in use
+		CreateContainer: []specs.Hook{{Path: "/request"}, {Path: "/in", Args: []string{"in", "1"}, Env: []string{"E=1"}, Timeout: &seven},
+			{Path: "/device", Timeout: &usual}}}
 	if !reflect.DeepEqual(s.Hooks, want) {
 		t.Errorf("hooks %+v, want %+v", s.Hooks, want)
 	}

@@ -234,8 +234,12 @@ func cdiGroups(in *Input, s *specs.Spec) error {
 	return nil
 }
 
-// maxHookSeconds is as long as a kubelet waits for a container.
-const maxHookSeconds = 120
+// maxHookSeconds is as long as a kubelet waits for a container, hookSeconds what a hook has that says nothing. Without a time of its own nobody
+// would end it, and what it has started, when the creation has failed.
+const (
+	maxHookSeconds = 120
+	hookSeconds    = 30
+)
 
 // cdiHooks adds hooks.
 func cdiHooks(in *Input, s *specs.Spec) error {
@@ -258,6 +262,10 @@ func addHook(s *specs.Spec, field, phase string, h specs.Hook) error {
 	}
 	if t := h.Timeout; t != nil && (*t <= 0 || *t > maxHookSeconds) {
 		return Invalid(field+"timeout", itoa(int64(*t)), "must be between 1 and %d seconds", maxHookSeconds)
+	}
+	if h.Timeout == nil {
+		seconds := hookSeconds
+		h.Timeout = &seconds
 	}
 	if s.Hooks == nil {
 		s.Hooks = &specs.Hooks{}

@@ -66,7 +66,7 @@ func TestCDI(t *testing.T) {
 		}
 	}
 	if h := s.Hooks; h == nil || fmt.Sprint(h.CreateContainer[0].Args, h.CreateContainer[0].Env, *h.CreateContainer[0].Timeout) != "[h x] [E=1] 5" ||
-		h.CreateRuntime[0].Path != "/bin/r" || h.Prestart[0].Path != "/bin/p" { //nolint:staticcheck // deprecated, and in use
+		h.CreateRuntime[0].Path != "/bin/r" || *h.CreateRuntime[0].Timeout != hookSeconds || h.Prestart[0].Path != "/bin/p" { //nolint:staticcheck // deprecated, and in use
 		t.Errorf("hooks %+v", h)
 	}
 	if got := s.Process.User.AdditionalGids; !slices.Equal(got, []uint32{1001, 44}) {
