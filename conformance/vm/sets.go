@@ -48,10 +48,13 @@ const neither = "Churn|FullLogDisk|Reopen|LogIsNotFollowed|LongLines|Images|BadP
 	"|ExecDrain|ExecMissing|ExecSlowReader|AttachMany|AttachOverRestart|AccountFiles|Matrix|Crowd|Bad|WrongStates|ForeignAnnotations|Stuck|NRI|CDI|EveryCall|Soak" +
 	"|HostPorts|DualStack|BandwidthLimits|EventsUnread|StopSignals|EnvIsBytes|ExecSyncIsCut"
 
+// reloads are rows whose daemon-reload takes an emulated machine seconds; of both tests the short set runs those that show most.
+const reloads = "TestDevicesAcrossReload/other|TestPropertiesAreTheFiles/even|TestPropertiesAreTheFiles/none"
+
 // sets are what `vm test` runs when no package is named, the longest pass first.
 var sets = map[string][]pass{
 	"short": {
-		{name: "packages", packages: kernelPackages, short: true},
+		{name: "packages", packages: kernelPackages, short: true, skip: reloads},
 		{name: "daemon, driver systemd", packages: wholeDaemon[1:], env: []string{"VITRINE_DRIVER=systemd"}, short: true, skip: neither},
 		{name: "daemon, driver cgroupfs", packages: wholeDaemon[1:], env: []string{"VITRINE_DRIVER=cgroupfs"}, short: true,
 			run: "^Test(LifeOfAContainer|ExecTimeoutKillsTheTree|DaemonKilled|CPULimit|ForkBomb|WritableCgroup|StatusSaysWhatIsMissing)$"},
