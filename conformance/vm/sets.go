@@ -48,6 +48,9 @@ const neither = "Churn|FullLogDisk|Reopen|LogIsNotFollowed|LongLines|Images|BadP
 	"|ExecDrain|ExecMissing|ExecSlowReader|AttachMany|AttachOverRestart|AccountFiles|Matrix|Crowd|Bad|WrongStates|ForeignAnnotations|Stuck|NRI|CDI|EveryCall|Soak" +
 	"|HostPorts|DualStack|BandwidthLimits|EventsUnread|StopSignals|EnvIsBytes|ExecSyncIsCut"
 
+// long are tests of many containers that the short set leaves to the whole one, and to the native run.
+const long = "PIDNamespaceOfATarget|PrivilegedWithoutHostDevices"
+
 // reloads are rows whose daemon-reload takes an emulated machine seconds; of both tests the short set runs those that show most.
 const reloads = "TestDevicesAcrossReload/other|TestPropertiesAreTheFiles/even|TestPropertiesAreTheFiles/none"
 
@@ -55,7 +58,7 @@ const reloads = "TestDevicesAcrossReload/other|TestPropertiesAreTheFiles/even|Te
 var sets = map[string][]pass{
 	"short": {
 		{name: "packages", packages: kernelPackages, short: true, skip: reloads},
-		{name: "daemon, driver systemd", packages: wholeDaemon[1:], env: []string{"VITRINE_DRIVER=systemd"}, short: true, skip: neither},
+		{name: "daemon, driver systemd", packages: wholeDaemon[1:], env: []string{"VITRINE_DRIVER=systemd"}, short: true, skip: neither + "|" + long},
 		{name: "daemon, driver cgroupfs", packages: wholeDaemon[1:], env: []string{"VITRINE_DRIVER=cgroupfs"}, short: true,
 			run: "^Test(LifeOfAContainer|ExecTimeoutKillsTheTree|DaemonKilled|CPULimit|ForkBomb|WritableCgroup|StatusSaysWhatIsMissing)$"},
 		{name: "parts of the daemon", packages: partPackages, run: parts, short: true},
