@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -66,6 +67,7 @@ func (j *job) AttachContainer(_ context.Context, _, _, id string, in io.Reader, 
 // PortForward implements portforward.PortForwarder.
 func (j *job) PortForward(_ context.Context, id, _ string, port int32, stream io.ReadWriteCloser) (err error) {
 	defer contain("port-forward", &err)
+	accept(stream)
 	if port < 1 || port > 65535 || len(j.ports) > 0 && !slices.Contains(j.ports, port) {
 		return fmt.Errorf("port %d was not asked for", port)
 	}
@@ -76,6 +78,17 @@ func (j *job) PortForward(_ context.Context, id, _ string, port int32, stream io
 		go func() { _, _ = io.Copy(io.Discard, stream) }() // ends with the client's side of the stream, or its connection
 	}
 	return err
+}
+
+// accept sends the client the answer that its stream exists. The library does so once it has handed the stream over, and
+// a port that is refused may be faster: it resets the stream, and a client that had no answer yet takes that for its own and never
+// reads why. A second answer, the library's, is not sent.
+func accept(stream io.ReadWriteCloser) {
+	if s, ok := stream.(interface {
+		SendReply(header http.Header, fin bool) error
+	}); ok {
+		_ = s.SendReply(http.Header{}, false) // it fails with the connection, as all that follows
+	}
 }
 
 // streams are those that the client asked for: over a WebSocket there are others as well. done ends what passes

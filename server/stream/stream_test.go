@@ -20,6 +20,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -115,7 +116,7 @@ func dial(t *testing.T, address string, names ...string) (net.Conn, httpstream.C
 	if err != nil {
 		t.Fatal(err)
 	}
-	fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n", u.Path)
+	fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\nX-Stream-Protocol-Version: portforward.k8s.io\r\n\r\n", u.Path)
 	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -406,6 +407,34 @@ func TestPanic(t *testing.T) {
 	c, _, _ = dial(t, add(t, s, "sleep"), "error", "stdin", "stdout")
 	eventually(t, "another one runs", func() bool { return f.running.Load() == 1 })
 	c.Close()
+}
+
+// TestRefusedPort: a client hears why its port is refused, however soon that is.
+func TestRefusedPort(t *testing.T) {
+	s, _ := serve(t, nil)
+	address, err := s.Add(&runtimeapi.PortForwardRequest{PodSandboxId: "p", Port: []int32{7000}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, conn, code := dial(t, address)
+	if c == nil {
+		t.Fatal(code)
+	}
+	defer c.Close()
+	for n := range 300 {
+		h := http.Header{"Streamtype": {"error"}, "Port": {"8080"}, "Requestid": {strconv.Itoa(n)}}
+		errs, err := conn.CreateStream(h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.Set("Streamtype", "data")
+		if _, err := conn.CreateStream(h); err != nil {
+			t.Fatalf("connection %d: %v", n, err)
+		}
+		if why, _ := io.ReadAll(errs); !strings.Contains(string(why), "port 8080 was not asked for") {
+			t.Fatalf("connection %d: %q", n, why)
+		}
+	}
 }
 
 // TestTLS: F-57. With a certificate, which may be replaced, and may for a while be none.
