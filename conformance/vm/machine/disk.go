@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -62,6 +61,27 @@ func copyData(dst, src *os.File, size int64) error {
 	return nil
 }
 
+// newDir makes and claims a directory for a machine, and removes those of machines whose process was killed before it could.
+// One process at a time: a directory that is not claimed yet looks like one that nobody uses.
+func newDir(cache string) (dir string, err error) {
+	lock, err := os.OpenFile(filepath.Join(cache, "machines.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close() // and so unlocks it
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return "", fmt.Errorf("lock %s: %w", lock.Name(), err)
+	}
+	sweep(cache)
+	if dir, err = os.MkdirTemp(cache, "machine-"); err != nil {
+		return "", err
+	}
+	if err := claim(dir); err != nil {
+		return "", errors.Join(err, os.RemoveAll(dir))
+	}
+	return dir, nil
+}
+
 // claim locks a machine's directory for the life of this process, so that sweep can tell what nobody uses. The descriptor is
 // kept open on purpose: its end is the process's end.
 func claim(dir string) error {
@@ -69,21 +89,24 @@ func claim(dir string) error {
 	if err != nil {
 		return fmt.Errorf("claim %s: %w", dir, err)
 	}
-	return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("claim %s: %w", dir, err)
+	}
+	return nil
 }
 
-// sweep removes the directories of machines whose process was killed before it could.
+// sweep removes the directories that no living process has claimed.
 func sweep(cache string) {
 	dirs, err := filepath.Glob(filepath.Join(cache, "machine-*"))
 	if err != nil {
 		return
 	}
 	for _, dir := range dirs {
-		f, err := os.OpenFile(filepath.Join(dir, "owner"), os.O_RDWR, 0)
+		f, err := os.OpenFile(filepath.Join(dir, "owner"), os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {
-			continue // being made just now
+			continue // not a directory, or gone
 		}
-		if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
 			_ = os.RemoveAll(dir) // what stays is tried again by the next
 		}
 		f.Close()

@@ -120,17 +120,13 @@ func New(ctx context.Context, c Config) (*Machine, error) {
 // makeDir makes the machine's own directory with a copy of the root's disk.
 func (m *Machine) makeDir() (err error) {
 	if m.config.Dir == "" {
-		sweep(m.config.Cache)
-		if m.config.Dir, err = os.MkdirTemp(m.config.Cache, "machine-"); err != nil {
+		if m.config.Dir, err = newDir(m.config.Cache); err != nil {
 			return err
 		}
-	} else if err := os.MkdirAll(m.config.Dir, 0o755); err != nil {
+	} else if err := errors.Join(os.MkdirAll(m.config.Dir, 0o755), claim(m.config.Dir)); err != nil {
 		return err
 	}
-	if err = claim(m.config.Dir); err == nil {
-		err = copySparse(m.root.image(), m.disk())
-	}
-	if err == nil {
+	if err = copySparse(m.root.image(), m.disk()); err == nil {
 		err = writeInitrd(m.path("initrd"), m.config.Agent, filepath.Join(m.root.Dir, "modules"))
 	}
 	if err != nil {
