@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -81,28 +82,24 @@ func (k *kept) read() {
 				k.checkAll()
 				continue
 			}
+			k.mu.Lock()
 			k.check(wd)
+			k.mu.Unlock()
 		}
 	}
 }
 
 func (k *kept) checkAll() {
 	k.mu.Lock()
-	var all []int32
+	defer k.mu.Unlock()
 	for wd := range k.watches {
-		all = append(all, wd)
-	}
-	k.mu.Unlock()
-	for _, wd := range all {
 		k.check(wd)
 	}
 }
 
 // check compares a file with what it should hold. Our own write is an event as well;
-// it finds the file as it should be.
+// it finds the file as it should be. Preconditions: k.mu is held; an Update has taken the watch away before it writes.
 func (k *kept) check(wd int32) {
-	k.mu.Lock()
-	defer k.mu.Unlock() // an Update has taken the watch away before it writes
 	f, ok := k.watches[wd]
 	if !ok {
 		return
@@ -115,13 +112,13 @@ func (k *kept) check(wd int32) {
 		return
 	}
 	defer dir.Close()
-	for range 2 {
+	for range 4 { // systemd may be just between two writes of its own
 		if wrote, err := restoreFile(dir.Int(), f.setting); !wrote || err != nil {
 			return
 		}
 		k.repairs.Add(1)
 	}
-	k.dropLocked(f.path) // the kernel shows it in another way, and each write would be the reason of the next one
+	k.forget(wd) // the kernel shows it in another way, and each write would be the reason of the next one
 }
 
 // restoreFile writes a setting if its file does not hold it.
@@ -139,18 +136,18 @@ func restoreFile(dir int, s setting) (wrote bool, err error) {
 // set makes list what is kept of a scope, and remembers it with the scope. An empty
 // one ends the keeping.
 func (k *kept) set(path string, dir *sys.FD, list []setting) error {
-	var text []string
+	text := ""
 	for _, s := range list {
-		text = append(text, s.file+"="+s.value)
+		text += s.file + "=" + s.value + "\n"
 	}
 	var err error
-	if len(text) == 0 {
+	if text == "" {
 		err = unix.Fremovexattr(dir.Int(), keptAttr)
 		if errors.Is(err, unix.ENODATA) {
 			err = nil
 		}
 	} else {
-		err = unix.Fsetxattr(dir.Int(), keptAttr, []byte(strings.Join(text, "\n")), 0)
+		err = unix.Fsetxattr(dir.Int(), keptAttr, []byte(text), 0)
 	}
 	if err != nil {
 		return fmt.Errorf("set attribute %s: %w", keptAttr, err)
@@ -162,12 +159,13 @@ func (k *kept) set(path string, dir *sys.FD, list []setting) error {
 // first time.
 func (k *kept) watch(path string, dir *sys.FD, list []setting) error {
 	k.mu.Lock()
+	defer k.mu.Unlock()
 	k.dropLocked(path)
 	var all []int32
 	var errs []error
 	for _, s := range list {
 		// By the descriptor: a path may be another's by now.
-		wd, err := unix.InotifyAddWatch(k.fd, fmt.Sprintf("/proc/self/fd/%d/%s", dir.Int(), s.file), unix.IN_MODIFY)
+		wd, err := unix.InotifyAddWatch(k.fd, sys.ProcPath(dir.Int())+"/"+s.file, unix.IN_MODIFY)
 		if err != nil {
 			errs = append(errs, &os.PathError{Op: "watch", Path: path + "/" + s.file, Err: err})
 			continue
@@ -178,7 +176,6 @@ func (k *kept) watch(path string, dir *sys.FD, list []setting) error {
 	if len(all) > 0 {
 		k.scopes[path] = all
 	}
-	k.mu.Unlock()
 	for _, wd := range all {
 		k.check(wd)
 	}
@@ -196,10 +193,17 @@ func (k *kept) drop(path string) {
 // dropLocked is drop. Preconditions: k.mu is held.
 func (k *kept) dropLocked(path string) {
 	for _, wd := range k.scopes[path] {
-		_, _ = unix.InotifyRmWatch(k.fd, uint32(wd)) // gone already is fine
-		delete(k.watches, wd)
+		k.forget(wd)
 	}
 	delete(k.scopes, path)
+}
+
+// forget ends the keeping of one file; the others of its scope stay. Preconditions: k.mu is held.
+func (k *kept) forget(wd int32) {
+	if _, ok := k.watches[wd]; ok {
+		delete(k.watches, wd)
+		_, _ = unix.InotifyRmWatch(k.fd, uint32(wd)) // gone already is fine
+	}
 }
 
 // resume keeps what a scope's attribute says.
@@ -224,19 +228,10 @@ func readKept(dir *sys.FD) ([]setting, error) {
 	var list []setting
 	for line := range strings.Lines(string(buf[:n])) {
 		file, value, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
-		if !ok || !keepable(file) {
+		if !ok || !slices.Contains(theirs, file) {
 			return nil, fmt.Errorf("read attribute %s: %q: %w", keptAttr, line, fs.ErrInvalid)
 		}
 		list = append(list, setting{file: file, value: value})
 	}
 	return list, nil
-}
-
-func keepable(file string) bool {
-	for _, f := range theirs {
-		if f == file {
-			return true
-		}
-	}
-	return false
 }

@@ -227,10 +227,11 @@ func (s *Scope) publish(ctx context.Context, limits []setting) error {
 			keep = append(keep, o)
 		}
 	}
-	// What is kept comes first: where systemd does not hear of it, it is what the files hold now all the same.
+	// What is kept comes first: where systemd does not hear of it, it is what the files hold now all the same. And systemd hears of
+	// the rest also where not all can be kept.
 	err = s.tree.kept.set(s.path, dir, keep)
-	if err == nil && len(props) > 0 {
-		err = s.setProperties(ctx, props)
+	if len(props) > 0 {
+		err = errors.Join(err, s.setProperties(ctx, props))
 	}
 	return err
 }

@@ -121,6 +121,11 @@ func bitmap(set []int) []byte {
 func (t *Tree) describe(ctx context.Context, dir int, limits []setting) (props []property, keep []setting, err error) {
 	step := func() uint64 { return t.units.quotaStep(ctx) }
 	for _, l := range merge(limits) {
+		if l.file == "cpu.weight.nice" { // a view of the file that systemd writes, which has more values
+			if weight, err := fields(dir, "cpu.weight"); err == nil && len(weight) == 1 {
+				l.file, l.value = "cpu.weight", weight[0]
+			}
+		}
 		if !slices.Contains(theirs, l.file) {
 			continue
 		}

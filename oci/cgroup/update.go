@@ -89,13 +89,14 @@ func (u *updater) update(ctx context.Context, s *Scope, r *specs.LinuxResources)
 	return nil
 }
 
-// finish does what follows when the files are written.
+// finish does what follows when the files are written. What they hold is read before the service manager hears of it: it answers first and
+// writes afterwards, and what it rounds would for that moment be taken for the kernel's word.
 func (u *updater) finish(ctx context.Context, dir int, r *specs.LinuxResources, limits []setting) error {
-	if err := u.tell(ctx, limits); err != nil || u.commit == nil {
-		return err
-	}
 	took, err := readBack(dir, r)
-	if err != nil {
+	if err == nil {
+		err = u.tell(ctx, limits)
+	}
+	if err != nil || u.commit == nil {
 		return err
 	}
 	return u.commit(took)

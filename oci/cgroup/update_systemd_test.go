@@ -3,6 +3,8 @@ package cgroup
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -47,17 +49,65 @@ func TestUpdateUnderSystemd(t *testing.T) {
 	r.checkFiles(t, "updated to what systemd can keep", s, files)
 }
 
-// What the kernel shows in another form than it was written in is written again once, and not for ever: each write is an event of the watch.
+// What the kernel shows in another form than it was written in is written again a few times, and not for ever: each write is an event of the
+// watch. What else is kept stays so.
 func TestKeptInAnotherForm(t *testing.T) {
 	r := managed(t)
 	res := kubelet()
 	res.Unified["memory.oom.group"] = "01"
+	res.CPU.Quota = ptr(int64(12345))
 	s, _ := r.place(t, "form", res)
 	before := r.tree.kept.repairs.Load()
 	time.Sleep(500 * time.Millisecond)
 	if n := r.tree.kept.repairs.Load(); n-before > 10 || r.file(s, "memory.oom.group") != "1" {
 		t.Errorf("%d writes in half a second, %d before; memory.oom.group is %s", n-before, before, r.file(s, "memory.oom.group"))
 	}
+	if err := os.WriteFile(filepath.Join(r.root, s.Path(), "cpu.max"), []byte("13000"), 0); err != nil { // as systemd does at a reload
+		t.Fatal(err)
+	}
+	r.checkFiles(t, "the quota, which is kept", s, map[string]string{"cpu.max": "12345 100000"})
+}
+
+// A niceness is a view of the weight, so systemd has the weight: a reload changes nothing, shares that come later count, and one that could not
+// be recorded does not come back.
+func TestNiceUnderSystemd(t *testing.T) {
+	r := managed(t)
+	ctx := context.Background()
+	res := kubelet()
+	res.CPU.Shares = nil
+	res.Unified["cpu.weight.nice"] = "5"
+	s, _ := r.place(t, "nice", res)
+	weight := r.file(s, "cpu.weight")
+	check := func(when, weight string) {
+		t.Helper()
+		r.checkFiles(t, when, s, map[string]string{"cpu.weight": weight})
+		if got := show(t, s, "CPUWeight"); got != weight {
+			t.Errorf("%s: CPUWeight=%s, want %s", when, got, weight)
+		}
+	}
+	if weight == "100" || r.file(s, "cpu.weight.nice") != "5" {
+		t.Fatalf("cpu.weight is %s, cpu.weight.nice %s", weight, r.file(s, "cpu.weight.nice"))
+	}
+	check("placed", weight)
+	r.reload(t, 0)
+	check("reloaded", weight)
+	if err := s.Update(ctx, &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: ptr(uint64(2048))}}); err != nil {
+		t.Fatal(err)
+	}
+	shares := r.file(s, "cpu.weight")
+	if shares == weight {
+		t.Errorf("cpu.weight is %s as before", shares)
+	}
+	r.reload(t, 1)
+	check("shares", shares)
+	full := errors.New("no room for the record")
+	nice := &specs.LinuxResources{Unified: map[string]string{"cpu.weight.nice": "-5"}}
+	if err := s.UpdateThen(ctx, nice, func(*specs.LinuxResources) error { return full }); !errors.Is(err, full) {
+		t.Errorf("%v", err)
+	}
+	check("undone", shares)
+	r.reload(t, 2)
+	check("undone and reloaded", shares)
 }
 
 // An update that cannot be recorded is taken back in the files and in the unit, so that systemd does not bring it again.

@@ -316,6 +316,23 @@ func TestUpdateUnitRefuses(t *testing.T) {
 	}
 }
 
+// The service manager writes what it rounds after it has answered, and a keeper puts it right. That moment is not recorded.
+func TestUpdateRecordsWhatWasWritten(t *testing.T) {
+	d := newDesk(t, fresh())
+	d.tell = func([]setting) error {
+		d.put("cpu.max", "13000 100000")
+		return nil
+	}
+	var took int64
+	d.commit = func(r *specs.LinuxResources) error {
+		took = *r.CPU.Quota
+		return nil
+	}
+	if err := d.update(wish(512, 12345, 8<<20, nil)); err != nil || took != 12345 {
+		t.Errorf("quota %d, %v", took, err)
+	}
+}
+
 // A rollback that fails goes on with the other files and is part of the error.
 func TestUpdateCannotRestore(t *testing.T) {
 	d := newDesk(t, fresh())
