@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -236,6 +237,54 @@ func TestRelabelRefused(t *testing.T) {
 	if len(v.stuck) != 0 {
 		t.Errorf("still at work: %v", v.stuck)
 	}
+}
+
+// TestRelabelKnowsTheHost under every name: by links, one of ours or one of the host's own, and by a mount elsewhere. It takes no labels: the caller
+// is gone, so that nothing is written, whoever passes the guard.
+func TestRelabelKnowsTheHost(t *testing.T) {
+	ended, cancel := context.WithCancel(bg)
+	cancel()
+	dir := t.TempDir()
+	legal, link, bound := dir+"/volume", dir+"/link", dir+"/bound"
+	if err := errors.Join(os.MkdirAll(legal+"/sub", 0o755), os.Mkdir(bound, 0o755), os.Symlink("/usr", link)); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(what, path string) {
+		t.Helper()
+		err := labelVolume(ended, path, "x")
+		if !errors.Is(err, spec.ErrInvalid) || !strings.Contains(err.Error(), "config.mounts.host_path") {
+			t.Errorf("%s %s: %v", what, path, err)
+		}
+	}
+	for _, path := range append(slices.Clone(hostOwn), "/usr/../usr/", link, link+"/bin") {
+		if _, err := os.Stat(path); err == nil {
+			refused("the host's", path)
+		}
+	}
+	if err := labelVolume(ended, legal, "x"); !errors.Is(err, context.Canceled) {
+		t.Errorf("a volume: %v", err)
+	}
+
+	own := hostOwn
+	t.Cleanup(func() { hostOwn = own })
+	hostOwn = []string{dir + "/missing", dir + "/own"}
+	if err := errors.Join(os.MkdirAll(dir+"/real/home/sub", 0o755), os.Symlink("real/home", dir+"/own")); err != nil {
+		t.Fatal(err)
+	}
+	refused("what a link of the host's own leads to,", dir+"/real/home")
+	refused("that link,", dir+"/own")
+	if err := labelVolume(ended, dir+"/real", "x"); !errors.Is(err, context.Canceled) {
+		t.Errorf("what the host's own is in: %v", err)
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: a bind mount")
+	}
+	// The surroundings' mounts are private, see TestMain's; a mount in them is not the host's.
+	if err := errors.Join(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""), unix.Mount(dir+"/real/home", bound, "", unix.MS_BIND, "")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(bound, unix.MNT_DETACH) })
+	refused("its mount elsewhere,", bound)
 }
 
 // TestRelabelWhatGoes: a directory that was removed after it was opened is at its end, and the walk with it.
