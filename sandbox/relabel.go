@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/vitrine-runtime/vitrine/internal/sys"
@@ -28,26 +29,34 @@ var hostOwn = []string{"/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/
 	"/tmp", "/usr", "/usr/bin", "/usr/lib", "/usr/lib64", "/usr/libexec", "/usr/sbin", "/var", "/var/lib", "/var/log", "/etc/passwd", "/etc/shadow", "/etc/pki"}
 
 // relabelVolumes gives the files of volumes the label of the container, where the request says so; those of other volumes stay as
-// they are (CVE-2021-43816). It may take long, as there may be many files; with ctx it ends in the middle, and the next one goes on.
-func (c *Container) relabelVolumes(ctx context.Context, op *operation) error {
+// they are (CVE-2021-43816), and so does one that a plugin took away or put another in the place of. It may take long, as there may be
+// many files; with ctx it ends in the middle, and the next one goes on. opened are the sources of mounts, by their index.
+func (c *Container) relabelVolumes(ctx context.Context, op *operation, mounts []specs.Mount, opened map[int]*sys.FD) error {
 	if c.labels.Mount == "" {
 		return nil
 	}
+	at := byVolume(mounts)
 	for i, r := range c.config.GetMounts() {
-		if !r.GetSelinuxRelabel() || spec.IsImageVolume(r) {
+		j, there := at[volumeOf(r)]
+		if !r.GetSelinuxRelabel() || spec.IsImageVolume(r) || !there {
 			continue
 		}
-		op.at("relabel volume " + r.GetHostPath())
-		if err := c.pod.m.volumes.relabel(ctx, r.GetHostPath(), c.labels.Mount); err != nil {
-			return fmt.Errorf("config.mounts[%d].selinux_relabel: relabel volume %.256q: %w", i, r.GetHostPath(), err)
+		path := mounts[j].Source
+		op.at("relabel volume " + path)
+		is, err := identify(opened[j].Int(), "")
+		if err == nil {
+			err = c.pod.m.volumes.relabel(ctx, path, is, c.labels.Mount)
+		}
+		if err != nil {
+			return fmt.Errorf("config.mounts[%d].selinux_relabel: relabel volume %.256q: %w", i, path, err)
 		}
 	}
 	return nil
 }
 
 // relabel walks one volume, at most one walk of the same at a time. A server that does not answer holds the walk, but not who
-// waits for it.
-func (v *volumeOpener) relabel(ctx context.Context, path, label string) error {
+// waits for it. mounted is what the container has of it.
+func (v *volumeOpener) relabel(ctx context.Context, path string, mounted identity, label string) error {
 	key := "relabel " + path
 	mine, err := v.claim(ctx, key)
 	if err != nil {
@@ -55,7 +64,7 @@ func (v *volumeOpener) relabel(ctx context.Context, path, label string) error {
 	}
 	done := make(chan error, 1)
 	go func() { // ends with the walk, which ctx ends unless the kernel waits for a server
-		err := labelVolume(ctx, path, label)
+		err := labelVolume(ctx, path, mounted, label)
 		v.mu.Lock()
 		delete(v.stuck, key)
 		v.mu.Unlock()
@@ -76,7 +85,10 @@ func (v *volumeOpener) relabel(ctx context.Context, path, label string) error {
 // labelVolume gives all files at path and below it a label, path itself last. Containers may be at work in the volume meanwhile: no
 // link in it is followed, by descriptors of directories instead of paths, and what vanishes is no error. What cannot have labels has
 // those that its mount gives it.
-func labelVolume(ctx context.Context, path, label string) error {
+//
+// The way there is by path once more, and not by the mount of the container: that may have other ids, and who is none of them could be
+// labelled by nobody. What is not mounted is not labelled.
+func labelVolume(ctx context.Context, path string, mounted identity, label string) error {
 	real, err := filepath.EvalSymlinks(path) // the way to the volume is the host's
 	if err != nil {
 		return err
@@ -89,6 +101,9 @@ func labelVolume(ctx context.Context, path, label string) error {
 	is, err := identify(top.Int(), "")
 	if err != nil {
 		return err
+	}
+	if is != mounted {
+		return fmt.Errorf("there is something else now than what was mounted: %w", ErrState)
 	}
 	if name := is.among(hostOwn); name != "" {
 		return spec.Invalid("config.mounts.host_path", path, "the host lives from this: it is %s", name)

@@ -12,9 +12,12 @@ import (
 	"testing"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/selinux/go-selinux"
 	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/sandbox/spec"
 )
 
@@ -108,6 +111,20 @@ func labelOf(t *testing.T, path string) string {
 	return string(buf[:max(n, 0)])
 }
 
+// identified is what is at a path now.
+func identified(t *testing.T, path string) identity {
+	t.Helper()
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	is, err := identify(unix.AT_FDCWD, real)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return is
+}
+
 // volumeTree makes a volume, and a directory of the host that it has a link to. It skips where files cannot have labels: that takes no SELinux, but
 // root and a file system for it.
 func volumeTree(t *testing.T) (volume, host string) {
@@ -144,7 +161,7 @@ func TestRelabelledIsOnlyTheVolume(t *testing.T) {
 	volume, host := volumeTree(t)
 	v := newVolumeOpener(time.Minute)
 	const label = "u:object_r:f:s0:c1,c2"
-	if err := v.relabel(bg, volume, label); err != nil {
+	if err := v.relabel(bg, volume, identified(t, volume), label); err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range []string{"", "/a", "/a/b", "/a/b/f", "/f", "/link", "/a/link", "/dangling", "/fifo", "/swapped", "/swapped/secret"} {
@@ -159,7 +176,7 @@ func TestRelabelledIsOnlyTheVolume(t *testing.T) {
 		}
 	}
 	untouched("links")
-	if err := v.relabel(bg, filepath.Join(volume, "f"), "of a file"); err != nil || labelOf(t, volume+"/f") != "of a file" || labelOf(t, volume) != label {
+	if err := v.relabel(bg, volume+"/f", identified(t, volume+"/f"), "of a file"); err != nil || labelOf(t, volume+"/f") != "of a file" || labelOf(t, volume) != label {
 		t.Errorf("a volume of one file: %v, %q", err, labelOf(t, volume+"/f"))
 	}
 
@@ -180,7 +197,7 @@ func TestRelabelledIsOnlyTheVolume(t *testing.T) {
 		}
 	}()
 	for i := range 300 {
-		if err := v.relabel(bg, volume, label+string(rune('0'+i%2))); err != nil {
+		if err := v.relabel(bg, volume, identified(t, volume), label+string(rune('0'+i%2))); err != nil {
 			t.Error(err)
 		}
 	}
@@ -200,16 +217,16 @@ func TestRelabelRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{"/srv", "/srv/", link} {
-		if err := v.relabel(bg, path, "x"); !errors.Is(err, spec.ErrInvalid) {
+		if err := v.relabel(bg, path, identified(t, path), "x"); !errors.Is(err, spec.ErrInvalid) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
-	if err := v.relabel(bg, volume+"/missing", "x"); !errors.Is(err, spec.ErrInvalid) && !errors.Is(err, os.ErrNotExist) {
+	if err := v.relabel(bg, volume+"/missing", identity{}, "x"); !errors.Is(err, spec.ErrInvalid) && !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("nothing there: %v", err)
 	}
 	ended, cancel := context.WithCancel(bg)
 	cancel()
-	if err := v.relabel(ended, volume, "x"); !errors.Is(err, context.Canceled) {
+	if err := v.relabel(ended, volume, identified(t, volume), "x"); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 	if labelOf(t, volume) != "" {
@@ -231,7 +248,7 @@ func TestRelabelRefused(t *testing.T) {
 		fd = next
 	}
 	unix.Close(fd)
-	if err := v.relabel(bg, volume, "x"); !errors.Is(err, ErrState) || !strings.Contains(err.Error(), "directories") {
+	if err := v.relabel(bg, volume, identified(t, volume), "x"); !errors.Is(err, ErrState) || !strings.Contains(err.Error(), "directories") {
 		t.Errorf("deep: %v", err)
 	}
 	if len(v.stuck) != 0 {
@@ -251,7 +268,7 @@ func TestRelabelKnowsTheHost(t *testing.T) {
 	}
 	refused := func(what, path string) {
 		t.Helper()
-		err := labelVolume(ended, path, "x")
+		err := labelVolume(ended, path, identified(t, path), "x")
 		if !errors.Is(err, spec.ErrInvalid) || !strings.Contains(err.Error(), "config.mounts.host_path") {
 			t.Errorf("%s %s: %v", what, path, err)
 		}
@@ -261,7 +278,7 @@ func TestRelabelKnowsTheHost(t *testing.T) {
 			refused("the host's", path)
 		}
 	}
-	if err := labelVolume(ended, legal, "x"); !errors.Is(err, context.Canceled) {
+	if err := labelVolume(ended, legal, identified(t, legal), "x"); !errors.Is(err, context.Canceled) {
 		t.Errorf("a volume: %v", err)
 	}
 
@@ -273,7 +290,7 @@ func TestRelabelKnowsTheHost(t *testing.T) {
 	}
 	refused("what a link of the host's own leads to,", dir+"/real/home")
 	refused("that link,", dir+"/own")
-	if err := labelVolume(ended, dir+"/real", "x"); !errors.Is(err, context.Canceled) {
+	if err := labelVolume(ended, dir+"/real", identified(t, dir+"/real"), "x"); !errors.Is(err, context.Canceled) {
 		t.Errorf("what the host's own is in: %v", err)
 	}
 	if os.Geteuid() != 0 {
@@ -285,6 +302,50 @@ func TestRelabelKnowsTheHost(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = unix.Unmount(bound, unix.MNT_DETACH) })
 	refused("its mount elsewhere,", bound)
+}
+
+// TestRelabelledIsMounted: nothing but what the container has. A plugin may take a volume away or put another in its place, and somebody on the host may
+// exchange what is at the path after it was opened.
+func TestRelabelledIsMounted(t *testing.T) {
+	volume, host := volumeTree(t)
+	const label = "u:object_r:f:s0:c1,c2"
+	c := &Container{pod: &Sandbox{m: &Manager{volumes: newVolumeOpener(time.Minute)}}, labels: spec.Labels{Mount: label},
+		config: &runtimeapi.ContainerConfig{Mounts: []*runtimeapi.Mount{
+			{HostPath: volume + "/a", ContainerPath: "/gone", SelinuxRelabel: true}, {HostPath: volume + "/swapped", ContainerPath: "/another", SelinuxRelabel: true},
+			{HostPath: volume + "/fifo", ContainerPath: "/as-it-is"}, {HostPath: volume + "//f", ContainerPath: "/f/", SelinuxRelabel: true}}}}
+	mounts := []specs.Mount{{Type: "bind", Source: host, Destination: "/another"}, {Type: "bind", Source: volume + "/fifo", Destination: "/as-it-is"},
+		{Type: "bind", Source: volume + "/f", Destination: "/f"}}
+	relabel := func() error {
+		t.Helper()
+		opened := map[int]*sys.FD{}
+		for i, m := range mounts {
+			fd, err := sys.OpenAt2(unix.AT_FDCWD, m.Source, unix.O_PATH, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer fd.Close()
+			opened[i] = fd
+		}
+		if err := os.Rename(volume+"/next", volume+"/f"); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		return c.relabelVolumes(bg, &operation{}, mounts, opened)
+	}
+	if err := relabel(); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{volume: "", volume + "/a": "", volume + "/a/b/f": "", volume + "/swapped": "", volume + "/fifo": "", volume + "/f": label, host: "before"} {
+		if got := labelOf(t, path); got != want {
+			t.Errorf("%s has %q, want %q", path, got, want)
+		}
+	}
+	if err := os.WriteFile(volume+"/next", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	err := relabel()
+	if !errors.Is(err, ErrState) || !strings.Contains(err.Error(), "config.mounts[3].selinux_relabel") || labelOf(t, volume+"/f") != "" {
+		t.Errorf("exchanged after it was opened: %v, %q", err, labelOf(t, volume+"/f"))
+	}
 }
 
 // TestRelabelWhatGoes: a directory that was removed after it was opened is at its end, and the walk with it.
