@@ -46,6 +46,34 @@ func TestLevelsAreHeld(t *testing.T) {
 	}
 }
 
+// TestLevelsAreExchanged without a moment in which another pod could be given the level, and nothing stays held for who is refused.
+func TestLevelsAreExchanged(t *testing.T) {
+	made := spec.Labels{Process: "u:r:t:s0:c921,c922", Mount: "u:object_r:f:s0:c921,c922"}
+	same := spec.Labels{Process: "u:r:other:s0:c921,c922", Mount: made.Mount}
+	other := spec.Labels{Process: "u:r:t:s0:c923,c924", Mount: "u:object_r:f:s0:c923,c924"}
+	for _, l := range []spec.Labels{same, other} {
+		for _, refusal := range []error{nil, ErrInvalid} {
+			s := &selinuxLabels{held: map[string]int{}}
+			s.hold(made)
+			err := s.exchange(made, l, func(spec.Labels) error {
+				if !taken(made) {
+					t.Error("free while the other is looked at")
+				}
+				return refusal
+			})
+			if !errors.Is(err, refusal) || taken(made) != (refusal == nil && l == same) || taken(other) != (refusal == nil && l == other) {
+				t.Errorf("%s, %v: %v, held %v", l.Process, refusal, err, s.held)
+			}
+			if refusal == nil {
+				s.release(l)
+			}
+			if len(s.held) != 0 || taken(made) || taken(other) {
+				t.Errorf("%s, %v: stays held: %v", l.Process, refusal, s.held)
+			}
+		}
+	}
+}
+
 // TestLevelsAfterARestart: what a daemon before gave to a pod, and what a container of it asked for, is given to nobody else, until the
 // pod is gone.
 func TestLevelsAfterARestart(t *testing.T) {
