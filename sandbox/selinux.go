@@ -122,7 +122,7 @@ func (s *selinuxLabels) exchange(made, l spec.Labels, check func(spec.Labels) er
 
 // checkLabels asks the kernel's policy about labels that a request has named parts of.
 func checkLabels(l spec.Labels) error {
-	const field = "linux.security_context.selinux_options"
+	const field = "config.linux.security_context.selinux_options"
 	for _, v := range []string{l.Process, l.Mount} {
 		if v == "" { // a privileged process, see ContainerLabels
 			continue

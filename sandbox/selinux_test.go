@@ -128,6 +128,22 @@ func TestLevelsAfterARestart(t *testing.T) {
 	n.wantClean()
 }
 
+// TestLabelsRefused: a node without labels refuses a pod that asks for some by the whole path of the field, and so does a policy.
+func TestLabelsRefused(t *testing.T) {
+	n := newNode(t, newFakes())
+	n.m.host.SELinux = true
+	cfg := podRequest("labelled")
+	cfg.Linux.SecurityContext.SelinuxOptions = &runtimeapi.SELinuxOption{Type: "t"}
+	const field = "config.linux.security_context.selinux_options"
+	if _, err := n.m.RunPodSandbox(bg, cfg, ""); !errors.Is(err, ErrUnimplemented) || !strings.HasPrefix(err.Error(), field+":") {
+		t.Errorf("no labels: %v", err)
+	}
+	long := spec.Labels{Process: strings.Repeat("l", maxLabel+1)}
+	if err := checkLabels(long); !errors.Is(err, ErrInvalid) || !strings.HasPrefix(err.Error(), field+" ") {
+		t.Errorf("a long label: %v", err)
+	}
+}
+
 // labelOf returns what a file has for a label, "" for none.
 func labelOf(t *testing.T, path string) string {
 	t.Helper()
