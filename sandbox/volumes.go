@@ -40,6 +40,20 @@ type openers struct {
 	user  *sys.FD                                                   // the user namespace whose ids mapped volumes get, nil without
 	image func(ctx context.Context, m specs.Mount) (*sys.FD, error) // of image volumes
 	there map[string]bool                                           // sources that are not made where they are missing
+	asked map[place]bool                                            // mounts of the request; others are of plugins, devices, and our own
+}
+
+// refuse gives an error about the source of a mount its kind. Of a mount that the request does not name the caller can change nothing.
+func (o openers) refuse(m specs.Mount, err error) error {
+	if o.asked[place{m.Source, m.Destination}] {
+		return hostPathError("config.mounts.host_path", m.Source, err)
+	}
+	err = hostPathError("source", m.Source, err)
+	var f *spec.FieldError
+	if errors.As(err, &f) {
+		return fmt.Errorf("%s: %w", f.Problem, ErrState)
+	}
+	return err
 }
 
 // place is where a path of the host is mounted in a container.
@@ -93,7 +107,7 @@ func (v *volumeOpener) openOne(ctx context.Context, o openers, m specs.Mount) (*
 	}
 	fd, err := open(ctx, m, !o.there[m.Source])
 	if err != nil {
-		return nil, hostPathError("config.mounts.host_path", m.Source, err)
+		return nil, o.refuse(m, err)
 	}
 	if err := mapVolume(fd, m, o.user); err != nil {
 		return nil, errors.Join(err, fd.Close())
