@@ -29,12 +29,12 @@ func (c *Container) resolveCDI() error {
 	if err != nil {
 		return err
 	}
-	c.cdi, err = c.findCDI(asked)
+	c.cdi, err = c.findCDI("config.", asked)
 	return err
 }
 
-// findCDI finds devices, beside those that the container has by its request.
-func (c *Container) findCDI(asked []spec.CDIRequest) (p cdiParts, err error) {
+// findCDI finds devices, beside those that the container has by its request. Where in is the path to CDI_devices in the message that asks.
+func (c *Container) findCDI(in string, asked []spec.CDIRequest) (p cdiParts, err error) {
 	if len(asked) == 0 {
 		return p, nil
 	}
@@ -52,7 +52,7 @@ func (c *Container) findCDI(asked []spec.CDIRequest) (p cdiParts, err error) {
 	for i, n := range p.edits.DeviceNodes {
 		d, err := cdiNode(n)
 		if err != nil {
-			return p, fmt.Errorf("config.CDI_devices.containerEdits.deviceNodes[%d]: %w: %w", i, err, ErrState)
+			return p, fmt.Errorf("%sCDI_devices.containerEdits.deviceNodes[%d]: %w: %w", in, i, err, ErrState)
 		}
 		p.nodes = append(p.nodes, *d)
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/nri/pkg/api"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/vitrine-runtime/vitrine/sandbox/cdi"
@@ -171,6 +172,24 @@ func TestRealCDIRights(t *testing.T) {
 	c = n.running(n.run(cfg), "c", nil)
 	if r := n.exec(c, "cat", "/dev/opened"); !strings.Contains(string(r.Stderr), "no such file") {
 		t.Errorf("by annotation of the pod: %s", r.Stderr)
+	}
+}
+
+// TestWhoseCDIDevice: the missing node of a device of the request has the request's path; that of one that a plugin gives has the plugin's.
+func TestWhoseCDIDevice(t *testing.T) {
+	dir := t.TempDir()
+	n := &node{t: t, dir: dir}
+	n.cdiSpec(dir, "missing", `{"deviceNodes": [{"path": "/dev/not-here"}]}`)
+	c := &Container{pod: &Sandbox{m: &Manager{cfg: Config{CDI: cdi.New([]string{dir})}}}, config: &runtimeapi.ContainerConfig{}}
+	const field = "CDI_devices.containerEdits.deviceNodes[0]: "
+	adjust := &api.ContainerAdjustment{}
+	adjust.AddCDIDevice(&api.CDIDevice{Name: "test.com/thing=missing"})
+	if err := c.adjust(nil, adjust); !errors.Is(err, ErrState) || !strings.HasPrefix(err.Error(), field) {
+		t.Errorf("a plugin's: %v", err)
+	}
+	with("missing")(c.config)
+	if err := c.resolveCDI(); !errors.Is(err, ErrState) || !strings.HasPrefix(err.Error(), "config."+field) {
+		t.Errorf("the request's: %v", err)
 	}
 }
 

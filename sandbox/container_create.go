@@ -180,7 +180,7 @@ func (c *Container) bringUp(ctx context.Context, op *operation) (err error) {
 	if err := c.gather(ctx, op, s, &p); err != nil {
 		return err
 	}
-	if err := c.relabelVolumes(ctx, op); err != nil {
+	if err := c.relabelVolumes(ctx, op, s.Mounts, p.mounts); err != nil {
 		return err
 	}
 	if err := c.gatherForUserNS(s, &p); err != nil {

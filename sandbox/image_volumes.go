@@ -70,7 +70,11 @@ func (c *Container) volumesByMount() map[int]string {
 
 // openers open what the container mounts and is not a path of the host. user is the pod's user namespace, or nil.
 func (c *Container) openers(user *sys.FD) openers {
-	return openers{own: c.pod.dir, user: user, there: c.cdiSources(), image: func(ctx context.Context, m specs.Mount) (*sys.FD, error) {
+	asked := map[place]bool{}
+	for _, r := range c.config.GetMounts() {
+		asked[volumeOf(r)] = true
+	}
+	return openers{own: c.pod.dir, user: user, there: c.cdiSources(), asked: asked, image: func(ctx context.Context, m specs.Mount) (*sys.FD, error) {
 		for _, v := range c.record.Volumes {
 			sub := c.config.GetMounts()[v.Mount].GetImageSubPath()
 			if m.Source != spec.ImageVolumeSource(v.ID, sub) {

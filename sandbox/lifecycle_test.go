@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -469,6 +471,39 @@ func TestEarlyExit(t *testing.T) {
 	case <-c.done:
 	default:
 		t.Error("nobody is told")
+	}
+}
+
+// TestWhoseVolume: the source of a mount that the request names is its caller's fault and named by its field; any other's is not.
+func TestWhoseVolume(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "f")
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	bad := specs.Mount{Type: "bind", Source: file + "/below", Destination: "/v", Options: []string{"rprivate"}}
+	private := specs.Mount{Type: "bind", Source: file + ".missing", Destination: "/v", Options: []string{"rshared"}}
+	v := newVolumeOpener(time.Minute)
+	for _, m := range []specs.Mount{bad, private} {
+		for _, asked := range []bool{true, false} {
+			kind := ErrState
+			if asked {
+				kind = ErrInvalid
+			}
+			c := &Container{pod: &Sandbox{dir: "/nowhere"}, config: &runtimeapi.ContainerConfig{Mounts: []*runtimeapi.Mount{{HostPath: "/other", ContainerPath: "/v"}}}}
+			if asked {
+				c.config.Mounts[0].HostPath = m.Source + "/"
+			}
+			_, err := v.openAll(bg, &operation{}, c.openers(nil), []specs.Mount{m})
+			if !errors.Is(err, kind) || errors.Is(err, ErrInvalid) != asked || !strings.Contains(err.Error(), m.Source) || strings.Contains(err.Error(), "config.") != asked {
+				t.Errorf("%s, in the request %v: %v", m.Source, asked, err)
+			}
+		}
+	}
+	gone := fmt.Errorf("open: %w", unix.ESTALE)
+	for _, o := range []openers{{}, {asked: map[place]bool{{bad.Source, bad.Destination}: true}}} {
+		if err := o.refuse(bad, gone); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("a server that is gone: %v", err)
+		}
 	}
 }
 

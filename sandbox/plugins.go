@@ -117,7 +117,7 @@ func (c *Container) adjust(s *specs.Spec, a *api.ContainerAdjustment) error {
 	if err != nil {
 		return err
 	}
-	if c.given, err = c.findCDI(devices); err != nil {
+	if c.given, err = c.findCDI("", devices); err != nil {
 		return err
 	}
 	change, err := spec.Adjust(s, a, spec.Input{Pod: c.pod.plan, CDI: c.given.edits, CDINodes: c.given.nodes})

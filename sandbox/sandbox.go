@@ -65,7 +65,7 @@ func (m *Manager) newSandbox(id string, cfg *runtimeapi.PodSandboxConfig, plan *
 	}
 	sb.record.Labels, err = m.newLabels(cfg)
 	sb.levels = []spec.Labels{sb.record.Labels}
-	return sb, err
+	return sb, spec.InConfig(err)
 }
 
 func (m *Manager) emptySandbox(id string) *Sandbox {

@@ -104,17 +104,25 @@ func (m *Manager) newLabels(cfg *runtimeapi.PodSandboxConfig) (spec.Labels, erro
 	if l == made {
 		return l, nil
 	}
-	m.labels.release(made)
-	if err := checkLabels(l); err != nil {
+	if err := m.labels.exchange(made, l, checkLabels); err != nil {
 		return spec.Labels{}, err
 	}
-	m.labels.hold(l)
 	return l, nil
+}
+
+// exchange holds l in the place of made, if check lets it. Both may have one level, which nobody else may be given in between.
+func (s *selinuxLabels) exchange(made, l spec.Labels, check func(spec.Labels) error) error {
+	defer s.release(made)
+	if err := check(l); err != nil {
+		return err
+	}
+	s.hold(l)
+	return nil
 }
 
 // checkLabels asks the kernel's policy about labels that a request has named parts of.
 func checkLabels(l spec.Labels) error {
-	const field = "linux.security_context.selinux_options"
+	const field = "config.linux.security_context.selinux_options"
 	for _, v := range []string{l.Process, l.Mount} {
 		if v == "" { // a privileged process, see ContainerLabels
 			continue

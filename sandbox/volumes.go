@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/vitrine-runtime/vitrine/internal/sys"
 	"github.com/vitrine-runtime/vitrine/sandbox/spec"
@@ -38,6 +40,39 @@ type openers struct {
 	user  *sys.FD                                                   // the user namespace whose ids mapped volumes get, nil without
 	image func(ctx context.Context, m specs.Mount) (*sys.FD, error) // of image volumes
 	there map[string]bool                                           // sources that are not made where they are missing
+	asked map[place]bool                                            // mounts of the request; others are of plugins, devices, and our own
+}
+
+// refuse gives an error about the source of a mount its kind. Of a mount that the request does not name the caller can change nothing.
+func (o openers) refuse(m specs.Mount, err error) error {
+	if o.asked[place{m.Source, m.Destination}] {
+		return hostPathError("config.mounts.host_path", m.Source, err)
+	}
+	err = hostPathError("source", m.Source, err)
+	var f *spec.FieldError
+	if errors.As(err, &f) {
+		return fmt.Errorf("%s: %w", f.Problem, ErrState)
+	}
+	return err
+}
+
+// place is where a path of the host is mounted in a container.
+type place struct{ source, destination string }
+
+// volumeOf is the place of a mount of a request.
+func volumeOf(r *runtimeapi.Mount) place {
+	return place{path.Clean(r.GetHostPath()), path.Clean(r.GetContainerPath())}
+}
+
+// byVolume finds mounts of the host's paths by their places.
+func byVolume(mounts []specs.Mount) map[place]int {
+	at := map[place]int{}
+	for i, m := range mounts {
+		if m.Type == "bind" && spec.OnHost(m) {
+			at[place{m.Source, m.Destination}] = i
+		}
+	}
+	return at
 }
 
 // openAll opens the sources of all bind mounts, by their index. The caller closes them. On an error
@@ -72,7 +107,7 @@ func (v *volumeOpener) openOne(ctx context.Context, o openers, m specs.Mount) (*
 	}
 	fd, err := open(ctx, m, !o.there[m.Source])
 	if err != nil {
-		return nil, hostPathError("config.mounts.host_path", m.Source, err)
+		return nil, o.refuse(m, err)
 	}
 	if err := mapVolume(fd, m, o.user); err != nil {
 		return nil, errors.Join(err, fd.Close())

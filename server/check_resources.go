@@ -7,6 +7,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/vitrine-runtime/vitrine/oci/cgroup"
+	"github.com/vitrine-runtime/vitrine/sandbox/spec"
 )
 
 // Ranges of the kernel's CFS bandwidth control, in microseconds.
@@ -172,22 +173,12 @@ func pageSize(v string) string {
 // move processes, cgroup.kill end them.
 func checkUnified(unified map[string]string) error {
 	for k, v := range unified {
-		err := first(text("", k, unifiedKey), text("", v, required, singleLine, plainNumbers))
+		err := first(text("", k, unifiedKey), text("", v, required, singleLine, spec.NumberForm))
 		if err != nil {
 			return atKey("unified", k, err)
 		}
 	}
 	return nil
-}
-
-// plainNumbers: the kernel reads 0100 as 64, systemd as 100, and shows neither, so that nobody could tell later whether the limit holds.
-func plainNumbers(v string) string {
-	for _, f := range strings.Fields(v) {
-		if f[0] == '+' || len(f) > 1 && f[0] == '0' && (f[1] >= '0' && f[1] <= '9' || f[1] == 'x' || f[1] == 'X') {
-			return "must have numbers without a plus, not in octal or hexadecimal form"
-		}
-	}
-	return ""
 }
 
 // unifiedKey: a file that sets a limit, one name in one directory.

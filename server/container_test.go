@@ -268,6 +268,8 @@ func TestCreateResources(t *testing.T) {
 		{id: "B-74 octal", field: at + `unified["pids.max"]`, edit: unified("pids.max", "0100")},
 		{id: "B-74 plus", field: at + `unified["cpu.weight.nice"]`, edit: unified("cpu.weight.nice", "+5")},
 		{id: "B-74 hexadecimal", field: at + `unified["cpu.max"]`, edit: unified("cpu.max", "50000 0x10000")},
+		{id: "B-74 octal behind a key", field: at + `unified["rdma.max"]`, edit: unified("rdma.max", "mlx4_0 hca_handle=010")},
+		{id: "B-74 octal and negative", field: at + `unified["cpu.weight.nice"]`, edit: unified("cpu.weight.nice", "-010")},
 		{id: "B-74 newline in value", field: at + "unified", edit: unified("memory.max", "1\n2")},
 	}
 	runCreateRows(t, rows)

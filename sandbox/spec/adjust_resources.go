@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"fmt"
 	"math"
 	"strconv"
 
@@ -39,6 +40,9 @@ func PluginResources(prefix string, r *api.LinuxResources) (*runtimeapi.LinuxCon
 		out.HugepageLimits = append(out.HugepageLimits, &runtimeapi.HugepageLimit{PageSize: h.GetPageSize(), Limit: h.GetLimit()})
 	}
 	for k, v := range r.GetUnified() {
+		if problem := NumberForm(v); problem != "" {
+			return nil, Invalid(fmt.Sprintf("%sunified[%q]", prefix, cut(k)), v, "%s", problem)
+		}
 		out.Unified[k] = v
 	}
 	if v := mem.GetReservation(); v != nil {

@@ -291,13 +291,13 @@ func TestBuildRefusesVolumes(t *testing.T) {
 			Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER}), ErrInvalid},
 		{"mounts[0].mount_options[0]", mount(&runtimeapi.Mount{MountOptions: []string{"bind"}}), ErrInvalid},
 		{"mounts[0].uidMappings", mount(&runtimeapi.Mount{UidMappings: []*runtimeapi.IDMapping{{}}}), ErrInvalid},
-		{"mounts[0].readonly", volume(func(m *runtimeapi.Mount) { m.Readonly = false }), ErrImageVolume},
-		{"mounts[0].host_path", volume(func(m *runtimeapi.Mount) { m.HostPath = "/etc" }), ErrInvalid},
-		{"mounts[0].propagation", volume(func(m *runtimeapi.Mount) { m.Propagation = runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL }), ErrInvalid},
-		{"mounts[0].image_sub_path", volume(func(m *runtimeapi.Mount) { m.Image, m.ImageSubPath = nil, "x" }), ErrInvalid},
-		{"mounts[0].mount_options[0]", volume(func(m *runtimeapi.Mount) { m.MountOptions = []string{"exec"} }), ErrInvalid},
-		{"mounts[0].uidMappings", volume(func(m *runtimeapi.Mount) { m.GidMappings = []*runtimeapi.IDMapping{{}} }), ErrInvalid},
-		{"mounts[0].container_path", volume(func(m *runtimeapi.Mount) { m.ContainerPath = "/proc/x" }), ErrInvalid},
+		{"config.mounts[0].readonly", volume(func(m *runtimeapi.Mount) { m.Readonly = false }), ErrImageVolume},
+		{"config.mounts[0].host_path", volume(func(m *runtimeapi.Mount) { m.HostPath = "/etc" }), ErrInvalid},
+		{"config.mounts[0].propagation", volume(func(m *runtimeapi.Mount) { m.Propagation = runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL }), ErrInvalid},
+		{"config.mounts[0].image_sub_path", volume(func(m *runtimeapi.Mount) { m.Image, m.ImageSubPath = nil, "x" }), ErrInvalid},
+		{"config.mounts[0].mount_options[0]", volume(func(m *runtimeapi.Mount) { m.MountOptions = []string{"exec"} }), ErrInvalid},
+		{"config.mounts[0].uidMappings", volume(func(m *runtimeapi.Mount) { m.GidMappings = []*runtimeapi.IDMapping{{}} }), ErrInvalid},
+		{"config.mounts[0].container_path", volume(func(m *runtimeapi.Mount) { m.ContainerPath = "/proc/x" }), ErrInvalid},
 		{"mounts[1].container_path", func(in *Input) {
 			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/i", HostPath: "/a"}, {ContainerPath: "/i/", HostPath: "/b"}}
 		}, ErrInvalid},
@@ -305,6 +305,17 @@ func TestBuildRefusesVolumes(t *testing.T) {
 		{"devices[0].permissions", device("/dev/x", "rr"), ErrInvalid},
 		{"devices[0].permissions", device("/dev/x", ""), ErrInvalid},
 	})
+}
+
+// TestImageVolumeRefused: the text has the whole path of the field, once, also after a caller has asked for that.
+func TestImageVolumeRefused(t *testing.T) {
+	in := plain()
+	in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/i", Image: &runtimeapi.ImageSpec{Image: "x"}}}
+	_, err := Build(in)
+	const want = "image volume: config.mounts[0].readonly: an image is mounted read-only or not at all"
+	if got := InConfig(err); !errors.Is(got, ErrImageVolume) || got == nil || got.Error() != want {
+		t.Errorf("%v, want %s", got, want)
+	}
 }
 
 // An image is mounted read-only, without devices and set-uid programs, and its programs may run unless noexec is asked for.

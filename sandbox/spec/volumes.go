@@ -46,7 +46,7 @@ func applyVolumes(in *Input, s *specs.Spec) error {
 		field := fmt.Sprintf("mounts[%d]", i)
 		v, err := volume(field, m, in.Volumes[i], in.Pod.UserNS)
 		if err != nil && IsImageVolume(m) {
-			return fmt.Errorf("%w: %w", ErrImageVolume, err)
+			return fmt.Errorf("%w: %w", ErrImageVolume, InConfig(err)) // now: the text is made here
 		}
 		if err != nil {
 			return err
