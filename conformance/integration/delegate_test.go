@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -8,6 +9,7 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/vitrine-runtime/vitrine/conformance/stage"
 	"github.com/vitrine-runtime/vitrine/sandbox/spec"
 )
 
@@ -32,10 +34,14 @@ cat /proc/1/cgroup
 echo $(cat init/cgroup.procs)
 mkdir mine mine/deep && echo made
 sleep 500 >/dev/null 2>&1 & echo $! > mine/cgroup.procs && grep -c . mine/cgroup.procs
+echo offered $(cat cgroup.controllers)
 want=$(tr ' ' '\n' < cgroup.controllers | grep -e pids -e memory | sed 's/^/+/' | tr '\n' ' ')
 [ -z "$want" ] || echo $want > cgroup.subtree_control; echo passed on $?
+(grep -qw cpu cgroup.controllers && echo +cpu > cgroup.subtree_control) 2>/dev/null
+echo enabled $(cat cgroup.subtree_control)
 [ -z "$want" ] || ls mine | grep -q pids.max && echo has files
 [ ! -e mine/memory.max ] || echo 16777216 > mine/memory.max && echo limits its own
+echo limit $(cat mine/memory.max 2>/dev/null)
 (echo 1000000 > cgroup.max.descendants) 2>/dev/null || echo not the node\'s
 (echo 1 > cgroup.freeze) 2>/dev/null || echo not the whole
 [ ! -e memory.oom.group ] || { (cat memory.oom.group > memory.oom.group) 2>/dev/null; echo oom group $? $(id -u); }
@@ -45,6 +51,7 @@ for f in pids.max memory.max cpu.max; do if [ -e $f ] && (echo max > $f) 2>/dev/
 				t.Errorf("%s: no %q in:\n%s", name, want, out)
 			}
 		}
+		wantPassedOn(t, name, out)
 		if strings.Contains(out, "oom group") && strings.Contains(out, "oom group 0 ") != (uid == 0) {
 			t.Errorf("%s and memory.oom.group:\n%s", name, out)
 		}
@@ -58,6 +65,33 @@ for f in pids.max memory.max cpu.max; do if [ -e $f ] && (echo max > $f) 2>/dev/
 	plain := p.run("plain", "sleep 1000")
 	if out := s.exec(plain, "mkdir /sys/fs/cgroup/mine 2>&1; ls -d /sys/fs/cgroup/init 2>&1; true"); strings.Count(out, "\n") != 1 || !strings.Contains(out, "Read-only") {
 		t.Errorf("a neighbour that was not named: %q", out)
+	}
+}
+
+// wantPassedOn looks at what the script of TestWritableCgroup found enabled for the children, and at the limit that it then set. Where the
+// hierarchy has no controllers there is nothing to pass on, and the script has said so of all the rest.
+func wantPassedOn(t *testing.T, name, out string) {
+	t.Helper()
+	if len(stage.MissingControllers()) > 0 {
+		return
+	}
+	said := map[string][]string{}
+	for _, line := range strings.Split(out, "\n") {
+		if f := strings.Fields(line); len(f) > 0 {
+			said[f[0]] = f[1:]
+		}
+	}
+	want := []string{"memory", "pids"}
+	if slices.Contains(said["offered"], "cpu") {
+		want = append(want, "cpu")
+	}
+	for _, c := range want {
+		if !slices.Contains(said["enabled"], c) {
+			t.Errorf("%s did not pass %s on:\n%s", name, c, out)
+		}
+	}
+	if !slices.Equal(said["limit"], []string{"16777216"}) {
+		t.Errorf("%s: memory.max of its own cgroup is %q:\n%s", name, said["limit"], out)
 	}
 }
 

@@ -20,16 +20,25 @@ func little(c *runtimeapi.ContainerConfig) { c.Linux.Resources.MemoryLimitInByte
 
 const whenOpen = "until test -e /gate/open; do sleep 0.05; done; "
 
-// rounds is how often a race is run: VITRINE_OOM_RUNS, or n. With -short only the first of the tests is run as often, and
-// with one driver: package oci runs the others, too, and faster.
-func (s *scene) rounds(n int) int {
-	if v, err := strconv.Atoi(os.Getenv("VITRINE_OOM_RUNS")); err == nil {
+// often is how many times the races are run that take little.
+const often = 20
+
+// rounds is how often a race is run: n times, and where n is often, VITRINE_OOM_RUNS times if that is set. With -short it is twice for a smaller
+// n, and for every n with the cgroupfs driver: package oci runs such races too, and faster.
+func rounds(n int) int {
+	if v, err := strconv.Atoi(os.Getenv("VITRINE_OOM_RUNS")); err == nil && n == often {
 		return v
 	}
-	if testing.Short() && (n < 20 || s.Driver != "systemd") {
+	if testing.Short() && (n < often || place == nil || place.Driver != "systemd") {
 		return 2
 	}
 	return n
+}
+
+// openForRounds is open for a test that runs a race so often. A round takes a fraction of a second, and one to two in a guest.
+func openForRounds(t *testing.T, n int) *scene {
+	t.Helper()
+	return openFor(t, 2*time.Minute+time.Duration(n)*time.Second)
 }
 
 // wantEnd holds a container's end against what it is to be, and removes the container.
@@ -92,9 +101,10 @@ func (s *scene) vanish(dir string) {
 // A container that wants more than it has is OOMKilled with 137, every time.
 func TestOOMKilled(t *testing.T) {
 	needsLimits(t)
-	s := open(t)
+	n := rounds(often)
+	s := openForRounds(t, n)
 	p := s.runPod("oom")
-	for i := range s.rounds(20) {
+	for i := range n {
 		s.wantEnd(p.run("c"+strconv.Itoa(i), "exec "+hog, little), "OOMKilled", 137, 1)
 	}
 }
@@ -102,9 +112,10 @@ func TestOOMKilled(t *testing.T) {
 // And also when the monitor sees nothing of it before systemd has removed the scope with the count.
 func TestOOMKilledUnseen(t *testing.T) {
 	needsLimits(t)
-	s := open(t)
+	n := rounds(often)
+	s := openForRounds(t, n)
 	p := s.runPod("unseen")
-	for i := range s.rounds(20) {
+	for i := range n {
 		name := "unseen" + strconv.Itoa(i)
 		path, withGate := s.gate(name)
 		id := p.run(name, whenOpen+"exec "+hog, little, withGate)
@@ -124,9 +135,10 @@ func (s *scene) touch(path string) {
 // seen neither count.
 func TestOOMBesideAStop(t *testing.T) {
 	needsLimits(t)
-	s := open(t)
+	n := rounds(4)
+	s := openForRounds(t, n)
 	p := s.runPod("beside")
-	for i := range s.rounds(4) {
+	for i := range n {
 		name := "beside" + strconv.Itoa(i)
 		path, withGate := s.gate(name)
 		stopped := p.run("stopped"+strconv.Itoa(i), "trap '' TERM; while :; do sleep 1; done", little)

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -65,24 +66,28 @@ func TestTableOfLimits(t *testing.T) {
 		}))
 	}
 	var table strings.Builder
-	check := func(when string) {
-		t.Helper()
+	look := func() (wrong []string) {
 		table.Reset()
 		for _, c := range classes {
 			i := s.info(ids[c.name])
 			fmt.Fprintf(&table, "%s %s\n", c.name, i.Cgroup)
-			s.compare(when, c.name, &table, c.files, s.held(i, c.files))
+			var unit map[string]string
 			if s.Stage.Driver == "systemd" {
-				s.compare(when, c.name, &table, c.unit, s.shown(filepath.Base(i.Cgroup), c.unit))
+				unit = s.shown(filepath.Base(i.Cgroup), c.unit) // first: it answers when it has come back
+			}
+			wrong = append(wrong, compare(c.name, &table, c.files, s.held(i, c.files))...)
+			if unit != nil {
+				wrong = append(wrong, compare(c.name, &table, c.unit, unit)...)
 			}
 		}
+		return wrong
 	}
-	check("created")
+	s.wantNone("created", atOnce, look)
 	t.Logf("read from the kernel, and from systemctl show:\n%s", table.String())
 	events := s.under()
 	for _, event := range slices.Sorted(maps.Keys(events)) {
 		events[event]()
-		check("after " + event)
+		s.wantNone("after "+event, inAMoment, look)
 		t.Logf("the same after %s", event)
 	}
 	if s.Stage.Driver != "systemd" {
@@ -94,7 +99,7 @@ func TestTableOfLimits(t *testing.T) {
 				t.Skip("needs a machine of its own: restarts PID 1 and the bus; set VITRINE_OWN_GUEST=1 there")
 			}
 			s.command(command[0], command[1:]...)
-			check("after a " + event)
+			s.wantNone("after a "+event, inAMoment, look)
 			t.Logf("the same after a %s", event)
 		})
 	}
@@ -119,45 +124,77 @@ func (s *scene) command(name string, args ...string) {
 
 // held reads files of a container's cgroup, and its init's oom_score_adj.
 func (s *scene) held(i info, like map[string]string) map[string]string {
-	s.Helper()
 	out := map[string]string{}
 	for file := range like {
 		path := filepath.Join("/sys/fs/cgroup", i.Cgroup, file)
 		if file == "oom_score_adj" {
 			path = "/proc/" + strconv.Itoa(i.Pid) + "/oom_score_adj"
 		}
-		b, err := os.ReadFile(path)
-		if err != nil {
-			s.Error(err)
-		}
-		out[file] = strings.TrimSpace(string(b))
+		out[file] = textOrWhy(path)
 	}
 	return out
 }
 
-// shown asks systemd for properties of a unit.
+// textOrWhy is what a file holds, or why it cannot be read, which nobody wants.
+func textOrWhy(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// shown asks systemd for properties of a unit, until it answers: after a daemon-reexec systemctl returns when PID 1 hangs up, and finds nobody for
+// as long as that executes itself. A unit that is not known has no such answer.
 func (s *scene) shown(unit string, like map[string]string) map[string]string {
 	s.Helper()
-	b, err := exec.CommandContext(s.ctx, "systemctl", "show", "-p", strings.Join(slices.Sorted(maps.Keys(like)), ","), unit).CombinedOutput()
-	if err != nil {
-		s.Fatalf("systemctl show %s: %v: %s", unit, err, b)
-	}
 	out := map[string]string{}
-	for _, line := range strings.Split(string(b), "\n") {
-		if k, v, ok := strings.Cut(line, "="); ok {
-			out[k] = v
+	args := []string{"show", "-p", "LoadState," + strings.Join(slices.Sorted(maps.Keys(like)), ","), unit}
+	for deadline := time.Now().Add(s.Scale(15 * time.Second)); ; time.Sleep(200 * time.Millisecond) {
+		b, err := exec.CommandContext(s.ctx, "systemctl", args...).CombinedOutput()
+		clear(out)
+		for _, line := range strings.Split(string(b), "\n") {
+			if k, v, ok := strings.Cut(line, "="); ok {
+				out[k] = v
+			}
+		}
+		if err == nil && out["LoadState"] == "loaded" {
+			return out
+		}
+		if time.Now().After(deadline) {
+			s.Fatalf("systemctl show %s: %v: %s", unit, err, b)
 		}
 	}
-	return out
 }
 
-// compare adds lines to the table, and complains of those that are not as they must be.
-func (s *scene) compare(when, class string, table *strings.Builder, want, got map[string]string) {
+// How long something may take to be as it must: what systemd wrote over, at what happens to a node, is put back a moment after it.
+const (
+	atOnce    = 0
+	inAMoment = 5 * time.Second
+)
+
+// wantNone wants no difference from what must hold, at the latest after that time. It complains of what the last look found.
+func (s *scene) wantNone(when string, most time.Duration, differences func() []string) {
 	s.Helper()
+	for deadline := time.Now().Add(s.Scale(most)); ; time.Sleep(50 * time.Millisecond) {
+		wrong := differences()
+		if len(wrong) == 0 {
+			return
+		}
+		if !time.Now().Before(deadline) {
+			s.Errorf("%s:\n%s", when, strings.Join(wrong, "\n"))
+			return
+		}
+	}
+}
+
+// compare adds lines to the table, and returns what is not as it must be.
+func compare(class string, table *strings.Builder, want, got map[string]string) (wrong []string) {
 	for _, k := range slices.Sorted(maps.Keys(want)) {
 		fmt.Fprintf(table, "  %-20s %s\n", k, got[k])
 		if got[k] != want[k] {
-			s.Errorf("%s, %s: %s is %q, want %q", when, class, k, got[k], want[k])
+			wrong = append(wrong, fmt.Sprintf("%s: %s is %q, want %q", class, k, got[k], want[k]))
 		}
 	}
+	return wrong
 }

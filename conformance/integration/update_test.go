@@ -3,12 +3,14 @@ package integration
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
-	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -18,18 +20,17 @@ import (
 	"github.com/vitrine-runtime/vitrine/conformance/stage"
 )
 
-// limits reads what a cgroup's files hold.
-func limits(t *testing.T, cgroup string, like map[string]string) map[string]string {
-	t.Helper()
-	out := map[string]string{}
-	for file := range like {
-		b, err := os.ReadFile(filepath.Join(cgroup, file))
-		if err != nil {
-			t.Error(err)
+// wantHeld wants files of a cgroup to hold that, at the latest after that time.
+func (s *scene) wantHeld(when string, most time.Duration, cgroup string, want map[string]string) {
+	s.Helper()
+	s.wantNone(when, most, func() (wrong []string) {
+		for _, file := range slices.Sorted(maps.Keys(want)) {
+			if got := textOrWhy(filepath.Join(cgroup, file)); got != want[file] {
+				wrong = append(wrong, fmt.Sprintf("%s is %q, want %q", file, got, want[file]))
+			}
 		}
-		out[file] = strings.TrimSpace(string(b))
-	}
-	return out
+		return wrong
+	})
 }
 
 func (s *scene) update(id string, r *runtimeapi.LinuxContainerResources) error {
@@ -62,18 +63,16 @@ func TestUpdate(t *testing.T) {
 	scope := s.scope(id)
 	files := map[string]string{"cpu.weight": "59", "cpu.max": "20000 100000", "memory.max": "67108864", "memory.swap.max": "0",
 		"memory.high": "max", "memory.oom.group": "1", "memory.low": "0", "pids.max": "max", "cpuset.cpus": ""}
-	check := func(when string) {
+	check := func(when string, most time.Duration) {
 		t.Helper()
-		if got := limits(t, scope, files); !maps.Equal(got, files) {
-			t.Errorf("%s:\nfiles %v\nwant  %v", when, got, files)
-		}
+		s.wantHeld(when, most, scope, files)
 		got := proto.Clone(s.status(id).Resources.Linux).(*runtimeapi.LinuxContainerResources)
 		got.HugepageLimits = nil
 		if !proto.Equal(got, want) {
 			t.Errorf("%s:\nshown %v\nwant  %v", when, got, want)
 		}
 	}
-	check("created")
+	check("created", atOnce)
 	if err := s.update(id, &runtimeapi.LinuxContainerResources{CpuQuota: 12345, CpuShares: 1024, MemoryLimitInBytes: 100_000_000, CpusetCpus: "0",
 		Unified: map[string]string{"memory.high": "50000000", "memory.low": "8M", "pids.max": "99"}}); err != nil {
 		t.Fatal(err)
@@ -81,13 +80,13 @@ func TestUpdate(t *testing.T) {
 	want.CpuQuota, want.CpuShares, want.MemoryLimitInBytes, want.MemorySwapLimitInBytes, want.CpusetCpus = 12345, 1024, 100_000_000, 100_000_000, "0"
 	maps.Copy(want.Unified, map[string]string{"memory.high": "50000000", "memory.low": "8M", "pids.max": "99"})
 	maps.Copy(files, map[string]string{"cpu.weight": "100", "cpu.max": "12345 100000", "memory.max": "99999744", "memory.high": "49999872", "memory.low": "8388608", "pids.max": "99", "cpuset.cpus": "0"})
-	check("updated")
+	check("updated", atOnce)
 	if got := s.exec(id, "cat /sys/fs/cgroup/cpu.max"); strings.TrimSpace(got) != "12345 100000" {
 		t.Errorf("the container sees %q", got)
 	}
 	for event, happens := range s.under() {
 		happens()
-		check(event)
+		check(event, inAMoment)
 	}
 	// What is refused changes nothing, here nor there.
 	refused := map[codes.Code]*runtimeapi.LinuxContainerResources{
@@ -100,17 +99,17 @@ func TestUpdate(t *testing.T) {
 		} else {
 			t.Log(err)
 		}
-		check("refused")
+		check("refused", atOnce)
 	}
 	if err := s.update(id, &runtimeapi.LinuxContainerResources{CpuQuota: -1, MemoryLimitInBytes: -1}); err != nil {
 		t.Fatal(err)
 	}
 	want.CpuQuota, want.MemoryLimitInBytes, want.MemorySwapLimitInBytes = -1, -1, 0
 	maps.Copy(files, map[string]string{"cpu.max": "max 100000", "memory.max": "max", "memory.swap.max": "max"})
-	check("without limits")
+	check("without limits", atOnce)
 	for event, happens := range s.under() {
 		happens()
-		check("without limits, " + event)
+		check("without limits, "+event, inAMoment)
 	}
 	if err := s.cri.StopContainer(s.ctx, id, 0); err != nil {
 		t.Fatal(err)
@@ -135,22 +134,20 @@ func TestUpdatePodWithoutParent(t *testing.T) {
 	id := p.run("c", "exec sleep 600")
 	pod := filepath.Dir(s.scope(id))
 	files := map[string]string{"memory.max": "83886080", "cpu.max": "20000 100000"}
-	check := func(when string) {
+	check := func(when string, most time.Duration) {
 		t.Helper()
-		if got := limits(t, pod, files); !maps.Equal(got, files) {
-			t.Errorf("%s:\nfiles %v\nwant  %v", when, got, files)
-		}
+		s.wantHeld(when, most, pod, files)
 	}
-	check("run")
+	check("run", atOnce)
 	if _, err := s.cri.UpdatePodSandboxResources(s.ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: p.id,
 		Resources: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 128 << 20, CpuQuota: 12345, CpuPeriod: 100000}}); err != nil {
 		t.Fatal(err)
 	}
 	files = map[string]string{"memory.max": "150994944", "cpu.max": "12345 100000"}
-	check("updated")
+	check("updated", atOnce)
 	for event, happens := range s.under() {
 		happens()
-		check(event)
+		check(event, inAMoment)
 	}
 }
 

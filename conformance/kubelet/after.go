@@ -61,12 +61,23 @@ var variable = regexp.MustCompile(`^[EW]\d{4} [0-9:.]+ +\d+ |[0-9a-f]{12,}|\d+(\
 // about matches the complaints that can be about the runtime: the kubelet's files that call it or live by what it answers, and CNI.
 var about = regexp.MustCompile(`remote_(runtime|image)\.go|_stats_provider|kuberuntime|eviction_manager|generic\.go|pod_workers|container_log_manager|probe.*rror|watcher\.go|network`)
 
+// noTransport matches what the kubelet's gRPC client says itself of a daemon that is not there, or goes away under a call. Any other Unavailable is
+// an answer of the daemon's: that systemd, a monitor or a registry does not answer is never right here, whatever words of a transport
+// its cause has. So the words must come first. The log quotes what it quotes once more.
+var noTransport = regexp.MustCompile(`code = Unavailable desc = ` +
+	`(closing transport due to: |last connection error: |connection error: desc = |[\\"])*` +
+	`(transport: [Ee]rror while dialing|transport is closing|transport: failed to write|error reading (from server|server preface)|write unix` +
+	`|received goaway|no active streams left to process while draining|the connection is draining|the stream is rejected because server is draining)`)
+
 // expected are those of them that are right, each with the reason.
 var expected = []struct {
 	pattern *regexp.Regexp
 	why     string
 }{
-	{regexp.MustCompile(`code = (Unavailable|Canceled)|runtime status check may not have completed|pleg has yet to be`), "a service is restarting"},
+	{regexp.MustCompile(`code = Canceled|runtime status check may not have completed|pleg has yet to be`), "a service is restarting"},
+	{noTransport, "a service is restarting"},
+	{regexp.MustCompile(`code = Unavailable desc = [^"]*the daemon is (stopping|ending)\b`), "a service is restarting"},
+	{regexp.MustCompile(`code = Unavailable desc = measure [^"]*the first measuring goes on`), "a daemon that just started has not measured the disk"},
 	{regexp.MustCompile(`code = NotFound desc = container .*: not found`), "the kubelet has several collectors of dead containers, and one comes first"},
 	{regexp.MustCompile(`ExecSync.*(is exited|is dead|the container has ended|died before execve: SIGKILL)`), "a probe and the end of its container"},
 	{regexp.MustCompile(`PodSandbox.*pod_sandbox_id: must be set`), "the kubelet's way to ask whether there are statistics of pods"},

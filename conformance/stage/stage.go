@@ -125,12 +125,13 @@ func (s *Stage) writeNetwork() error {
 	return os.WriteFile(s.Network, []byte(text), 0o644)
 }
 
-// MissingControllers returns which of the controllers that Kubernetes counts on this cgroup2 hierarchy lacks.
+// MissingControllers returns which of the controllers that the daemon wants the root of this cgroup2 hierarchy lacks. What a cgroup in it
+// has is its parents' to say.
 func MissingControllers() []string {
 	text, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
 	have := strings.Fields(string(text))
 	var missing []string
-	for _, c := range []string{"cpu", "memory", "pids"} {
+	for _, c := range []string{"cpu", "cpuset", "memory", "pids"} {
 		found := false
 		for _, h := range have {
 			found = found || h == c

@@ -11,8 +11,8 @@
 //	vm reboot | powercut | jump DURATION | pause | resume | log
 //
 // A verb uses the guest that is up, and otherwise boots one for itself, which others may use until it is done. The first
-// is the way to work: `vm up`, and then each try costs seconds. Everything has a deadline. The exit code is the command's,
-// 125 where the harness itself was at fault.
+// is the way to work: `vm up`, and then each try costs seconds. Everything has a deadline but a shell, which is a person's. The exit code is
+// the command's, 125 where the harness itself was at fault.
 package main
 
 import (
@@ -70,9 +70,9 @@ func run(args []string) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	if o.timeout > 0 {
+	if most := o.deadline(args[0]); most > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, o.timeout)
+		ctx, cancel = context.WithTimeout(ctx, most)
 		defer cancel()
 	}
 	err = o.do(ctx, args)
@@ -96,7 +96,7 @@ func parse(args []string) (*options, []string, error) {
 	f.IntVar(&o.cpus, "cpus", 2, "CPUs of the guest")
 	f.IntVar(&o.nice, "nice", 15, "niceness of QEMU")
 	f.DurationVar(&o.idle, "idle", 10*time.Minute, "up: end the guest when nobody used it for so long")
-	f.DurationVar(&o.timeout, "timeout", 0, "end everything after so long; 0: the verbs' own deadlines only (test: 45m)")
+	f.DurationVar(&o.timeout, "timeout", 0, "end everything after so long; 0: the verbs' own deadlines only (test, run, put: 45m; shell: none)")
 	f.StringVar(&o.run, "run", "", "test: only tests that match")
 	f.StringVar(&o.skip, "skip", "", "test: no tests that match")
 	f.IntVar(&o.count, "count", 1, "test: run each test so many times")
@@ -127,6 +127,14 @@ func parse(args []string) (*options, []string, error) {
 		o.cache = dir
 	}
 	return o, f.Args(), os.MkdirAll(o.cache, 0o755)
+}
+
+// deadline is that of a whole verb. Those that have none here have their own, but for a shell, which is a person's.
+func (o *options) deadline(verb string) time.Duration {
+	if o.timeout == 0 && (verb == "run" || verb == "put") {
+		return runTime
+	}
+	return o.timeout
 }
 
 func orEnv(name, value string) string {

@@ -1,10 +1,15 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // Who holds a guest for `vm up` means the guest that `vm up` was asked for, or it takes another one's socket.
@@ -45,6 +50,56 @@ func TestQueue(t *testing.T) {
 		slices.Sort(want)
 		if !slices.Equal(got, want) || q.drop() != 0 {
 			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+}
+
+// A command and a copy end by themselves unless another time was asked for; the other verbs have deadlines of their own, and a shell has none.
+func TestDeadlines(t *testing.T) {
+	for _, tt := range []struct {
+		verb    string
+		timeout time.Duration
+		want    time.Duration
+	}{
+		{"run", 0, 45 * time.Minute}, {"put", 0, 45 * time.Minute}, {"run", 3 * time.Hour, 3 * time.Hour}, {"put", time.Minute, time.Minute},
+		{"shell", 0, 0}, {"shell", time.Minute, time.Minute}, {"test", 0, 0}, {"exec", 0, 0}, {"hold", 0, 0}, {"up", 0, 0}, {"build", 0, 0},
+	} {
+		if got := (&options{timeout: tt.timeout}).deadline(tt.verb); got != tt.want {
+			t.Errorf("%s -timeout %v: %v, want %v", tt.verb, tt.timeout, got, tt.want)
+		}
+	}
+}
+
+// Each name in the choice of a pass is that of a test which is there.
+func TestChosenTestsExist(t *testing.T) {
+	isTest := regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\)`)
+	for name, passes := range sets {
+		for _, p := range passes {
+			list, ok := strings.CutPrefix(p.run, "^Test(")
+			if !ok {
+				continue
+			}
+			var there []string
+			for _, pkg := range p.packages {
+				files, err := filepath.Glob(filepath.Join("../..", pkg, "*_test.go"))
+				if err != nil || len(files) == 0 {
+					t.Fatalf("%s: no tests: %v", pkg, err)
+				}
+				for _, f := range files {
+					b, err := os.ReadFile(f)
+					if err != nil {
+						t.Fatal(err)
+					}
+					for _, m := range isTest.FindAllSubmatch(b, -1) {
+						there = append(there, string(m[1]))
+					}
+				}
+			}
+			for _, one := range strings.Split(strings.TrimSuffix(list, ")$"), "|") {
+				if !slices.ContainsFunc(there, regexp.MustCompile("^Test"+one+"$").MatchString) {
+					t.Errorf("%s, %s: no test is called Test%s", name, p.name, one)
+				}
+			}
 		}
 	}
 }

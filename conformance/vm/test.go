@@ -20,7 +20,8 @@ import (
 
 const (
 	tags       = "osusergo netgo containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_devicemapper nri_no_wasm"
-	testTime   = 45 * time.Minute
+	testTime   = 45 * time.Minute // of a set: when its root is there
+	runTime    = 45 * time.Minute // of a command, or of files on their way, with a boot before it
 	upTime     = 20 * time.Minute // with a root that has to be built
 	guestTree  = "/src"           // where the guest has what tests expect around them
 	modulePath = "github.com/vitrine-runtime/vitrine"

@@ -345,13 +345,15 @@ func TestPropertiesAreTheFiles(t *testing.T) {
 					"CPUQuotaPerSecUSec": tt.quota, "Delegate": "yes", "CollectMode": "inactive-or-failed", "ControlGroup": "/" + s.Path(),
 				}
 				for p, f := range map[string]string{"CPUWeight": "cpu.weight", "MemoryMax": "memory.max", "MemoryHigh": "memory.high", "MemoryLow": "memory.low",
-					"MemoryMin": "memory.min", "MemorySwapMax": "memory.swap.max", "TasksMax": "pids.max", "AllowedCPUs": "cpuset.cpus"} {
+					"MemoryMin": "memory.min", "MemorySwapMax": "memory.swap.max", "TasksMax": "pids.max", "AllowedCPUs": "cpuset.cpus",
+					"AllowedMemoryNodes": "cpuset.mems", "IOWeight": "io.weight"} {
 					if v, ok := tt.files[f]; ok {
-						want[p] = strings.Replace(v, "max", "infinity", 1)
+						want[p] = strings.Replace(strings.TrimPrefix(v, "default "), "max", "infinity", 1)
 					}
 				}
+				want["CPUQuotaPeriodUSec"] = "100ms"
 				if tt.res == nil {
-					want["CPUWeight"] = "[not set]"
+					want["CPUWeight"], want["CPUQuotaPeriodUSec"] = "[not set]", "infinity"
 				}
 				all := showAll(t, s)
 				for p, v := range want {
