@@ -1,6 +1,8 @@
 package machine
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -34,7 +36,7 @@ func TestNewDir(t *testing.T) {
 	if disks, _ := filepath.Glob(filepath.Join(cache, "machine-*", "disk.img")); len(disks) != 40 {
 		t.Errorf("%d of 40 are left", len(disks))
 	}
-	if _, err := os.Stat(left); !os.IsNotExist(err) {
+	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("nobody's directory: %v", err)
 	}
 }
