@@ -138,7 +138,8 @@ func pendingKill(pid int) bool {
 	return false
 }
 
-// looksAreQuick calls everything that only looks, a hundred times each: 99 of them within 100 ms.
+// looksAreQuick calls everything that only looks, a hundred times each: 99 of them within 100 ms. In a guest half of forty are, as the processor is a
+// thread of a program that has to wait for its turn, and all has to be over within the 30 s that the daemon waits for a stuck volume.
 func (p *pod) looksAreQuick(id string) {
 	p.Helper()
 	conn, err := grpc.NewClient("unix://"+p.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -146,9 +147,13 @@ func (p *pod) looksAreQuick(id string) {
 		p.Fatal(err)
 	}
 	defer conn.Close()
+	times, at := 100, 98
+	if os.Getenv("VITRINE_VM") != "" {
+		times, at = 40, 20
+	}
 	for what, look := range looks(runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn), p.id, id) {
 		var took []time.Duration
-		for range 100 {
+		for range times {
 			began := time.Now()
 			if err := look(p.ctx); err != nil {
 				p.Errorf("%s: %v", what, err)
@@ -156,17 +161,13 @@ func (p *pod) looksAreQuick(id string) {
 			took = append(took, time.Since(began))
 		}
 		slices.Sort(took)
-		p.Logf("%-24s median %v, worst %v", what, took[50], took[99])
+		p.Logf("%-24s median %v, worst %v", what, took[times/2], took[times-1])
 		most := 100 * time.Millisecond
 		if what == "Status" {
 			most = time.Second // it starts a network plugin, to ask whether that is ready
 		}
-		at := 98
-		if os.Getenv("VITRINE_VM") != "" {
-			at = 50 // its processor is a thread of a program that has to wait for its turn
-		}
 		if took[at] > p.Scale(most) {
-			p.Errorf("%s takes %v at percentile %d", what, took[at], at+1)
+			p.Errorf("%s takes %v, %d of %d are quicker", what, took[at], at, times)
 		}
 	}
 }
