@@ -53,6 +53,13 @@ const neither = "Churn|FullLogDisk|Reopen|LogIsNotFollowed|LongLines|Images|BadP
 	"|ExecDrain|ExecMissing|ExecSlowReader|AttachMany|AttachOverRestart|AccountFiles|Matrix|Crowd|Bad|WrongStates|ForeignAnnotations|Stuck|NRI|CDI|EveryCall|Soak" +
 	"|HostPorts|DualStack|BandwidthLimits|EventsUnread|StopSignals|EnvIsBytes|ExecSyncIsCut"
 
+// driven are the daemon's tests whose subject is cgroups, limits, or what goes with a cgroup: where another driver does other things. With the driver
+// systemd all of the daemon's run in the same guest, and natively all run with cgroupfs.
+const driven = "^Test(CPULimit|DaemonKilled|DevicePermissions|ExecInADeadPIDNamespace|ExecLeftBehind|ExecTimeoutKillsTheTree|ForkBomb|LifeOfAContainer|MemoryHigh|Metrics" +
+	"|NRIUpdate|NothingSurvives|OOMBesideAStop|OOMKilled|OOMKilledUnseen|OOMScores|OOMSurvived|OOMWithoutADaemon|PodDiesWithoutDaemon|Posture|RT08DeviceFilter" +
+	"|RT10CgroupIsReadOnly|RemoveRunning|RuntimeHandlers|StatsOfCPUAndMemory|StatsOfNetworkAndLayer|StatusSaysWhatIsMissing|StopSendsTERMFirst|StoppedAfterRestart" +
+	"|TableOfLimits|TwoMegabytes|Update|UpdatePodWithoutParent|UserNamespace|UserNamespaceDaemonKilled|WritableCgroup|WritableCgroupRefused)$"
+
 // long are tests of many containers that the short set leaves to the whole one, and to the native run.
 const long = "PIDNamespaceOfATarget|PrivilegedWithoutHostDevices"
 
@@ -70,13 +77,12 @@ var sets = map[string][]pass{
 	},
 	"whole": {
 		{name: "more packages", packages: morePackages, skip: computed},
-		{name: "packages", packages: kernelPackages},
 		// In two halves: on a slow machine all of it takes longer than a package may.
-		{name: "daemon A to N, driver systemd", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=systemd"}, run: "^Test[A-N]", skip: requests},
 		{name: "daemon O to Z, driver systemd", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=systemd"}, run: "^Test[O-Z]", skip: requests},
-		// What has no cgroup for its subject runs with this driver natively, and with the other one here.
-		{name: "daemon, driver cgroupfs", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=cgroupfs"}, skip: neither},
+		{name: "daemon A to N, driver systemd", packages: wholeDaemon, env: []string{"VITRINE_DRIVER=systemd"}, run: "^Test[A-N]", skip: requests},
+		{name: "packages", packages: kernelPackages},
 		{name: "command line", packages: linePackages},
+		{name: "daemon, driver cgroupfs", packages: wholeDaemon[1:], env: []string{"VITRINE_DRIVER=cgroupfs"}, run: driven},
 		{name: "parts of the daemon", packages: partPackages, run: parts},
 	},
 }
