@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -65,9 +66,15 @@ func TestListsBesideAStuckMount(t *testing.T) {
 	cfg := stage.ContainerConfig("stuck", busybox, "true")
 	cfg.Mounts = []*runtimeapi.Mount{{HostPath: dir + "/volume", ContainerPath: "/data"}}
 	failed := make(chan error, 1)
-	go func() { // ends with the server
-		_, err := s.cri.CreateContainer(s.ctx, p.id, cfg, p.cfg)
-		failed <- err
+	var ended atomic.Bool
+	go func() { // ends with the server. The daemon gives up after 30 s, which a slow machine's looks may take, and is asked again.
+		for {
+			_, err := s.cri.CreateContainer(s.ctx, p.id, cfg, p.cfg)
+			if ended.Load() || err == nil || !strings.Contains(err.Error(), "does not answer within") {
+				failed <- err
+				return
+			}
+		}
 	}()
 	s.eventually("a thread of the daemon waits for the server", func() bool { return s.uninterruptible(s.Daemon().Pid()) > 0 })
 	p.looksAreQuick(beside)
@@ -79,6 +86,7 @@ func TestListsBesideAStuckMount(t *testing.T) {
 	if s.uninterruptible(s.Daemon().Pid()) == 0 {
 		t.Error("nobody waits for the server any more")
 	}
+	ended.Store(true)
 	end()
 	err := <-failed
 	if c := code(err); c == codes.OK || c == codes.Unknown || c == codes.Internal || !strings.Contains(err.Error(), dir) {
@@ -138,8 +146,7 @@ func pendingKill(pid int) bool {
 	return false
 }
 
-// looksAreQuick calls everything that only looks, a hundred times each: 99 of them within 100 ms. In a guest half of forty are, as the processor is a
-// thread of a program that has to wait for its turn, and all has to be over within the 30 s that the daemon waits for a stuck volume.
+// looksAreQuick calls everything that only looks, a hundred times each: 99 of them within 100 ms.
 func (p *pod) looksAreQuick(id string) {
 	p.Helper()
 	conn, err := grpc.NewClient("unix://"+p.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -147,13 +154,13 @@ func (p *pod) looksAreQuick(id string) {
 		p.Fatal(err)
 	}
 	defer conn.Close()
-	times, at := 100, 98
+	at := 98
 	if os.Getenv("VITRINE_VM") != "" {
-		times, at = 40, 20
+		at = 50 // its processor is a thread of a program that has to wait for its turn
 	}
 	for what, look := range looks(runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn), p.id, id) {
 		var took []time.Duration
-		for range times {
+		for range 100 {
 			began := time.Now()
 			if err := look(p.ctx); err != nil {
 				p.Errorf("%s: %v", what, err)
@@ -161,13 +168,13 @@ func (p *pod) looksAreQuick(id string) {
 			took = append(took, time.Since(began))
 		}
 		slices.Sort(took)
-		p.Logf("%-24s median %v, worst %v", what, took[times/2], took[times-1])
+		p.Logf("%-24s median %v, worst %v", what, took[50], took[99])
 		most := 100 * time.Millisecond
 		if what == "Status" {
 			most = time.Second // it starts a network plugin, to ask whether that is ready
 		}
 		if took[at] > p.Scale(most) {
-			p.Errorf("%s takes %v, %d of %d are quicker", what, took[at], at, times)
+			p.Errorf("%s takes %v at percentile %d", what, took[at], at+1)
 		}
 	}
 }

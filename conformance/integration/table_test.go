@@ -82,12 +82,12 @@ func TestTableOfLimits(t *testing.T) {
 		}
 		return wrong
 	}
-	s.wantNone("created", atOnce, look)
+	s.wantNone("created", look())
 	t.Logf("read from the kernel, and from systemctl show:\n%s", table.String())
 	events := s.under()
 	for _, event := range slices.Sorted(maps.Keys(events)) {
 		events[event]()
-		s.wantNone("after "+event, inAMoment, look)
+		s.wantNone("after "+event, look())
 		t.Logf("the same after %s", event)
 	}
 	if s.Stage.Driver != "systemd" {
@@ -99,7 +99,7 @@ func TestTableOfLimits(t *testing.T) {
 				t.Skip("needs a machine of its own: restarts PID 1 and the bus; set VITRINE_OWN_GUEST=1 there")
 			}
 			s.command(command[0], command[1:]...)
-			s.wantNone("after a "+event, inAMoment, look)
+			s.wantNone("after a "+event, look())
 			t.Logf("the same after a %s", event)
 		})
 	}
@@ -167,24 +167,11 @@ func (s *scene) shown(unit string, like map[string]string) map[string]string {
 	}
 }
 
-// How long something may take to be as it must: what systemd wrote over, at what happens to a node, is put back a moment after it.
-const (
-	atOnce    = 0
-	inAMoment = 5 * time.Second
-)
-
-// wantNone wants no difference from what must hold, at the latest after that time. It complains of what the last look found.
-func (s *scene) wantNone(when string, most time.Duration, differences func() []string) {
+// wantNone complains of what differs from what must hold.
+func (s *scene) wantNone(when string, differences []string) {
 	s.Helper()
-	for deadline := time.Now().Add(s.Scale(most)); ; time.Sleep(50 * time.Millisecond) {
-		wrong := differences()
-		if len(wrong) == 0 {
-			return
-		}
-		if !time.Now().Before(deadline) {
-			s.Errorf("%s:\n%s", when, strings.Join(wrong, "\n"))
-			return
-		}
+	if len(differences) > 0 {
+		s.Errorf("%s:\n%s", when, strings.Join(differences, "\n"))
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -20,17 +19,16 @@ import (
 	"github.com/vitrine-runtime/vitrine/conformance/stage"
 )
 
-// wantHeld wants files of a cgroup to hold that, at the latest after that time.
-func (s *scene) wantHeld(when string, most time.Duration, cgroup string, want map[string]string) {
+// wantHeld wants files of a cgroup to hold that.
+func (s *scene) wantHeld(when, cgroup string, want map[string]string) {
 	s.Helper()
-	s.wantNone(when, most, func() (wrong []string) {
-		for _, file := range slices.Sorted(maps.Keys(want)) {
-			if got := textOrWhy(filepath.Join(cgroup, file)); got != want[file] {
-				wrong = append(wrong, fmt.Sprintf("%s is %q, want %q", file, got, want[file]))
-			}
+	var wrong []string
+	for _, file := range slices.Sorted(maps.Keys(want)) {
+		if got := textOrWhy(filepath.Join(cgroup, file)); got != want[file] {
+			wrong = append(wrong, fmt.Sprintf("%s is %q, want %q", file, got, want[file]))
 		}
-		return wrong
-	})
+	}
+	s.wantNone(when, wrong)
 }
 
 func (s *scene) update(id string, r *runtimeapi.LinuxContainerResources) error {
@@ -63,16 +61,16 @@ func TestUpdate(t *testing.T) {
 	scope := s.scope(id)
 	files := map[string]string{"cpu.weight": "59", "cpu.max": "20000 100000", "memory.max": "67108864", "memory.swap.max": "0",
 		"memory.high": "max", "memory.oom.group": "1", "memory.low": "0", "pids.max": "max", "cpuset.cpus": ""}
-	check := func(when string, most time.Duration) {
+	check := func(when string) {
 		t.Helper()
-		s.wantHeld(when, most, scope, files)
+		s.wantHeld(when, scope, files)
 		got := proto.Clone(s.status(id).Resources.Linux).(*runtimeapi.LinuxContainerResources)
 		got.HugepageLimits = nil
 		if !proto.Equal(got, want) {
 			t.Errorf("%s:\nshown %v\nwant  %v", when, got, want)
 		}
 	}
-	check("created", atOnce)
+	check("created")
 	if err := s.update(id, &runtimeapi.LinuxContainerResources{CpuQuota: 12345, CpuShares: 1024, MemoryLimitInBytes: 100_000_000, CpusetCpus: "0",
 		Unified: map[string]string{"memory.high": "50000000", "memory.low": "8M", "pids.max": "99"}}); err != nil {
 		t.Fatal(err)
@@ -80,13 +78,13 @@ func TestUpdate(t *testing.T) {
 	want.CpuQuota, want.CpuShares, want.MemoryLimitInBytes, want.MemorySwapLimitInBytes, want.CpusetCpus = 12345, 1024, 100_000_000, 100_000_000, "0"
 	maps.Copy(want.Unified, map[string]string{"memory.high": "50000000", "memory.low": "8M", "pids.max": "99"})
 	maps.Copy(files, map[string]string{"cpu.weight": "100", "cpu.max": "12345 100000", "memory.max": "99999744", "memory.high": "49999872", "memory.low": "8388608", "pids.max": "99", "cpuset.cpus": "0"})
-	check("updated", atOnce)
+	check("updated")
 	if got := s.exec(id, "cat /sys/fs/cgroup/cpu.max"); strings.TrimSpace(got) != "12345 100000" {
 		t.Errorf("the container sees %q", got)
 	}
 	for event, happens := range s.under() {
 		happens()
-		check(event, inAMoment)
+		check(event)
 	}
 	// What is refused changes nothing, here nor there.
 	refused := map[codes.Code]*runtimeapi.LinuxContainerResources{
@@ -99,17 +97,17 @@ func TestUpdate(t *testing.T) {
 		} else {
 			t.Log(err)
 		}
-		check("refused", atOnce)
+		check("refused")
 	}
 	if err := s.update(id, &runtimeapi.LinuxContainerResources{CpuQuota: -1, MemoryLimitInBytes: -1}); err != nil {
 		t.Fatal(err)
 	}
 	want.CpuQuota, want.MemoryLimitInBytes, want.MemorySwapLimitInBytes = -1, -1, 0
 	maps.Copy(files, map[string]string{"cpu.max": "max 100000", "memory.max": "max", "memory.swap.max": "max"})
-	check("without limits", atOnce)
+	check("without limits")
 	for event, happens := range s.under() {
 		happens()
-		check("without limits, "+event, inAMoment)
+		check("without limits, " + event)
 	}
 	if err := s.cri.StopContainer(s.ctx, id, 0); err != nil {
 		t.Fatal(err)
@@ -134,20 +132,20 @@ func TestUpdatePodWithoutParent(t *testing.T) {
 	id := p.run("c", "exec sleep 600")
 	pod := filepath.Dir(s.scope(id))
 	files := map[string]string{"memory.max": "83886080", "cpu.max": "20000 100000"}
-	check := func(when string, most time.Duration) {
+	check := func(when string) {
 		t.Helper()
-		s.wantHeld(when, most, pod, files)
+		s.wantHeld(when, pod, files)
 	}
-	check("run", atOnce)
+	check("run")
 	if _, err := s.cri.UpdatePodSandboxResources(s.ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: p.id,
 		Resources: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 128 << 20, CpuQuota: 12345, CpuPeriod: 100000}}); err != nil {
 		t.Fatal(err)
 	}
 	files = map[string]string{"memory.max": "150994944", "cpu.max": "12345 100000"}
-	check("updated", atOnce)
+	check("updated")
 	for event, happens := range s.under() {
 		happens()
-		check(event, inAMoment)
+		check(event)
 	}
 }
 

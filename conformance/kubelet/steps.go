@@ -206,12 +206,7 @@ func (v *visit) reload(ctx context.Context) (string, error) {
 	if _, err := systemctl(ctx, "daemon-reload"); err != nil {
 		return "", err
 	}
-	// What systemd wrote over is put back a moment after it.
-	var saw string
-	err := until(ctx, 30*time.Second, func() (err error) {
-		saw, err = v.limits(ctx)
-		return err
-	})
+	saw, err := v.limits(ctx)
 	v.ids = was
 	return saw, errors.Join(err, v.untouched(ctx))
 }

@@ -101,9 +101,9 @@ func (c *count) add(o count) {
 //
 // The passes of a set are shared out to two guests, since QEMU may have only one thread for all CPUs of a guest.
 func (o *options) test(ctx context.Context, packages []string) error {
+	ctx, cancel := context.WithTimeout(ctx, testTime)
+	defer cancel()
 	if len(packages) > 0 {
-		ctx, cancel := context.WithTimeout(ctx, testTime)
-		defer cancel()
 		r := &report{live: os.Stdout}
 		o.guestOf(ctx, &queue{left: []pass{{packages: packages, short: o.short}}}, r)
 		return r.failed
@@ -112,11 +112,9 @@ func (o *options) test(ctx context.Context, packages []string) error {
 	if passes == nil {
 		return fmt.Errorf("unknown set %q: short or whole", o.set)
 	}
-	if err := o.build(ctx); err != nil { // or both would; its deadline is one of its own
+	if err := o.build(ctx); err != nil { // or both would
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, testTime)
-	defer cancel()
 	beside := *o
 	beside.name = orElse(o.name, "lane") + "2"
 	q, r := &queue{left: slices.Clone(passes), own: o.run == "" && o.skip == ""}, &report{}

@@ -20,7 +20,7 @@ import (
 
 const (
 	tags       = "osusergo netgo containers_image_openpgp exclude_graphdriver_btrfs exclude_graphdriver_devicemapper nri_no_wasm"
-	testTime   = 45 * time.Minute // of a set: when its root is there
+	testTime   = 45 * time.Minute
 	runTime    = 45 * time.Minute // of a command, or of files on their way, with a boot before it
 	upTime     = 20 * time.Minute // with a root that has to be built
 	guestTree  = "/src"           // where the guest has what tests expect around them
