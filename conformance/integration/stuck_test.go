@@ -40,19 +40,14 @@ func (s *scene) deadServer() (dir string, end func()) {
 	if err := unix.Mount("dead", dir, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fd)); err != nil {
 		s.Fatalf("mount: %v", err)
 	}
-	over := false
-	end = func() {
-		if over {
-			return
-		}
-		over = true
-		unix.Close(fd) // what waits for it has an error now
+	end = sync.OnceFunc(func() { unix.Close(fd) }) // what waits for it has an error now, and so has who asks from then on
+	s.Cleanup(func() {
+		end()
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
 			s.Error(err)
 		}
 		os.Remove(dir)
-	}
-	s.Cleanup(end)
+	})
 	return dir, end
 }
 
