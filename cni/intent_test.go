@@ -195,16 +195,17 @@ func TestDamagedIntents(t *testing.T) {
 // would be lost.
 func TestPluginOutlivesItsDaemon(t *testing.T) {
 	n, ns := newNetwork(t), newNetNS(t)
-	// With 50 MB, the end of the plugin takes so long that not waiting for it shows.
-	n.fake(`(sleep 1000; : > $DIR/late) & echo $! > $DIR/child; x=$(head -c 50000000 /dev/zero | tr '\0' x); echo $$ > $DIR/self; wait`,
+	// With 50 MB, the end of the plugin takes so long that not waiting for it shows. dd has them and waits for a reader.
+	const held = 50_000_000
+	n.fake(fmt.Sprintf(`(sleep 1000; : > $DIR/late) & echo $! > $DIR/child; mkfifo $DIR/full; echo $$ > $DIR/self
+exec dd if=/dev/zero bs=%d count=1 1<>$DIR/full`, held),
 		`for f in self child; do grep -qs 'State:.[RSDT]' /proc/$(cat $DIR/$f)/status && echo $f runs >> $DIR/late; done; :`)
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), daemonEnv+"="+n.dir, "VITRINE_TEST_NETNS="+ns)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	must(t, cmd.Start())
-	eventually(t, "the plugin hangs", func() bool { _, err := os.Stat(n.dir + "/self"); return err == nil })
-	time.Sleep(50 * time.Millisecond) // for the pid to be written
+	eventually(t, "the plugin hangs", func() bool { return resident(n.dir+"/self") > held })
 	must(t, cmd.Process.Kill())
 	_ = cmd.Wait()
 	if !alive(t, n.dir+"/self") || !alive(t, n.dir+"/child") {

@@ -249,6 +249,15 @@ func alive(t *testing.T, file string) bool {
 	return state[0] != 'Z' && state[0] != 'X'
 }
 
+// resident is how much memory the process has whose pid is in a file, in bytes: 0 if there is none.
+func resident(file string) int {
+	pid, _ := os.ReadFile(file)
+	statm, _ := os.ReadFile("/proc/" + strings.TrimSpace(string(pid)) + "/statm")
+	pages := 0
+	_, _ = fmt.Sscanf(string(statm), "%d %d", new(int), &pages)
+	return pages * os.Getpagesize()
+}
+
 // eventually waits for a condition.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
