@@ -245,9 +245,10 @@ func (w *Writer) wake() {
 // waitLocked waits until ok holds or d has passed.
 // Preconditions: w.mu is held.
 func (w *Writer) waitLocked(d time.Duration, ok func() bool) {
+	end := time.Now().Add(d) // taken before the timer is set, which wakes once: before end would be for nothing, and the last time
 	timer := time.AfterFunc(d, w.wake)
 	defer timer.Stop()
-	for end := time.Now().Add(d); !ok(); w.changed.Wait() {
+	for ; !ok(); w.changed.Wait() {
 		if !time.Now().Before(end) {
 			return
 		}

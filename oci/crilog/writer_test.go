@@ -346,6 +346,28 @@ func TestCloseOnAHungDisk(t *testing.T) {
 	}
 }
 
+// A wait that nobody else wakes ends with its time, always: its timer must not come before the end
+// that the wait looks for, for it comes once. A writer that misses it hangs with its disk, and the
+// container with it.
+func TestWaitEnds(t *testing.T) {
+	_, dir := tempDir(t)
+	w := open(t, dir, nil)
+	done := make(chan struct{})
+	go func() { // left behind by a wait that does not end
+		defer close(done)
+		for i := range 2_000 {
+			w.mu.Lock()
+			w.waitLocked(time.Duration(i%40)*time.Microsecond, func() bool { return false })
+			w.mu.Unlock()
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(time.Minute):
+		t.Fatal("a wait did not end")
+	}
+}
+
 // Close with a pipe that somebody still holds: its copier ends, and what was
 // read of a last line is in the log.
 func TestCloseEndsStreams(t *testing.T) {
