@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -72,9 +73,16 @@ func (m *Manager) runningContainer(id string) (*Container, error) {
 	return c, nil
 }
 
+// outletFile is what an outlet needs of an *os.File.
+type outletFile interface {
+	io.ReadCloser
+	SetReadDeadline(end time.Time) error
+	SyscallConn() (syscall.RawConn, error)
+}
+
 // outlet is where output comes from: a pipe, or the master of a terminal.
 type outlet struct {
-	f    *os.File
+	f    outletFile
 	to   io.Writer
 	left int           // bytes that may still come once the writer has ended
 	over chan struct{} // closed when nothing comes any more
@@ -86,7 +94,7 @@ const leftBytes = 1 << 20
 
 // pump copies from f to a client until the end of either. A client that has gone is not waited for: f is closed, and who
 // writes to it gets EPIPE, or a hang-up.
-func pump(f *os.File, to io.Writer) *outlet {
+func pump(f outletFile, to io.Writer) *outlet {
 	o := &outlet{f: f, to: to, left: leftBytes, over: make(chan struct{})}
 	go o.copy() // ends with f, with the client, or with finish
 	return o
@@ -96,7 +104,7 @@ func (o *outlet) copy() {
 	defer close(o.over)
 	buf := make([]byte, copySize)
 	for {
-		n, err := o.f.Read(buf)
+		n, err := o.read(buf)
 		if n > 0 {
 			if _, werr := o.to.Write(buf[:n]); werr != nil {
 				o.f.Close()
@@ -107,6 +115,15 @@ func (o *outlet) copy() {
 			return // EOF; EIO of a terminal that nobody has open; closed
 		}
 	}
+}
+
+// read doubts the EIO with which a terminal that nobody has open ends. The kernel looks for input first, and then whether
+// the other side has closed: what was written and closed between the two is behind an EIO, and the next read has it.
+func (o *outlet) read(buf []byte) (n int, err error) {
+	if n, err = o.f.Read(buf); errors.Is(err, unix.EIO) {
+		n, err = o.f.Read(buf)
+	}
+	return n, err
 }
 
 // more says, once the writer has ended and its time is over, whether there still is something that it may have left. A

@@ -14,6 +14,11 @@ const (
 	// reserve is the part of the queue that only the records which end a
 	// dropped line may use: one for each of two streams.
 	reserve = 2 * headerLen
+
+	// terminalReads is how often an EIO of a terminal's master is doubted. The kernel looks for
+	// input first, and then whether the other side has closed: what was written and closed between the
+	// two is behind an EIO, and the next read has it.
+	terminalReads = 2
 )
 
 // buffers are shared by all streams of the monitor, because most containers are
@@ -54,32 +59,16 @@ func (w *Writer) Tap(f func(stream string, content []byte)) { w.tap.Store(&f) }
 
 // Copy reads r to its end, as Stream would, for an output without a log, and closes it. f is as that
 // of Tap.
-func Copy(r *os.File, f func(content []byte)) {
-	defer r.Close()
-	conn, err := r.SyscallConn()
-	if err != nil {
-		return
-	}
-	in := &input{s: &stream{file: r}, need: readSize}
-	for read := in.read; conn.Read(read) == nil && !in.eof; in.free() {
-		f(in.take())
-	}
-}
+func Copy(r *os.File, f func(content []byte)) { (&stream{file: r}).read(readSize, f) }
 
 // copy runs a stream to its end.
 func (w *Writer) copy(s *stream) {
-	if conn, err := s.file.SyscallConn(); err == nil {
-		in := &input{s: s, need: readSize + w.maxLine}
-		for read := in.read; conn.Read(read) == nil && !in.eof; {
-			b := in.take()
-			if tap := w.tap.Load(); tap != nil {
-				(*tap)(s.name, b[len(s.rest):])
-			}
-			w.consume(s, b)
-			in.free()
+	s.read(readSize+w.maxLine, func(b []byte) {
+		if tap := w.tap.Load(); tap != nil {
+			(*tap)(s.name, b[len(s.rest):])
 		}
-	}
-	s.file.Close()
+		w.consume(s, b)
+	})
 
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -90,6 +79,19 @@ func (w *Writer) copy(s *stream) {
 	s.rest = nil
 	delete(w.streams, s)
 	w.changed.Broadcast()
+}
+
+// read shows f what comes, behind the rest of what came before, until the end, and closes the file.
+func (s *stream) read(need int, f func(content []byte)) {
+	defer s.file.Close()
+	conn, err := s.file.SyscallConn()
+	if err != nil {
+		return
+	}
+	in := &input{s: s, need: need}
+	for read := in.read; conn.Read(read) == nil && !in.eof; buffers.Put(in.buf) {
+		f((*in.buf)[:in.n])
+	}
 }
 
 // input reads a stream into a shared buffer, behind the rest of the last read.
@@ -109,29 +111,18 @@ func (in *input) read(fd uintptr) bool {
 		*in.buf = make([]byte, in.need)
 	}
 	k := copy(*in.buf, in.s.rest)
-	for {
+	for tries := terminalReads; ; tries-- {
 		n, err := unix.Read(int(fd), (*in.buf)[k:k+readSize])
-		switch {
-		case err == unix.EINTR:
+		if err == unix.EINTR || err == unix.EIO && tries > 0 {
 			continue
-		case err == unix.EAGAIN:
-			in.free()
-			return false
-		case err != nil || n == 0:
-			in.free()
-			in.eof = true
+		}
+		if in.n = k + n; n > 0 {
 			return true
 		}
-		in.n = k + n
-		return true
+		buffers.Put(in.buf)
+		in.eof = err != unix.EAGAIN
+		return in.eof
 	}
-}
-
-func (in *input) take() []byte { return (*in.buf)[:in.n] }
-
-func (in *input) free() {
-	buffers.Put(in.buf)
-	in.buf = nil
 }
 
 // consume queues the records that data holds and keeps the rest of it.
