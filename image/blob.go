@@ -48,6 +48,7 @@ type blob struct {
 	cancel   context.CancelCauseFunc
 	over     chan struct{} // closed when the download has ended
 	rests    atomic.Int32  // odd while nobody wants it to go on
+	waits    atomic.Int32  // odd while it waits for its place
 
 	// Guarded by blobs.mu. The download itself is a user and no reader.
 	users, readers int
@@ -226,14 +227,15 @@ func (b *blob) fetch(ctx context.Context, src types.ImageSource) error {
 }
 
 // watch cancels a download that is too slow. It looks at what was written, so that
-// a disk that hangs is noticed, too.
+// a disk that hangs is noticed, too. A time in which it rested, or waited for its
+// place, says nothing about that.
 func (b *blob) watch(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	l := b.all.limits
 	go func() { // ends with the download
 		tick := time.NewTicker(l.stall)
 		defer tick.Stop()
-		for last, rests := int64(0), int32(0); ; {
+		for last, rests, waits := int64(0), int32(0), int32(0); ; {
 			select {
 			case <-ctx.Done():
 				return
@@ -242,8 +244,10 @@ func (b *blob) watch(ctx context.Context) (context.Context, context.CancelFunc) 
 			b.mu.Lock()
 			now := b.size
 			b.mu.Unlock()
-			rested := rests
-			if rests = b.rests.Load(); rests == rested && rests%2 == 0 && now-last < l.minProgress {
+			rested, waited := rests, waits
+			rests, waits = b.rests.Load(), b.waits.Load()
+			busy := rests == rested && waits == waited && rests%2 == 0 && waits%2 == 0
+			if busy && now-last < l.minProgress {
 				cancel(fmt.Errorf("%w: blob %s: %d bytes in %v", ErrUnavailable, b.info.Digest, now-last, l.stall))
 				return
 			}

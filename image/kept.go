@@ -136,7 +136,9 @@ func (b *blob) turn(ctx context.Context) error {
 			}
 		case b.place == nil:
 			g.mu.Unlock()
+			b.waits.Add(1)
 			free, err := g.places.take(ctx, b.registry, maxDownloads)
+			b.waits.Add(1)
 			if err != nil {
 				return err
 			}

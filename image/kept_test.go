@@ -252,6 +252,30 @@ func TestCancelledPullRests(t *testing.T) {
 	equalSlices(t, "asked for", p.asked(), []string{""})
 }
 
+// Who is taken up and waits for a place takes nothing meanwhile either, and loses nothing.
+func TestTakenUpPullWaits(t *testing.T) {
+	h := newHostile(t)
+	h.limits.stall, h.limits.minProgress = 300*time.Millisecond, 1
+	p, d := h.parcelOf("x", 2<<20, halting)
+	half := len(p.data) / 2
+	h.cancelHalfway("registry.example/x", d, half)
+	var free []func()
+	for range maxDownloads {
+		f, err := h.Store.blobs.places.take(soon(t), "registry.example", maxDownloads)
+		must(t, err)
+		free = append(free, f)
+	}
+	close(p.next)
+	c := h.pullLater(soon(t), "registry.example/x", nil)
+	time.Sleep(5 * h.limits.stall)
+	for _, f := range free {
+		f()
+	}
+	r := <-c
+	must(t, r.err)
+	equalSlices(t, "asked for", p.asked(), []string{""})
+}
+
 // What a child has refused, and what is not what its digest says, is not kept: the next pull begins anew.
 func TestWrongBlobIsNotKept(t *testing.T) {
 	h := newHostile(t)
