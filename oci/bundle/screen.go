@@ -1,6 +1,7 @@
 package bundle
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -55,17 +56,23 @@ func (t *tail) end() {
 }
 
 // Read waits for the terminal. Who shows what was read may take its time: that does not count.
-func (t *tail) Read(p []byte) (int, error) {
-	if !t.ended.Load() {
-		return t.master.Read(p)
-	}
-	if t.left <= 0 {
+//
+// One EIO is doubted, as by package crilog: the next read has what was written and closed too late for this one.
+func (t *tail) Read(p []byte) (n int, err error) {
+	ended := t.ended.Load()
+	if ended && t.left <= 0 {
 		return 0, io.EOF
 	}
 	began := time.Now()
-	_ = t.master.SetReadDeadline(began.Add(t.wait))
-	n, err := t.master.Read(p)
-	t.left, t.wait = t.left-n, t.wait-time.Since(began)
+	if ended {
+		_ = t.master.SetReadDeadline(began.Add(t.wait))
+	}
+	if n, err = t.master.Read(p); errors.Is(err, unix.EIO) {
+		n, err = t.master.Read(p)
+	}
+	if ended {
+		t.left, t.wait = t.left-n, t.wait-time.Since(began)
+	}
 	return n, err
 }
 
