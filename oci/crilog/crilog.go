@@ -124,6 +124,7 @@ type Writer struct {
 	failing  bool       // the last write failed
 	lastErr  error      // what the last write that failed met
 	closing  bool
+	over     bool // no stream puts anything any more, or it was waited for long enough
 	streams  map[*stream]struct{}
 	stamp    stamp
 	stats    Stats
@@ -224,6 +225,7 @@ func (w *Writer) Close() error {
 	}
 	w.mu.Lock()
 	w.waitLocked(w.stall, func() bool { return len(w.streams) == 0 })
+	w.over = true
 	w.mu.Unlock()
 	poke(w.retry)
 	poke(w.data)

@@ -36,7 +36,7 @@ func (w *Writer) flush() {
 	var spare []byte
 	small := 0 // batches in a row for which the buffer was far too large
 	for {
-		batch, closing := w.take(spare)
+		batch, over := w.take(spare)
 		if len(batch) > 0 {
 			w.flushBatch(batch)
 			spare = batch[:0]
@@ -48,7 +48,7 @@ func (w *Writer) flush() {
 			}
 			continue
 		}
-		if closing {
+		if over {
 			return
 		}
 		select {
@@ -72,16 +72,16 @@ func (w *Writer) release() {
 }
 
 // take swaps the queue for an empty buffer.
-func (w *Writer) take(spare []byte) (batch []byte, closing bool) {
+func (w *Writer) take(spare []byte) (batch []byte, over bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.pending) == 0 {
 		w.busy = false
-		return nil, w.closing
+		return nil, w.over
 	}
 	batch, w.pending = w.pending, spare
 	w.inflight = len(batch)
-	return batch, w.closing
+	return batch, w.over
 }
 
 // flushBatch writes records until all are in the file, pausing after an error.

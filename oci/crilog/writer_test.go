@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -395,6 +396,32 @@ func TestCloseEndsStreams(t *testing.T) {
 	}
 	if err := w.Reopen(); !errors.Is(err, fs.ErrClosed) {
 		t.Fatalf("reopen after close: %v", err)
+	}
+}
+
+// Close with two pipes that somebody still holds: the flusher does not end between the last line of the one and that of the other.
+func TestCloseEndsBothStreams(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // as on a small node: who was woken goes first
+	for range 50 {
+		_, dir := tempDir(t)
+		w := open(t, dir, nil)
+		out, errs := pipe(t, w, "stdout"), pipe(t, w, "stderr")
+		out.WriteString("unfinished")
+		errs.WriteString("too")
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+		if err := w.Drain(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("drain: %v", err)
+		}
+		cancel()
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		log := parse(t, slurp(t, dir, "0.log"))
+		if o, e := string(joined(log, "stdout")), string(joined(log, "stderr")); o != "unfinished\n" || e != "too\n" {
+			t.Fatalf("log holds %q and %q, %+v", o, e, w.Stats())
+		}
+		out.Close()
+		errs.Close()
 	}
 }
 
