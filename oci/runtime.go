@@ -340,7 +340,7 @@ func (l *launch) undo() {
 		l.ready.Close()
 	}
 	if l.cmd != nil {
-		killFamily(l.cmd.Process.Pid)
+		killFamily(l.cmd.Process)
 		<-l.ended
 	}
 	_ = unix.Unlinkat(l.dir.Int(), wire.SocketName, 0)
@@ -348,11 +348,13 @@ func (l *launch) undo() {
 }
 
 // killFamily ends a monitor that has not become a pod, and the pause, if it has
-// come so far: killing the monitor alone would leave that running. The monitor
-// is our child and not reaped, so its number is its own; stopped, it forks nobody.
-func killFamily(pid int) {
-	_ = unix.Kill(pid, unix.SIGSTOP)
-	task := filepath.Join("/proc", strconv.Itoa(pid), "task")
+// come so far: killing the monitor alone would leave that running. A monitor that
+// took the signal is our child, so its number is its own; stopped, it forks nobody.
+func killFamily(monitor *os.Process) {
+	if monitor.Signal(unix.SIGSTOP) != nil {
+		return // dead, and reaped
+	}
+	task := filepath.Join("/proc", strconv.Itoa(monitor.Pid), "task")
 	threads, _ := os.ReadDir(task)
 	for _, t := range threads {
 		b, _ := os.ReadFile(filepath.Join(task, t.Name(), "children"))
@@ -362,5 +364,5 @@ func killFamily(pid int) {
 			}
 		}
 	}
-	_ = unix.Kill(pid, unix.SIGKILL)
+	_ = monitor.Kill()
 }

@@ -316,11 +316,12 @@ func (m *monitor) signal(id string, sig int32) error {
 	if sig < 0 || sig > 64 {
 		return refuse(wire.CodeInvalid, "signal number")
 	}
-	pidfd := c.p.PidFD().Int()
-	if unix.Signal(sig) == unix.SIGKILL && !dead(pidfd) {
-		c.shot.Store(true)
-	}
-	err = unix.PidfdSendSignal(pidfd, unix.Signal(sig), nil, 0)
+	err = c.p.withPidFD(func(pidfd int) error {
+		if unix.Signal(sig) == unix.SIGKILL && !dead(pidfd) {
+			c.shot.Store(true)
+		}
+		return unix.PidfdSendSignal(pidfd, unix.Signal(sig), nil, 0)
+	})
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EBADF) {
 		return refuse(wire.CodeState, "container "+id+" is dead")
 	}
@@ -388,9 +389,7 @@ func (c *container) close() {
 		_ = c.log.Close()
 	}
 	if c.p != nil {
-		c.p.verbs.Lock()
-		c.p.Close()
-		c.p.verbs.Unlock()
+		c.p.close()
 	}
 	c.asked.close()
 	c.viewers.mu.Lock()
@@ -409,8 +408,11 @@ func (c *container) close() {
 }
 
 // hold returns a pidfd of the main process, which is the caller's to close: a copy, since the container may die and be closed meanwhile.
-func (c *container) hold() (*sys.FD, error) {
-	pidfd, err := c.p.PidFD().Dup()
+func (c *container) hold() (pidfd *sys.FD, err error) {
+	err = c.p.withPidFD(func(int) (derr error) {
+		pidfd, derr = c.p.PidFD().Dup()
+		return derr
+	})
 	if err != nil {
 		return nil, refuse(wire.CodeState, "container "+c.id+" is dead")
 	}

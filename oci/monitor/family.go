@@ -39,6 +39,24 @@ type process struct {
 	program *sys.FD // for the names of its steps, until settle; guarded by verbs
 
 	gone chan struct{} // closed when it was reaped
+
+	closing sync.Mutex // held around Close, and by others as long as they use the number of its pidfd, which may be another's then
+}
+
+// withPidFD calls f with the process's pidfd, or with -1 where it is closed.
+func (p *process) withPidFD(f func(pidfd int) error) error {
+	p.closing.Lock()
+	defer p.closing.Unlock()
+	return f(p.PidFD().Int())
+}
+
+// close gives back what is held of the process. What is under way in verbs ends before.
+func (p *process) close() {
+	p.verbs.Lock()
+	defer p.verbs.Unlock()
+	p.closing.Lock()
+	defer p.closing.Unlock()
+	p.Close()
 }
 
 func (f *family) init() (err error) {
@@ -68,8 +86,10 @@ func (f *family) start(program *sys.FD, a executor.Attr) (*process, error) {
 
 // wait blocks until the process is dead, reaps it and returns how it ended. It
 // is called once, by the process's own goroutine.
+//
+// A death that cannot be reaped yet, because a debugger that holds the process has not looked, is asked for again now and then.
 func (p *process) wait() wire.Status {
-	for {
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		err := p.family.ready.Wait(p.PidFD().Int())
 		at := time.Now().UnixNano()
 		if err != nil { // that cannot be; then a thread waits
@@ -78,6 +98,7 @@ func (p *process) wait() wire.Status {
 		if status, ok := p.reap(at); ok {
 			return status
 		}
+		time.Sleep(pause)
 	}
 }
 

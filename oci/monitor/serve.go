@@ -30,18 +30,25 @@ func listen(fd *sys.FD) (*os.File, error) {
 	return fd.File(wire.SocketName), nil
 }
 
-// accept takes connections until the listener is closed.
+// acceptPause is how long nobody is accepted where that has failed: without a descriptor or memory it would fail again at once.
+const acceptPause = 50 * time.Millisecond
+
+// accept takes connections until the listener is closed. The wrapper of accept4 would bring 2 KiB of program for addresses that nobody asks for.
 func (m *monitor) accept(l *os.File) {
 	raw, err := l.SyscallConn()
 	for err == nil {
-		var n int
-		var aerr error
+		var n uintptr
+		var errno unix.Errno
 		err = raw.Read(func(fd uintptr) bool {
-			n, _, aerr = unix.Accept4(int(fd), unix.SOCK_CLOEXEC)
-			return aerr != unix.EAGAIN
+			n, _, errno = unix.Syscall6(unix.SYS_ACCEPT4, fd, 0, 0, unix.SOCK_CLOEXEC, 0, 0)
+			return errno != unix.EAGAIN
 		})
-		if err == nil && aerr == nil {
-			go m.converse(sys.NewFD(n)) // ends with the connection
+		switch {
+		case err != nil:
+		case errno == 0:
+			go m.converse(sys.NewFD(int(n))) // ends with the connection
+		default:
+			time.Sleep(acceptPause)
 		}
 	}
 }
