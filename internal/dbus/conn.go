@@ -167,7 +167,8 @@ func (c *Conn) deliver(m *message) {
 }
 
 // Call calls a method and returns the answer: strings, numbers, truth values, and
-// those in variants; from the first other value on it is cut. A refusal is an *Error.
+// those in variants, where they may be a struct as well, an []any; from the first
+// other value on it is cut. A refusal is an *Error.
 // If ctx ends first the answer is dropped when it comes.
 func (c *Conn) Call(ctx context.Context, dest, path, iface, member string, args ...any) ([]any, error) {
 	answer := make(chan *message, 1)

@@ -69,12 +69,19 @@ func reply(to uint32) map[oracle.HeaderField]oracle.Variant {
 	return map[oracle.HeaderField]oracle.Variant{oracle.FieldReplySerial: oracle.MakeVariant(to)}
 }
 
+// job is a struct of simple values.
+type job struct {
+	ID   uint32
+	Path oracle.ObjectPath
+}
+
 // We read what the usual library writes, and stop at what nobody asks for.
 func TestAnswersAreRead(t *testing.T) {
 	for _, order := range []binary.ByteOrder{binary.LittleEndian, binary.BigEndian} {
 		m, err := decode(encode(t, order, oracle.TypeMethodReply, reply(77),
-			uint32(1), oracle.ObjectPath("/o"), oracle.MakeVariant("v"), true, uint64(1)<<40, []string{"x"}, "after"))
-		if err != nil || m.kind != methodReturn || m.reply != 77 || fmt.Sprint(m.body) != "[1 /o v true 1099511627776]" {
+			uint32(1), oracle.ObjectPath("/o"), oracle.MakeVariant("v"), true, uint64(1)<<40,
+			oracle.MakeVariant(job{7, "/j"}), uint32(2), []string{"x"}, "after"))
+		if err != nil || m.kind != methodReturn || m.reply != 77 || fmt.Sprint(m.body) != "[1 /o v true 1099511627776 [7 /j] 2]" {
 			t.Errorf("%v, %+v", err, m)
 		}
 		h := reply(5)
@@ -95,6 +102,7 @@ func TestAnswersAreRead(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	f.Add(encode(f, binary.LittleEndian, oracle.TypeMethodReply, reply(77), uint32(1), "x", oracle.MakeVariant("v")))
 	f.Add(encode(f, binary.BigEndian, oracle.TypeMethodReply, reply(5), "x", true, uint64(1)<<40, oracle.MakeVariant(uint32(3)), uint32(4)))
+	f.Add(encode(f, binary.LittleEndian, oracle.TypeMethodReply, reply(5), "x", oracle.MakeVariant(job{7, "/j"}), "y"))
 	f.Add(call(9, "org.example", "/a/b", "org.example.I", "Do", unit))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := decode(b)

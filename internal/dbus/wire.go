@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 )
 
 // Property is a name with a value of any type, (sv) in the words of D-Bus.
@@ -200,8 +201,18 @@ func (d *decoder) sig() string {
 	return s
 }
 
-// values reads what a signature says: strings, numbers, and variants of them. What
-// else there is nobody asks for; it ends the list without being an error.
+// simpleStruct returns the fields of the signature of a struct that has nothing but strings and numbers.
+func simpleStruct(sig string) (fields string, ok bool) {
+	n := len(sig) - 1
+	if n < 2 || sig[0] != '(' || sig[n] != ')' || strings.Trim(sig[1:n], "sogbut") != "" {
+		return "", false
+	}
+	return sig[1:n], true
+}
+
+// values reads what a signature says: strings, numbers, and variants of them and of
+// structs of them, which are []any. What else there is nobody asks for; it ends the
+// list without being an error.
 func (d *decoder) values(sig string) (list []any) {
 	for _, c := range []byte(sig) {
 		var v any
@@ -220,11 +231,17 @@ func (d *decoder) values(sig string) (list []any) {
 			}
 		case 'v':
 			inner := d.sig()
-			if len(inner) != 1 || inner == "v" {
+			fields, isStruct := simpleStruct(inner)
+			switch {
+			case isStruct:
+				d.take(8, 0)
+				v = d.values(fields)
+			case len(inner) != 1 || inner == "v":
 				return list
-			}
-			if l := d.values(inner); len(l) == 1 {
-				v = l[0]
+			default:
+				if l := d.values(inner); len(l) == 1 {
+					v = l[0]
+				}
 			}
 		default:
 			return list

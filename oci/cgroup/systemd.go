@@ -172,7 +172,8 @@ func (s *systemd) start(ctx context.Context, u unit) error {
 
 // settle looks at a unit of the name that we want. It is ours, from a question
 // whose answer was lost: done. It is what is left of one that failed: that is
-// forgotten, and we may ask again. Or it lives, elsewhere.
+// forgotten, and we may ask again. Or it lives, elsewhere. One that is inactive and
+// has a job is about to become active: PID 1 was executed anew between the two.
 func (s *systemd) settle(ctx context.Context, l *line, u unit) (done bool, err error) {
 	for {
 		state, path, err := s.state(ctx, l, u.name)
@@ -184,7 +185,7 @@ func (s *systemd) settle(ctx context.Context, l *line, u unit) (done bool, err e
 				return true, nil
 			}
 			return false, fmt.Errorf("a unit of that name is active: %w", fs.ErrExist)
-		case state == "inactive" || state == "failed":
+		case (state == "inactive" || state == "failed") && !s.hasJob(ctx, l, u.name):
 			_, err := s.call(ctx, l, managerPath, manager, "ResetFailedUnit", u.name)
 			if errorName(err) == errNoUnit {
 				err = nil
@@ -197,6 +198,21 @@ func (s *systemd) settle(ctx context.Context, l *line, u unit) (done bool, err e
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// hasJob says whether a unit that is loaded waits for a job. It is asked after the state: a job that has ended by then had
+// changed that, which settle sees when the unit is in the way once more.
+func (s *systemd) hasJob(ctx context.Context, l *line, name string) bool {
+	v, err := s.call(ctx, l, unitPath(name), properties, "Get", busName+".Unit", "Job")
+	if err != nil || len(v) != 1 {
+		return false // no such unit any more; or the connection is lost, and the next question says so
+	}
+	job, ok := v[0].([]any)
+	if !ok || len(job) == 0 {
+		return false
+	}
+	id, _ := job[0].(uint32)
+	return id != 0
 }
 
 func (s *systemd) state(ctx context.Context, l *line, name string) (state, path string, err error) {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,6 +19,8 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/vitrine-runtime/vitrine/internal/dbus"
 )
 
 // row is one driver in a test that both must pass.
@@ -482,6 +485,46 @@ func TestUnitOfThatName(t *testing.T) {
 	if got := systemctl(t, "show", "--value", "-p", "ActiveState", "vitrine-taken.scope"); got != "active" {
 		t.Errorf("the other unit is %s", got)
 	}
+}
+
+// asksTwice loses the answer to its question for a unit, whose job then waits for another unit's: as when PID 1 executes itself anew under it.
+type asksTwice struct {
+	*systemd
+	behind string
+}
+
+func (a asksTwice) start(ctx context.Context, u unit) error {
+	err := a.ask(ctx, "queue unit "+u.name, func(ctx context.Context, l *line) error {
+		props := append(slices.Clone(u.props), prop("After", []string{a.behind}))
+		_, err := a.call(ctx, l, managerPath, manager, "StartTransientUnit", u.name, "fail", props, []dbus.Unit{})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return a.systemd.start(ctx, u)
+}
+
+// A unit that was asked for, and whose job waits, is neither left over nor in the way: it is waited for.
+func TestUnitThatIsAboutToStart(t *testing.T) {
+	r := managed(t)
+	slow := fmt.Sprintf("vittest-slow-%d.service", os.Getpid())
+	if out, err := exec.Command("systemd-run", "--quiet", "--no-block", "--unit="+slow, "-p", "Type=oneshot", "sleep", "5").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	r.tree.units = asksTwice{r.tree.units.(*systemd), slow}
+	begin := time.Now()
+	s, _ := r.place(t, "waiting", kubelet())
+	if took := time.Since(begin); took < time.Second {
+		t.Errorf("it did not wait: %v", took)
+	}
+	if got := show(t, s, "ActiveState"); got != "active" {
+		t.Errorf("state %s", got)
+	}
+	if err := errors.Join(s.Kill(), s.WaitEmpty(context.Background()), s.Remove(context.Background())); err != nil {
+		t.Error(err)
+	}
+	r.waitNoUnit(t, s)
 }
 
 // A process that has died meanwhile, and a caller that goes away: nothing is left.
