@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -55,24 +56,11 @@ func DialPod(ctx context.Context, dir string) (*Pod, error) {
 }
 
 func dialPod(ctx context.Context, dir *sys.FD) (*Pod, error) {
-	n, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	socket, peer, err := connect(dir)
 	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
+		return nil, err
 	}
-	socket := sys.NewFD(n)
-	// Non-blocking: where the monitor does not accept and its backlog is full,
-	// connect says EAGAIN at once instead of hanging.
-	switch err := unix.Connect(n, socketAddr(dir)); {
-	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOENT):
-		socket.Close()
-		return nil, fmt.Errorf("dial %s: %w: %w", wire.SocketName, ErrNoMonitor, err)
-	case errors.Is(err, unix.EAGAIN):
-		socket.Close()
-		return nil, fmt.Errorf("dial %s: %w", wire.SocketName, ErrStuck)
-	case err != nil:
-		socket.Close()
-		return nil, fmt.Errorf("dial %s: %w", wire.SocketName, err)
-	}
+	defer peer.Close()
 	conn, err := wire.NewConn(socket, wire.DecodeReply)
 	if err != nil {
 		return nil, err
@@ -84,9 +72,81 @@ func dialPod(ctx context.Context, dir *sys.FD) (*Pod, error) {
 	go p.read() // ends with the connection
 	if err := p.greet(ctx); err != nil {
 		p.drop()
+		// It hung up on us, as one does that is out of descriptors. That is no death.
+		if errors.Is(err, ErrNoMonitor) && !gone(peer, monitorEnd) {
+			err = fmt.Errorf("dial %s: hung up: %w", wire.SocketName, ErrStuck)
+		}
 		return nil, err
 	}
 	return p, nil
+}
+
+// connect connects to who listens in a pod's directory, and takes hold of that process, whether it answers or not.
+func connect(dir *sys.FD) (socket, peer *sys.FD, err error) {
+	n, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socket", err)
+	}
+	socket = sys.NewFD(n)
+	// Non-blocking: where the monitor does not accept and its backlog is full,
+	// connect says EAGAIN at once instead of hanging.
+	err = unix.Connect(n, socketAddr(dir))
+	if err == nil {
+		peer, err = holdPeer(n)
+	}
+	switch {
+	case err == nil:
+		return socket, peer, nil
+	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH):
+		err = fmt.Errorf("%w: %w", ErrNoMonitor, err)
+	case errors.Is(err, unix.EAGAIN):
+		err = ErrStuck
+	}
+	socket.Close()
+	return nil, nil, fmt.Errorf("dial %s: %w", wire.SocketName, err)
+}
+
+// holdPeer returns a pidfd of who listened at the other end of a fresh connection: ESRCH where that has ended. A number may be
+// another's by the time that it is used; but the connection ends with its listener, and has not ended then.
+func holdPeer(socket int) (*sys.FD, error) {
+	cred, err := unix.GetsockoptUcred(socket, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil {
+		return nil, os.NewSyscallError("getsockopt SO_PEERCRED", err)
+	}
+	peer, err := sys.PidfdOpen(int(cred.Pid))
+	if err != nil {
+		return nil, err
+	}
+	if sys.HungUp(socket) {
+		peer.Close()
+		return nil, unix.ESRCH
+	}
+	return peer, nil
+}
+
+// KillMonitor ends the monitor of the pod in dir, which need not answer, and waits for its end. It returns ErrNoMonitor when nobody
+// listens there, and ErrStuck where as many connections wait as may wait. The pause, and the containers' cgroups, are the caller's to kill.
+func KillMonitor(ctx context.Context, dir string) error {
+	d, err := sys.OpenAt2(unix.AT_FDCWD, dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	socket, peer, err := connect(d)
+	if err != nil {
+		return err
+	}
+	defer socket.Close()
+	defer peer.Close()
+	if err := sys.PidfdSignal(peer, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill monitor: %w", err)
+	}
+	for !gone(peer, 10*time.Millisecond) {
+		if ctx.Err() != nil {
+			return fmt.Errorf("kill monitor: %w", ctx.Err())
+		}
+	}
+	return nil
 }
 
 // greet agrees on a version and takes hold of the monitor and the pause as

@@ -169,7 +169,7 @@ func (c *Container) kill(ctx context.Context) error {
 	if f.Created == 0 || f.Finished != 0 {
 		return nil
 	}
-	if c.pod.monitor() == nil {
+	if c.pod.reach(ctx); c.pod.monitor() == nil {
 		return c.lost(ctx, "the pod has no monitor")
 	}
 	select {

@@ -20,30 +20,8 @@ func (sb *Sandbox) watch(mon monitor, events <-chan podEvent) {
 		case monitorDied:
 			sb.monitorLost("the pod's monitor died")
 		case disconnected:
-			sb.reconnect(mon)
+			sb.reconnect(sb.m.flights.base, mon, sb.m.cfg.StopTimeout)
 		}
-	}
-}
-
-// reconnect dials a monitor again that hung up on us, or that did not answer so far (old is nil). If we hung
-// up there is nothing to do.
-func (sb *Sandbox) reconnect(old monitor) {
-	if sb.monitor() != old || sb.m.flights.base.Err() != nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(sb.m.flights.base, sb.m.cfg.StopTimeout)
-	defer cancel()
-	sb.swapMonitor(nil)
-	mon, err := sb.m.cfg.monitors.dial(ctx, sb.dir)
-	if err == nil {
-		sb.setMonitor(mon)
-		err = sb.reconcile(ctx, mon)
-	}
-	switch {
-	case errors.Is(err, errNoMonitor):
-		sb.monitorLost("the pod's monitor died")
-	case err != nil:
-		klog.ErrorS(err, "Monitor does not answer", "pod", sb.id)
 	}
 }
 

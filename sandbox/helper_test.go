@@ -457,6 +457,8 @@ type fakeMonitors struct {
 	createErr error
 	execErr   error // of start
 	startWait chan struct{}
+	dialErr   error
+	dialed    func()                  // as each dial ends
 	pods      map[string]*fakeMonitor // by directory
 }
 
@@ -492,15 +494,32 @@ func (f *fakeMonitors) start(ctx context.Context, c oci.PodConfig) (monitor, err
 
 func (f *fakeMonitors) dial(_ context.Context, dir string) (monitor, error) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	m := f.pods[dir]
+	m, err, dialed := f.pods[dir], f.dialErr, f.dialed
+	f.mu.Unlock()
+	if dialed != nil {
+		defer dialed()
+	}
 	if m == nil {
 		return nil, errNoMonitor
+	}
+	if err != nil {
+		return nil, err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.ev = make(chan podEvent, 64)
 	return m, nil
+}
+
+func (f *fakeMonitors) kill(_ context.Context, dir string) error {
+	f.mu.Lock()
+	m := f.pods[dir]
+	f.mu.Unlock()
+	if m == nil {
+		return errNoMonitor
+	}
+	m.die()
+	return nil
 }
 
 func (f *fakeMonitors) readExit(dir string) (exit, error) {

@@ -132,7 +132,7 @@ func (m *Manager) sweeper() {
 			m.sweepOnce(m.flights.base)
 			for _, sb := range m.index.Load().pods {
 				if sb.facts.Load().NotReady == 0 && sb.monitor() == nil {
-					sb.reconnect(nil)
+					sb.reconnect(m.flights.base, nil, m.cfg.StopTimeout)
 				}
 			}
 		}

@@ -16,6 +16,7 @@ import (
 type monitors interface {
 	start(ctx context.Context, c oci.PodConfig) (monitor, error)
 	dial(ctx context.Context, dir string) (monitor, error) // errNoMonitor if nobody answers
+	kill(ctx context.Context, dir string) error            // one that does not answer; errNoMonitor if there is none
 	readExit(dir string) (exit, error)                     // fs.ErrNotExist if there was none
 }
 

@@ -110,6 +110,10 @@ func (o ociMonitors) dial(ctx context.Context, dir string) (monitor, error) {
 	return newOCIMonitor(o.rt, p), nil
 }
 
+func (ociMonitors) kill(ctx context.Context, dir string) error {
+	return ociError(oci.KillMonitor(ctx, dir))
+}
+
 func (ociMonitors) readExit(dir string) (exit, error) {
 	r, err := oci.ReadExit(dir)
 	if err != nil {

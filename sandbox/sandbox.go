@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -44,6 +45,10 @@ type Sandbox struct {
 
 	monMu sync.Mutex // never held over a system call: readers take it
 	mon   monitor    // guarded by monMu; nil before the start, after the end, and while nobody answers
+	apart bool       // guarded by monMu: nobody is to connect any more, because the pod or the daemon ends
+
+	dialing chan struct{} // holds a token while somebody dials the monitor again
+	silent  time.Time     // until when a monitor that did not answer is not asked again by who stops something; guarded by dialing
 }
 
 // newSandbox prepares a pod; nothing exists of it yet.
@@ -69,7 +74,7 @@ func (m *Manager) newSandbox(id string, cfg *runtimeapi.PodSandboxConfig, plan *
 }
 
 func (m *Manager) emptySandbox(id string) *Sandbox {
-	sb := &Sandbox{m: m, id: id, dir: m.podDir(id), gate: newGate(), ending: make(chan struct{}, 1), changing: newTurn()}
+	sb := &Sandbox{m: m, id: id, dir: m.podDir(id), gate: newGate(), ending: make(chan struct{}, 1), dialing: make(chan struct{}, 1), changing: newTurn()}
 	sb.config = &runtimeapi.PodSandboxConfig{}
 	sb.facts.Store(&podFacts{})
 	sb.limits.Store(&podLimits{})
@@ -109,37 +114,6 @@ func (sb *Sandbox) writeLocked() error {
 		r.Limits = l
 	}
 	return sb.m.disk.write(sb.dir, "pod.json", &r)
-}
-
-// monitor returns the pod's monitor, nil if there is none.
-func (sb *Sandbox) monitor() monitor {
-	sb.monMu.Lock()
-	defer sb.monMu.Unlock()
-	return sb.mon
-}
-
-// setMonitor makes mon the pod's and starts to watch it.
-func (sb *Sandbox) setMonitor(mon monitor) {
-	sb.swapMonitor(mon)
-	sb.m.running.Add(1)
-	go sb.watch(mon, mon.events()) // ends with the monitor's events, which close ends
-}
-
-// swapMonitor makes mon the pod's and returns the one before.
-func (sb *Sandbox) swapMonitor(mon monitor) monitor {
-	sb.monMu.Lock()
-	defer sb.monMu.Unlock()
-	old := sb.mon
-	sb.mon = mon
-	return old
-}
-
-// letGo closes the connection to the monitor. The pod goes on.
-func (sb *Sandbox) letGo() error {
-	if mon := sb.swapMonitor(nil); mon != nil {
-		return mon.close()
-	}
-	return nil
 }
 
 // containers returns all of the pod, also those on their way in or out that cannot be seen.

@@ -168,7 +168,9 @@ func (sb *Sandbox) startMonitor(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start monitor: %w", err)
 	}
-	sb.setMonitor(mon)
+	if !sb.setMonitor(mon) {
+		return fmt.Errorf("connect to the monitor: %w: the daemon is ending", ErrUnavailable)
+	}
 	if pause == nil {
 		return nil
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"k8s.io/klog/v2"
 )
@@ -104,6 +103,8 @@ func (sb *Sandbox) tearDown(ctx context.Context, op *operation) error {
 	}
 	op.at("cancel creations")
 	fail("cancel creations", sb.gate.shut(ctx))
+	op.at("reach monitor")
+	sb.reach(ctx)
 	op.at("kill containers")
 	fail("kill containers", sb.killAll(ctx))
 	op.at("tell plugins")
@@ -147,35 +148,6 @@ func (sb *Sandbox) killAll(ctx context.Context) error {
 // a network this does nothing.
 func (sb *Sandbox) disconnect(ctx context.Context) error {
 	return sb.m.cfg.Network.Del(ctx, sb.id)
-}
-
-// stopMonitor ends the monitor, the pause and their cgroup.
-func (sb *Sandbox) stopMonitor(ctx context.Context) error {
-	// Taken out first: its end is then no loss, and nobody dials it again.
-	if mon := sb.swapMonitor(nil); mon != nil {
-		err := mon.stop(ctx)
-		// A container whose start failed has ended for us before its monitor has reaped it.
-		for end := time.Now().Add(drainTime + time.Second); errors.Is(err, ErrState) && time.Now().Before(end) && ctx.Err() == nil; {
-			time.Sleep(5 * time.Millisecond)
-			err = mon.stop(ctx)
-		}
-		if err != nil && !errors.Is(err, errNoMonitor) {
-			sb.swapMonitor(mon)
-			return err
-		}
-		if err := mon.close(); err != nil {
-			return err
-		}
-	}
-	if sb.plan == nil || !sb.plan.SharedPID {
-		return nil
-	}
-	// A pause whose monitor is lost is still there.
-	p, err := sb.m.cfg.Cgroups.ScopePath(sb.record.Cgroup, sb.pauseName())
-	if err != nil {
-		return err
-	}
-	return removeCgroup(ctx, sb.m.cfg.Cgroups, p)
 }
 
 // erase takes away everything that this pod is or was about to be, from any point of its life, and the
