@@ -2,7 +2,12 @@ package sandbox
 
 import (
 	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -30,8 +35,8 @@ func TestSilentMonitorEndsWithItsPod(t *testing.T) {
 	if err := n.m.StopPodSandbox(bg, pod); err != nil {
 		t.Fatal(err)
 	}
-	if len(f.pods) != 0 {
-		t.Error("the monitor lives on without its pod")
+	if len(f.pods) != 0 || f.killed != 1 {
+		t.Errorf("%d monitors live on without their pod, %d were killed", len(f.pods), f.killed)
 	}
 	if st := n.status(id); st.State != runtimeapi.ContainerState_CONTAINER_EXITED {
 		t.Errorf("the container is %v", st.State)
@@ -57,6 +62,12 @@ func TestMonitorIsReachedByAStop(t *testing.T) {
 			}
 			if st := n.status(id); st.ExitCode != 137 {
 				t.Errorf("exit code %d: %s", st.ExitCode, st.Message)
+			}
+			if f.killed != 0 {
+				t.Error("it was killed and not asked")
+			}
+			if name == "of the container" && n.m.index.Load().pods[pod].monitor() == nil {
+				t.Error("it was not asked")
 			}
 			if err := n.m.RemovePodSandbox(bg, pod); err != nil {
 				t.Fatal(err)
@@ -87,5 +98,33 @@ func TestStoppedPodIsNotConnected(t *testing.T) {
 	<-sb.dialing
 	if sb.monitor() != nil {
 		t.Error("a pod that nobody holds any more is connected")
+	}
+}
+
+// TestRealSilentMonitor: the same with a process that is stopped, from before the daemon's start until its pod is removed.
+func TestRealSilentMonitor(t *testing.T) {
+	n := newRealNode(t)
+	n.cfg.StopTimeout = 3 * time.Second // that is how long the daemon's start waits for it
+	pod := n.run(podRequest("web"))
+	c := n.running(pod, "c", nil)
+	monitor := n.m.index.Load().pods[pod].monitor().pid()
+	if err := syscall.Kill(monitor, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	n.restart()
+	if n.m.index.Load().pods[pod].monitor() != nil || n.podState(pod) != runtimeapi.PodSandboxState_SANDBOX_READY {
+		t.Fatal("the pod should be ready, and its monitor not connected")
+	}
+	if got := n.procs(c); got == 0 {
+		t.Fatal("the container was killed for its monitor's sake")
+	}
+	if err := n.m.StopPodSandbox(bg, pod); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.m.RemovePodSandbox(bg, pod); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", monitor)); err == nil && !strings.Contains(string(b), ") Z ") {
+		t.Errorf("the monitor lives on: %s", b)
 	}
 }

@@ -458,7 +458,8 @@ type fakeMonitors struct {
 	execErr   error // of start
 	startWait chan struct{}
 	dialErr   error
-	dialed    func()                  // as each dial ends
+	dialed    func() // as each dial ends
+	killed    int
 	pods      map[string]*fakeMonitor // by directory
 }
 
@@ -518,6 +519,7 @@ func (f *fakeMonitors) kill(_ context.Context, dir string) error {
 	if m == nil {
 		return errNoMonitor
 	}
+	f.set(func(f *fakeMonitors) { f.killed++ })
 	m.die()
 	return nil
 }
