@@ -77,17 +77,27 @@ func (sb *Sandbox) letGo() error {
 	return nil
 }
 
+// lockDial waits until nobody else dials, and says false where ctx ends before. Then there is nothing to unlock.
+func (sb *Sandbox) lockDial(ctx context.Context) bool {
+	select {
+	case sb.dialing <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (sb *Sandbox) unlockDial() { <-sb.dialing }
+
 // reconnect dials a monitor again that hung up on us, or that did not answer so far (old is nil). If we hung
 // up there is nothing to do. It returns when somebody else who dials has done so.
 func (sb *Sandbox) reconnect(ctx context.Context, old monitor, limit time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	select {
-	case sb.dialing <- struct{}{}:
-		defer func() { <-sb.dialing }()
-	case <-ctx.Done():
+	if !sb.lockDial(ctx) {
 		return
 	}
+	defer sb.unlockDial()
 	if sb.monitor() != old || sb.m.flights.base.Err() != nil {
 		return
 	}
@@ -121,12 +131,10 @@ func (sb *Sandbox) reach(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
-	select {
-	case sb.dialing <- struct{}{}:
-		defer func() { <-sb.dialing }()
-	case <-ctx.Done():
+	if !sb.lockDial(ctx) {
 		return
 	}
+	defer sb.unlockDial()
 	if sb.monitor() == nil && time.Now().After(sb.silent) {
 		sb.redial(ctx)
 	}

@@ -94,8 +94,10 @@ func TestStoppedPodIsNotConnected(t *testing.T) {
 		t.Fatal(err)
 	}
 	close(goOn)
-	sb.dialing <- struct{}{}
-	<-sb.dialing
+	if !sb.lockDial(bg) {
+		t.Fatal("it still dials")
+	}
+	sb.unlockDial()
 	if sb.monitor() != nil {
 		t.Error("a pod that nobody holds any more is connected")
 	}
