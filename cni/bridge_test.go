@@ -216,8 +216,8 @@ func TestTwentyPods(t *testing.T) {
 		t.Errorf("given away after all: %q", got)
 	}
 	n.nothingLeft()
-	if len(n.locks.m) != 0 {
-		t.Errorf("%d locks are left", len(n.locks.m))
+	if len(n.turns.m) != 0 {
+		t.Errorf("%d turns are left", len(n.turns.m))
 	}
 }
 
@@ -451,7 +451,7 @@ func netNS(t *testing.T) string {
 // and its namespace is the one that the process is taken to be in.
 func TestVisitorsComeHome(t *testing.T) {
 	ns, home := newNetNS(t), netNS(t)
-	each(t, 200, func(int) error { return loopbackUp(ns) })
+	each(t, 200, func(int) error { return loopbackUp(t.Context(), ns) })
 	first, release := make(chan bool), make(chan struct{})
 	found := false
 	for range 500 { // each holds a thread, until one has the first

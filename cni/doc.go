@@ -17,5 +17,8 @@
 // Plugins are other people's programs that run as root. Each runs in a process
 // group of its own, which is killed whole when the call's context ends, when the
 // plugin fails, and when a new daemon finds it still at work for a daemon that
-// was killed. What it prints is bounded, and so is what errors quote of it.
+// was killed. What it prints is bounded, and so is what errors quote of it. A
+// plugin that not even that ends (it waits in the kernel, for a dead disk) keeps the turn of its
+// pod, and nothing else: callers get an error that names the process, and the next verb
+// for that pod waits until it has ended, so that a DEL never overtakes an ADD.
 package cni

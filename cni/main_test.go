@@ -17,10 +17,11 @@ import (
 )
 
 // The environment of a test binary that runs again in namespaces of its own, and
-// of one that plays a daemon which is going to be killed.
+// of one that plays a daemon which is going to be killed, or a debugger.
 const (
 	surroundingsEnv = "VITRINE_TEST_SURROUNDINGS"
 	daemonEnv       = "VITRINE_TEST_DAEMON"
+	debuggerEnv     = "VITRINE_TEST_DEBUGGER"
 )
 
 // TestMain runs the tests in a network and mount namespace of their own if it is
@@ -28,6 +29,10 @@ const (
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(daemonEnv); dir != "" {
 		daemon(dir)
+		return
+	}
+	if pid, err := strconv.Atoi(os.Getenv(debuggerEnv)); err == nil {
+		debugger(pid)
 		return
 	}
 	if os.Geteuid() != 0 {

@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"runtime"
@@ -17,7 +18,8 @@ func isNetNS(path string) bool {
 
 // loopbackUp sets lo up in a network namespace: a few system calls from a
 // thread that visits it, where the loopback plugin is a process of 2 ms.
-func loopbackUp(path string) error {
+func loopbackUp(ctx context.Context, path string) error {
+	defer note(ctx, "setting loopback up in %s", path)()
 	if !isNetNS(path) { // and not a FIFO, which open would wait for
 		return fmt.Errorf("%s is not a namespace", path)
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -41,7 +42,9 @@ type Network struct {
 	cfg   Config
 	cni   *libcni.CNIConfig
 	confs confs
-	locks locks
+	turns turns
+	grace time.Duration // endGrace, and shorter in tests
+	limit time.Duration // undoTimeout, and shorter in tests
 }
 
 // New opens the network. A missing or empty configuration directory is not an
@@ -58,6 +61,8 @@ func New(cfg Config) (*Network, error) {
 		cfg:   cfg,
 		cni:   libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.CacheDir, &pluginExec{}),
 		confs: confs{dir: cfg.ConfDir},
+		grace: endGrace,
+		limit: undoTimeout,
 	}
 	if err := n.sweep(); err != nil {
 		return nil, err
@@ -66,7 +71,7 @@ func New(cfg Config) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	killStrays(pods)
+	n.keepTurns(killStrays(pods))
 	return n, nil
 }
 
@@ -108,7 +113,10 @@ func (n *Network) Status(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := n.cni.GetStatusNetworkList(ctx, list); err != nil {
+	_, err = take(ctx, &n.turns, "", n.grace, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, n.cni.GetStatusNetworkList(ctx, list)
+	})
+	if err != nil {
 		return brief(fmt.Errorf("status of network %s: %w: %w", list.Name, ErrNotReady, withCause(ctx, err)))
 	}
 	return nil
@@ -136,22 +144,23 @@ func (n *Network) installed(p *libcni.PluginConfig) bool {
 
 // Add connects a pod. If it fails, or ctx ends, what was made is unmade, which
 // may take undoTimeout beyond ctx; if even that fails, the intent stays, and Del
-// can be called again. A pod that is already connected is an error (fs.ErrExist):
-// DEL has to come first.
+// can be called again. A plugin that cannot be killed is waited for no longer
+// than that and endGrace; what it made is unmade when it has ended. A pod that is
+// already connected is an error (fs.ErrExist): DEL has to come first.
 func (n *Network) Add(ctx context.Context, p Pod) (*Result, error) {
 	if err := p.check(); err != nil {
 		return nil, err
 	}
-	unlock, err := n.locks.lock(ctx, p.ID)
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
+	return take(ctx, &n.turns, p.ID, n.limit+n.grace, func(ctx context.Context) (*Result, error) { return n.connect(ctx, p) })
+}
+
+// connect is Add in the pod's turn.
+func (n *Network) connect(ctx context.Context, p Pod) (*Result, error) {
 	list, err := n.ready()
 	if err != nil {
 		return nil, err
 	}
-	if err := loopbackUp(p.NetNS); err != nil {
+	if err := loopbackUp(ctx, p.NetNS); err != nil {
 		return nil, fmt.Errorf("set loopback up in %s: %w", p.NetNS, err)
 	}
 	it := newIntent(p, list)
@@ -180,7 +189,7 @@ func (n *Network) add(ctx context.Context, it *intent, list *libcni.NetworkConfi
 // undo runs DEL after a failed ADD, also when the request is over: the
 // specification wants a DEL for every ADD, and an address is at stake.
 func (n *Network) undo(ctx context.Context, it *intent) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.limit)
 	defer cancel()
 	return n.del(ctx, it)
 }
@@ -193,12 +202,16 @@ func (n *Network) undo(ctx context.Context, it *intent) error {
 // but not for ever: when the namespace is gone, too, Del runs the plugins that
 // there are, and returns nil. The intent stays then, for a Del after the next
 // start of the daemon, when the plugin may be back.
+//
+// A plugin that is at work for the pod, and one of this Del that cannot be
+// killed, is waited for until ctx ends, and endGrace beyond it.
 func (n *Network) Del(ctx context.Context, podID string) error {
-	unlock, err := n.locks.lock(ctx, podID)
-	if err != nil {
-		return err
-	}
-	defer unlock()
+	_, err := take(ctx, &n.turns, podID, n.grace, func(ctx context.Context) (struct{}, error) { return struct{}{}, n.disconnect(ctx, podID) })
+	return err
+}
+
+// disconnect is Del in the pod's turn.
+func (n *Network) disconnect(ctx context.Context, podID string) error {
 	it, err := n.read(podID)
 	if err != nil || it == nil {
 		return err

@@ -80,9 +80,9 @@ func runPlugin(ctx context.Context, path string, stdin []byte, environ []string)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return killGroup(cmd.Process.Pid) }
 	cmd.WaitDelay = waitDelay
-	if err := cmd.Run(); err != nil {
+	if err := run(ctx, cmd); err != nil {
 		if cmd.Process != nil {
-			_ = killGroup(cmd.Process.Pid) // what it left; DEL is about to come
+			endGroup(ctx, cmd.Process.Pid)
 		}
 		return nil, pluginError(path, err, out.buf.Bytes(), errs.buf.String())
 	}
@@ -93,6 +93,16 @@ func runPlugin(ctx context.Context, path string, stdin []byte, environ []string)
 		return nil, fmt.Errorf("plugin %s printed %w", path, err)
 	}
 	return out.buf.Bytes(), nil
+}
+
+// run starts a plugin and waits for it, for ever if need be: whoever has its turn is told by the note.
+func run(ctx context.Context, cmd *exec.Cmd) error {
+	defer note(ctx, "the start of plugin %s", cmd.Path)()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	note(ctx, "plugin %s, process %d", cmd.Path, cmd.Process.Pid)
+	return cmd.Wait()
 }
 
 // killGroup kills a plugin and its children. The number is the group's for as

@@ -207,8 +207,8 @@ func TestHangingAddHoldsNobody(t *testing.T) {
 		t.Errorf("Add: %v", err)
 	}
 	n.nothingLeft()
-	if len(n.locks.m) != 0 {
-		t.Errorf("%d locks are left", len(n.locks.m))
+	if len(n.turns.m) != 0 {
+		t.Errorf("%d turns are left", len(n.turns.m))
 	}
 }
 

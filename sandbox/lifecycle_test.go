@@ -17,6 +17,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/vitrine-runtime/vitrine/cni"
 )
 
 var bg = context.Background()
@@ -255,6 +257,10 @@ func TestNetworkThatCannotBeDeleted(t *testing.T) {
 	if err := n.m.RemovePodSandbox(bg, pod); !errors.Is(err, boom) {
 		t.Errorf("remove: %v", err)
 	}
+	n.net.set(func(n *testNetwork) { n.delErr = fmt.Errorf("test: %w", cni.ErrStuck) })
+	if err := n.m.RemovePodSandbox(bg, pod); !errors.Is(err, ErrUnavailable) || !errors.Is(err, cni.ErrStuck) {
+		t.Errorf("remove: %v", err)
+	}
 	n.net.set(func(n *testNetwork) { n.delErr = nil })
 	if err := n.m.RemovePodSandbox(bg, pod); err != nil {
 		t.Error(err)
@@ -262,8 +268,8 @@ func TestNetworkThatCannotBeDeleted(t *testing.T) {
 	n.wantClean()
 
 	// A failed run whose network cannot be deleted is nobody's to retry but ours.
-	n.net.set(func(n *testNetwork) { n.addErr, n.delErr = boom, boom })
-	if _, err := n.m.RunPodSandbox(bg, podRequest("web"), ""); !errors.Is(err, boom) {
+	n.net.set(func(n *testNetwork) { n.addErr, n.delErr = fmt.Errorf("%w: %w", boom, cni.ErrStuck), boom })
+	if _, err := n.m.RunPodSandbox(bg, podRequest("web"), ""); !errors.Is(err, boom) || !errors.Is(err, ErrUnavailable) {
 		t.Error(err)
 	}
 	if len(n.net.left()) != 1 || len(n.m.leftovers) != 1 || len(n.m.ListPodSandbox(nil)) != 0 {

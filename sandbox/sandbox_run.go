@@ -193,16 +193,21 @@ func (sb *Sandbox) connect(ctx context.Context) ([]string, error) {
 	}
 	res, err := sb.m.cfg.Network.Add(ctx, sb.networkPod())
 	if err != nil {
-		if errors.Is(err, cni.ErrNotReady) {
-			err = fmt.Errorf("%w: %w", ErrUnavailable, err)
-		}
-		return nil, fmt.Errorf("add network: %w", err)
+		return nil, fmt.Errorf("add network: %w", networkError(err))
 	}
 	var ips []string
 	for _, ip := range res.IPs {
 		ips = append(ips, ip.String())
 	}
 	return ips, nil
+}
+
+// networkError gives an error of the network its kind.
+func networkError(err error) error {
+	if errors.Is(err, cni.ErrNotReady) || errors.Is(err, cni.ErrStuck) {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return err
 }
 
 // networkPod is what the network plugins are told of the pod. Package cni keeps it, for DEL.

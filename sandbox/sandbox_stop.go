@@ -147,7 +147,7 @@ func (sb *Sandbox) killAll(ctx context.Context) error {
 // disconnect has the plugins take the network away. They know the pod by its id; for a pod that never had
 // a network this does nothing.
 func (sb *Sandbox) disconnect(ctx context.Context) error {
-	return sb.m.cfg.Network.Del(ctx, sb.id)
+	return networkError(sb.m.cfg.Network.Del(ctx, sb.id))
 }
 
 // erase takes away everything that this pod is or was about to be, from any point of its life, and the

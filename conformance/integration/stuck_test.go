@@ -129,6 +129,77 @@ func TestListsBesideAStuckProcess(t *testing.T) {
 	}
 }
 
+// TestPluginThatCannotBeKilled: a network plugin waits for a disk that does not answer, and its daemon is killed. The next one serves
+// beside it, and does not undo what the plugin may still do; when the plugin has ended, all of its pod is taken away.
+func TestPluginThatCannotBeKilled(t *testing.T) {
+	s := openFor(t, 4*time.Minute)
+	s.runPod("beside")
+	server := s.slowServer()
+	addresses, usual := filepath.Join(s.Scratch, "addresses"), fileText(s.Network)
+	point := func(dir string) {
+		_ = os.Remove(addresses)
+		if err := os.Symlink(dir, addresses); err != nil {
+			t.Fatal(err)
+		}
+	}
+	point(server.dir)
+	t.Cleanup(func() { os.Remove(addresses) })
+	s.editNetwork(`"dataDir": "`, `"dataDir": "`+addresses+`", "was": "`)
+	cfg, err := s.PodConfig("stuck")
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := make(chan error, 1)
+	go func() { // ends with the daemon
+		_, err := s.cri.RunPodSandbox(s.ctx, cfg, "")
+		failed <- err
+	}()
+	s.eventually("the plugin waits for the server", server.asked)
+	s.killDaemon()
+	if err := <-failed; err == nil {
+		t.Fatal("the pod was made")
+	}
+	if err := os.WriteFile(s.Network, []byte(usual), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s.restart()
+	if pids := s.named("host-local"); len(pids) != 1 || !pendingKill(pids[0]) {
+		t.Errorf("plugins at work: %d, want one that was killed", len(pids))
+	}
+	s.runPod("other")
+	pods := func() int {
+		dirs, _ := filepath.Glob(filepath.Join(s.RunDir, "pods", "*"))
+		return len(dirs)
+	}
+	if n := pods(); n != 3 {
+		t.Errorf("%d pods on record, want 3", n)
+	}
+	point(t.TempDir())
+	server.goOn()
+	s.eventually("the plugin has ended", func() bool { return len(s.named("host-local")) == 0 })
+	for pods() != 2 { // the sweeper comes every 30 seconds
+		if s.ctx.Err() != nil {
+			t.Fatalf("%d pods are on record, want 2", pods())
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// named lists the processes with that name.
+func (s *scene) named(name string) (pids []int) {
+	s.Helper()
+	comms, err := filepath.Glob("/proc/[1-9]*/comm")
+	if err != nil {
+		s.Fatal(err)
+	}
+	for _, file := range comms {
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil && fileText(file) == name+"\n" {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
 // pendingKill reports whether a process has been sent a SIGKILL that has not ended it yet.
 func pendingKill(pid int) bool {
 	for _, line := range strings.Split(fileText(fmt.Sprintf("/proc/%d/status", pid)), "\n") {
