@@ -95,7 +95,8 @@ func TestAttachStdinStays(t *testing.T) {
 func TestAttachScreenWithoutStdin(t *testing.T) {
 	s := open(t)
 	p := s.runPod("no-stdin")
-	id := p.run("c", `trap 'echo size $(stty size)' WINCH; while :; do read -t 1 v && echo "got $v"; done`, tty)
+	id := p.run("c", `trap 'echo size $(stty size)' WINCH; echo ready; while :; do read -t 1 v && echo "got $v"; done`, tty)
+	s.eventually("the shell is ready", func() bool { return strings.Contains(strings.Join(p.logText("c", "stdout"), ""), "ready") })
 	x := s.dial(s.attachURL(&runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Tty: true})).open("stdin", "stdout", "resize")
 	x.say("typed\r")
 	for i := range 3 {

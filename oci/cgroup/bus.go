@@ -51,8 +51,16 @@ func newBus() *bus {
 type line struct {
 	conn *dbus.Conn
 
-	mu   sync.Mutex
-	jobs map[string]chan string // by unit: the result of its next job to end
+	mu      sync.Mutex
+	watches map[*watch]bool // guarded by mu
+}
+
+// watch waits for the end of one of a unit's jobs. Which one is known by the answer to the call that makes it, and its end may be heard of
+// before that; so the results of all are kept. Another job of the unit is one of somebody else's, or of a call that timed out.
+type watch struct {
+	unit    string
+	results map[string]string // by job; guarded by line.mu
+	news    chan struct{}     // has a token when results has grown
 }
 
 // signal is called by the reader for every signal, in their order.
@@ -60,32 +68,55 @@ func (l *line) signal(iface, name string, body []any) {
 	if iface != manager || name != "JobRemoved" || len(body) != 4 {
 		return
 	}
+	job, _ := body[1].(string)
 	unit, _ := body[2].(string)
 	result, _ := body[3].(string)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if c := l.jobs[unit]; c != nil {
+	for w := range l.watches {
+		if w.unit != unit {
+			continue
+		}
+		w.results[job] = result
 		select {
-		case c <- result:
-		default: // there is room for one, and nobody waits for more
+		case w.news <- struct{}{}:
+		default:
 		}
 	}
 }
 
-// watch returns the channel for the result of the unit's next job. It must be
-// called before the job exists, whose end may be heard of before its beginning.
-func (l *line) watch(unit string) <-chan string {
-	c := make(chan string, 1)
+// watch is to be called before the job exists.
+func (l *line) watch(unit string) *watch {
+	w := &watch{unit: unit, results: map[string]string{}, news: make(chan struct{}, 1)}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.jobs[unit] = c
-	return c
+	l.watches[w] = true
+	return w
 }
 
-func (l *line) unwatch(unit string) {
+func (l *line) unwatch(w *watch) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.jobs, unit)
+	delete(l.watches, w)
+}
+
+// await waits for the end of a job of w's unit: "done", or what else systemd says.
+func (l *line) await(ctx context.Context, w *watch, job string) (result string, err error) {
+	for {
+		l.mu.Lock()
+		result, over := w.results[job]
+		l.mu.Unlock()
+		if over {
+			return result, nil
+		}
+		select {
+		case <-w.news:
+		case <-l.conn.Lost():
+			return "", dbus.ErrClosed
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
+	}
 }
 
 // get returns a connection, which the caller gives back.
@@ -187,7 +218,7 @@ func (b *bus) dial(ctx context.Context) (*line, error) {
 
 // dialLine connects and says who we are, which the kernel vouches for.
 func dialLine(ctx context.Context, path string) (l *line, err error) {
-	l = &line{jobs: map[string]chan string{}}
+	l = &line{watches: map[*watch]bool{}}
 	if l.conn, err = dbus.Dial(ctx, path, l.signal); err != nil {
 		return nil, err
 	}

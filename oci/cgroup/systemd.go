@@ -262,22 +262,21 @@ func (s *systemd) set(ctx context.Context, name string, props []property) error 
 
 // job calls a method that makes a job of the unit, and waits for the job's end.
 func (s *systemd) job(ctx context.Context, l *line, name, method string, args ...any) error {
-	end := l.watch(name)
-	defer l.unwatch(name)
-	if _, err := s.call(ctx, l, managerPath, manager, method, args...); err != nil {
+	w := l.watch(name)
+	defer l.unwatch(w)
+	answer, err := s.call(ctx, l, managerPath, manager, method, args...)
+	if err != nil {
 		return err
 	}
-	select {
-	case result := <-end:
-		if result != "done" {
-			return fmt.Errorf("the job ended: %s", result)
-		}
-		return nil
-	case <-l.conn.Lost():
-		return dbus.ErrClosed
-	case <-ctx.Done():
-		return ctx.Err()
+	if len(answer) != 1 {
+		return fmt.Errorf("%s: it names no job: %w", method, fs.ErrInvalid)
 	}
+	job, _ := answer[0].(string)
+	result, err := l.await(ctx, w, job)
+	if err == nil && result != "done" {
+		err = fmt.Errorf("the job ended: %s", result)
+	}
+	return err
 }
 
 // quotaStep asks for systemd's version, once. What it writes down of a quota, and
