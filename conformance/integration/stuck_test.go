@@ -149,6 +149,7 @@ func TestPluginThatCannotBeKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.Cleanup((&pod{scene: s, cfg: cfg}).end)
 	failed := make(chan error, 1)
 	go func() { // ends with the daemon
 		_, err := s.cri.RunPodSandbox(s.ctx, cfg, "")
