@@ -107,13 +107,14 @@ type Pod struct {
 // Status returns nil if pods can be connected, and otherwise an error that
 // wraps ErrNotReady: there is no valid configuration, or a plugin is not
 // installed. Plugins are asked themselves where their version of the
-// specification (1.1) knows the question.
+// specification (1.1) knows the question. One that cannot be killed is the answer
+// (ErrStuck) for as long as the configuration stays the same.
 func (n *Network) Status(ctx context.Context) error {
 	list, err := n.ready()
 	if err != nil {
 		return err
 	}
-	_, err = take(ctx, &n.turns, "", n.grace, func(ctx context.Context) (struct{}, error) {
+	_, err = take(ctx, &n.turns, node+string(list.Bytes), n.grace, func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, n.cni.GetStatusNetworkList(ctx, list)
 	})
 	if err != nil {

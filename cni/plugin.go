@@ -98,11 +98,23 @@ func runPlugin(ctx context.Context, path string, stdin []byte, environ []string)
 // run starts a plugin and waits for it, for ever if need be: whoever has its turn is told by the note.
 func run(ctx context.Context, cmd *exec.Cmd) error {
 	defer note(ctx, "the start of plugin %s", cmd.Path)()
+	readHead(cmd.Path)
 	if err := cmd.Start(); err != nil {
 		return err
 	}
 	note(ctx, "plugin %s, process %d", cmd.Path, cmd.Process.Pid)
 	return cmd.Wait()
+}
+
+// readHead reads the first page of a program, which execve is about to. On a disk that does not answer this thread is the one to wait
+// then. The parent of a process that is in execve cannot be stopped by Go's runtime, and so nobody else could go on for long.
+func readHead(path string) {
+	f, err := os.Open(path)
+	if err != nil {
+		return // execve says it better
+	}
+	defer f.Close()
+	_, _ = f.Read(make([]byte, os.Getpagesize()))
 }
 
 // killGroup kills a plugin and its children. The number is the group's for as

@@ -31,7 +31,8 @@ type stray struct {
 // gives an address away after the DEL that was to free it. It returns those that have not ended within strayWait.
 //
 // A plugin is known by its environment and by leading a process group in another
-// process's session, which is how ExecPlugin starts it; its group goes with it. A
+// process's session, which is how ExecPlugin starts it; its group goes with it, and is known
+// by any of its members: the leader may have ended by a kill that another did not. A
 // daemon that a plugin has started for good is not meant: those begin a session.
 // A container that takes on both marks has to know the random id of its pod, and
 // takes only itself out.
@@ -41,7 +42,7 @@ func killStrays(pods []string) []stray {
 	}
 	var dying []stray
 	for leader, group := range processGroups() {
-		pod := podOfStray(leader, pods)
+		pod := podOfStrays(leader, group, pods)
 		if pod == "" {
 			continue
 		}
@@ -63,11 +64,17 @@ func (s stray) ends(within time.Duration) bool {
 	poll := []unix.PollFd{{Fd: int32(s.fd.Int()), Events: unix.POLLIN}}
 	for end := time.Now().Add(within); ; {
 		n, err := unix.Poll(poll, int(max(time.Until(end).Milliseconds(), 0)))
-		if !errors.Is(err, unix.EINTR) {
+		if n == 1 || time.Until(end) <= 0 {
 			return n == 1
+		}
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			time.Sleep(memoryWait)
 		}
 	}
 }
+
+// memoryWait is how long is waited for memory or a descriptor of the kernel's that was not there.
+const memoryWait = 100 * time.Millisecond
 
 // keepTurns keeps the turns of pods whose plugins do not even end by SIGKILL, until they do.
 func (n *Network) keepTurns(left []stray) {
@@ -76,43 +83,46 @@ func (n *Network) keepTurns(left []stray) {
 		byPod[s.pod] = append(byPod[s.pod], s)
 	}
 	for id, strays := range byPod {
-		t := n.turns.use(id)
-		t.held <- struct{}{} // nobody else is there yet
-		t.note("process %d, of a plugin that a daemon before this one began", strays[0].pid)
-		n.turns.giveUp(t)
+		g := &grant{turn: n.turns.use(id), key: id}
+		g.held <- struct{}{} // nobody else is there yet
+		g.note("process %d, of a plugin that a daemon before this one began", strays[0].pid)
+		n.turns.giveUp(g)
 		go func() { // ends with the last of them
-			awaitAll(strays)
-			n.turns.give(id, t)
+			awaitAll(strays, func(pid int) { g.note("process %d, of a plugin that a daemon before this one began", pid) })
+			n.turns.give(g)
 		}()
 	}
 }
 
-// awaitAll waits until the processes have ended, and closes them.
-func awaitAll(strays []stray) {
+// awaitAll waits until the processes have ended, and closes them. It tells for which it waits.
+func awaitAll(strays []stray, tell func(pid int)) {
 	for _, s := range strays {
+		tell(s.pid)
 		for !s.ends(time.Hour) {
 		}
 		s.fd.Close()
 	}
 }
 
-// endGroup kills what a plugin that was started by ctx's turn has left of its group, and waits for the end of that, so that a DEL, which
+// endGroup kills what a plugin that was started in ctx's turn has left of its group, and waits for the end of that, so that a DEL, which
 // is about to come, has the last word.
 func endGroup(ctx context.Context, leader int) {
 	if killGroup(leader) != nil {
 		return // nobody is left
 	}
-	strays := hold("", processGroups()[leader])
-	if len(strays) != 0 {
-		defer note(ctx, "process %d, which plugin %d has left", strays[0].pid, leader)()
-		awaitAll(strays)
-	}
+	defer note(ctx, "what plugin process %d has left", leader)()
+	awaitAll(hold("", processGroups()[leader]), func(pid int) { note(ctx, "process %d, which plugin process %d has left", pid, leader) })
 }
 
 // hold gets hold of processes; the caller closes them. One that has ended and was reaped is none.
 func hold(pod string, pids []int) (held []stray) {
 	for _, pid := range pids {
-		if fd, err := sys.PidfdOpen(pid); err == nil {
+		fd, err := sys.PidfdOpen(pid)
+		for err != nil && !errors.Is(err, unix.ESRCH) { // it may live, and be about to do something
+			time.Sleep(memoryWait)
+			fd, err = sys.PidfdOpen(pid)
+		}
+		if err == nil {
 			held = append(held, stray{pod, pid, fd})
 		}
 	}
@@ -135,18 +145,34 @@ func processGroups() map[int][]int {
 	return groups
 }
 
-// podOfStray is the one of the pods that a process is a plugin at work for, or "". One that has ended has no environment.
-func podOfStray(leader int, pods []string) string {
-	if sid, err := unix.Getsid(leader); err != nil || sid == leader {
-		return ""
+// podOfStrays is the one of the pods that a process group is a plugin at work for, or "".
+func podOfStrays(leader int, group []int, pods []string) string {
+	for _, pid := range group {
+		if sid, err := unix.Getsid(pid); err != nil || sid == leader {
+			continue
+		}
+		if pod := podOfProcess(pid, pods); pod != "" {
+			return pod
+		}
 	}
-	env, err := os.ReadFile("/proc/" + strconv.Itoa(leader) + "/environ")
-	if err != nil || !bytes.Contains(env, []byte("CNI_COMMAND=")) {
-		return ""
-	}
-	for _, v := range strings.Split(string(env), "\x00") {
-		if id, ok := strings.CutPrefix(v, "CNI_CONTAINERID="); ok && slices.Contains(pods, id) {
-			return id
+	return ""
+}
+
+// podOfProcess is that of one process. A thread that has ended has no environment, also the first one of a process whose others are there.
+func podOfProcess(pid int, pods []string) string {
+	envs, _ := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/task/*/environ")
+	for _, file := range envs {
+		env, err := os.ReadFile(file)
+		if err != nil || len(env) == 0 {
+			continue
+		}
+		if !bytes.Contains(env, []byte("CNI_COMMAND=")) {
+			return ""
+		}
+		for _, v := range strings.Split(string(env), "\x00") {
+			if id, ok := strings.CutPrefix(v, "CNI_CONTAINERID="); ok && slices.Contains(pods, id) {
+				return id
+			}
 		}
 	}
 	return ""

@@ -157,6 +157,31 @@ func TestStatusThatCannotBeKilled(t *testing.T) {
 	must(t, n.Status(t.Context()))
 }
 
+// TestTurnGivenBackInTime: who gives up on a turn that was just given back does not take it from the next one.
+func TestTurnGivenBackInTime(t *testing.T) {
+	var ts turns
+	waiting := ts.use("p") // so that all have the same
+	first, err := ts.take(t.Context(), "p")
+	must(t, err)
+	ts.give(first)
+	second, err := ts.take(t.Context(), "p")
+	must(t, err)
+	if ts.giveUp(first) {
+		t.Error("the turn of another was given up")
+	}
+	if _, err := ts.take(within(t, 20*time.Millisecond), "p"); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrStuck) {
+		t.Errorf("beside the second: %v", err)
+	}
+	ts.give(second)
+	third, err := ts.take(t.Context(), "p")
+	must(t, err)
+	ts.give(third)
+	ts.leave("p", waiting)
+	if len(ts.m) != 0 {
+		t.Errorf("%d turns are left", len(ts.m))
+	}
+}
+
 // A panic of the library is the caller's, who has a guard against it.
 func TestPanicInATurn(t *testing.T) {
 	var ts turns

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,13 +38,20 @@ type outcome[T any] struct {
 	panic any // what the library panicked with
 }
 
+// grant is one caller's having of a turn.
+type grant struct {
+	*turn
+	key  string
+	over bool // guarded by turns.mu
+}
+
 // take runs f when it is the pod's turn, and returns what f does. It waits for that until ctx ends and grace is over, and no longer.
 // The kernel does not let go of a process in an uninterruptible call (a dead disk, a lock of the network that is not given back),
 // whoever kills it, and a daemon that waited for it would not serve anybody else either. Such a plugin may still do what it was
 // about to; so the turn stays with f until it has, and whoever wants it meanwhile is refused with the reason.
-func take[T any](ctx context.Context, ts *turns, id string, grace time.Duration, f func(context.Context) (T, error)) (T, error) {
+func take[T any](ctx context.Context, ts *turns, key string, grace time.Duration, f func(context.Context) (T, error)) (T, error) {
 	var none T
-	t, err := ts.take(ctx, id)
+	g, err := ts.take(ctx, key)
 	if err != nil {
 		return none, err
 	}
@@ -52,23 +60,31 @@ func take[T any](ctx context.Context, ts *turns, id string, grace time.Duration,
 		var o outcome[T]
 		defer func() {
 			o.panic = recover()
-			ts.give(id, t)
+			ts.give(g)
 			over <- o
 		}()
-		o.value, o.err = f(context.WithValue(ctx, turnKey{}, t))
+		o.value, o.err = f(context.WithValue(ctx, turnKey{}, g.turn))
 	}()
 	late := make(chan struct{})
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(grace, func() { close(late) }) })()
 	select {
 	case o := <-over:
-		if o.panic != nil {
-			panic(o.panic) // of the caller, who may know what to do about it
-		}
-		return o.value, o.err
+		return o.result()
 	case <-late:
-		ts.giveUp(t)
-		return none, fmt.Errorf("network of %s: %w: %w", subject(id), context.Cause(ctx), t.reason())
+		if !ts.giveUp(g) { // just in time
+			o := <-over
+			return o.result()
+		}
+		return none, fmt.Errorf("network of %s: %w: %w", subject(key), context.Cause(ctx), g.reason())
 	}
+}
+
+// result is what the caller of take gets; a panic is its own, too, who may know what to do about it.
+func (o *outcome[T]) result() (T, error) {
+	if o.panic != nil {
+		panic(o.panic)
+	}
+	return o.value, o.err
 }
 
 // turnKey is the key of a turn in the context of what runs in it: the library hands that to the plugins' executor, and nothing else.
@@ -97,76 +113,80 @@ func (t *turn) reason() error {
 	return ErrStuck
 }
 
-// subject names what a turn is of: the network's own has no pod.
-func subject(id string) string {
-	if id == "" {
+// node is how the key of a turn begins that is not a pod's: of what is asked about the network itself. A pod's id has no such byte.
+const node = "\x00"
+
+// subject names what a turn is of.
+func subject(key string) string {
+	if strings.HasPrefix(key, node) {
 		return "the node"
 	}
-	return "pod " + id
+	return "pod " + key
 }
 
 // take waits for the turn: until ctx ends, or somebody gives up on who has it.
-func (ts *turns) take(ctx context.Context, id string) (*turn, error) {
+func (ts *turns) take(ctx context.Context, key string) (*grant, error) {
 	if ctx.Err() != nil { // select would toss a coin
-		return nil, fmt.Errorf("wait for the network of %s: %w", subject(id), context.Cause(ctx))
+		return nil, fmt.Errorf("wait for the network of %s: %w", subject(key), context.Cause(ctx))
 	}
-	t := ts.use(id)
+	t := ts.use(key)
 	select {
 	case t.held <- struct{}{}:
-		return t, nil
+		return &grant{turn: t, key: key}, nil
 	case <-t.stuck:
-		defer ts.leave(id, t)
-		return nil, fmt.Errorf("network of %s: %w", subject(id), t.reason())
+		defer ts.leave(key, t)
+		return nil, fmt.Errorf("network of %s: %w", subject(key), t.reason())
 	case <-ctx.Done():
-		defer ts.leave(id, t)
-		return nil, fmt.Errorf("wait for the network of %s: %w", subject(id), context.Cause(ctx))
+		defer ts.leave(key, t)
+		return nil, fmt.Errorf("wait for the network of %s: %w", subject(key), context.Cause(ctx))
 	}
 }
 
-// giveUp lets nobody wait for a turn any more.
-func (ts *turns) giveUp(t *turn) {
+// giveUp lets nobody wait for a turn any more, unless it was given back meanwhile.
+func (ts *turns) giveUp(g *grant) bool {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
-	select {
-	case <-t.stuck:
-	default:
-		close(t.stuck)
+	if g.over {
+		return false
 	}
+	close(g.stuck)
+	return true
 }
 
-// give ends a turn. One that was given up on is not taken again: whoever comes gets a new one.
-func (ts *turns) give(id string, t *turn) {
+// give ends a grant. A turn that was given up on is not taken again: whoever comes gets a new one.
+func (ts *turns) give(g *grant) {
 	ts.mu.Lock()
+	g.over = true
 	select {
-	case <-t.stuck:
-		delete(ts.m, id)
+	case <-g.stuck:
+		delete(ts.m, g.key)
 	default:
-		t.at.Store(nil)
-		<-t.held
+		g.at.Store(nil)
+		<-g.held
 	}
 	ts.mu.Unlock()
-	ts.leave(id, t)
+	ts.leave(g.key, g.turn)
 }
 
-func (ts *turns) use(id string) *turn {
+func (ts *turns) use(key string) *turn {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	if ts.m == nil {
 		ts.m = map[string]*turn{}
 	}
-	t := ts.m[id]
+	t := ts.m[key]
 	if t == nil {
 		t = &turn{held: make(chan struct{}, 1), stuck: make(chan struct{})}
-		ts.m[id] = t
+		ts.m[key] = t
 	}
 	t.users++
 	return t
 }
 
-func (ts *turns) leave(id string, t *turn) {
+func (ts *turns) leave(key string, t *turn) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
-	if t.users--; t.users == 0 && ts.m[id] == t {
-		delete(ts.m, id)
+	if t.users--; t.users == 0 && ts.m[key] == t {
+		delete(ts.m, key)
 	}
 }

@@ -268,10 +268,13 @@ func (s *systemd) job(ctx context.Context, l *line, name, method string, args ..
 	if err != nil {
 		return err
 	}
-	if len(answer) != 1 {
-		return fmt.Errorf("%s: it names no job: %w", method, fs.ErrInvalid)
+	job := ""
+	if len(answer) == 1 {
+		job, _ = answer[0].(string)
 	}
-	job, _ := answer[0].(string)
+	if job == "" {
+		return fmt.Errorf("%s: the answer names no job: %w", method, fs.ErrInvalid)
+	}
 	result, err := l.await(ctx, w, job)
 	if err == nil && result != "done" {
 		err = fmt.Errorf("the job ended: %s", result)
