@@ -205,7 +205,7 @@ func TestRootlessInterrupt(t *testing.T) {
 	up := func(s map[string]any) {
 		s["mounts"] = append(s["mounts"].([]any), map[string]any{"destination": "/up", "type": "bind", "source": u.home, "options": []string{"bind"}})
 	}
-	b := u.bundleWith("trap 'echo interrupt' INT; trap 'exit 4' TERM; touch /up/up; while :; do sleep 0.02; done", mappedSpec, up)
+	b := u.bundleWith("trap 'echo interrupt; echo . >> /up/got' INT; trap 'exit 4' TERM; touch /up/up; while :; do sleep 0.02; done", mappedSpec, up)
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -222,15 +222,19 @@ func TestRootlessInterrupt(t *testing.T) {
 	defer tty.Close()
 	const times = 10
 	go func() { // ends with the terminal
-		for range 500 {
-			if _, err := os.Stat(u.home + "/up"); err == nil {
-				break
+		wait := func(file string, size int64) {
+			for range 500 {
+				if info, err := os.Stat(u.home + file); err == nil && info.Size() >= size {
+					break
+				}
+				time.Sleep(20 * time.Millisecond)
 			}
-			time.Sleep(20 * time.Millisecond)
 		}
-		for range times {
+		wait("/up", 0)
+		for i := range times { // one after the other: signals of one number do not queue
 			master.WriteString("\x03")
-			time.Sleep(100 * time.Millisecond)
+			wait("/got", int64(2*(i+1)))
+			time.Sleep(100 * time.Millisecond) // a second copy would come
 		}
 		exec.Command("kill", "-TERM", strconv.Itoa(u.pidOf(u.tag))).Run()
 	}()
