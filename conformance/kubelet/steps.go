@@ -197,7 +197,8 @@ func (v *visit) limits(ctx context.Context) (string, error) {
 }
 
 // reload lets systemd read its units again, at which it realises the cgroups that it knows anew. Those of the cgroupfs driver it does not know:
-// what it then does to a hierarchy that it shares is not ours to promise.
+// what it then does to a hierarchy that it shares is not ours to promise. What has no property, such as memory.oom.group with systemd 252, it writes
+// over, and the daemon puts it back a moment later (package cgroup): so a first look may find systemd's value, and says so.
 func (v *visit) reload(ctx context.Context) (string, error) {
 	if v.driver != "systemd" {
 		return "not for this driver", nil
@@ -206,10 +207,20 @@ func (v *visit) reload(ctx context.Context) (string, error) {
 	if _, err := systemctl(ctx, "daemon-reload"); err != nil {
 		return "", err
 	}
+	began := time.Now()
 	saw, err := v.limits(ctx)
+	if first := err; first != nil {
+		for ; err != nil && time.Since(began) < putBack; time.Sleep(50 * time.Millisecond) {
+			saw, err = v.limits(ctx)
+		}
+		saw += fmt.Sprintf(" after %.1f s; at first: %v", time.Since(began).Seconds(), first)
+	}
 	v.ids = was
 	return saw, errors.Join(err, v.untouched(ctx))
 }
+
+// putBack is how long the daemon has to put back what systemd wrote over, as in the tests of package cgroup.
+const putBack = 2 * time.Second
 
 // processes returns the first process of each container that runs.
 func (v *visit) processes(ctx context.Context) (map[string]process, error) {
