@@ -146,8 +146,8 @@ func (n *Network) installed(p *libcni.PluginConfig) bool {
 // Add connects a pod. If it fails, or ctx ends, what was made is unmade, which
 // may take undoTimeout beyond ctx; if even that fails, the intent stays, and Del
 // can be called again. A plugin that cannot be killed is waited for no longer
-// than that and endGrace; what it made is unmade when it has ended. A pod that is
-// already connected is an error (fs.ErrExist): DEL has to come first.
+// than that and endGrace; what it made is unmade when it has ended, unless it has succeeded
+// by then: that is left to Del, as after any error. A pod that is already connected is an error (fs.ErrExist): DEL has to come first.
 func (n *Network) Add(ctx context.Context, p Pod) (*Result, error) {
 	if err := p.check(); err != nil {
 		return nil, err
@@ -204,8 +204,8 @@ func (n *Network) undo(ctx context.Context, it *intent) error {
 // there are, and returns nil. The intent stays then, for a Del after the next
 // start of the daemon, when the plugin may be back.
 //
-// A plugin that is at work for the pod, and one of this Del that cannot be
-// killed, is waited for until ctx ends, and endGrace beyond it.
+// A plugin that is at work for the pod is waited for until ctx ends, and one of
+// this Del that cannot be killed endGrace longer.
 func (n *Network) Del(ctx context.Context, podID string) error {
 	_, err := take(ctx, &n.turns, podID, n.grace, func(ctx context.Context) (struct{}, error) { return struct{}{}, n.disconnect(ctx, podID) })
 	return err

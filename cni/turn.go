@@ -13,7 +13,8 @@ import (
 // endGrace is how long a caller waits beyond its context: for a plugin that was killed, and for the pipes of who it left.
 const endGrace = 5 * time.Second
 
-// ErrStuck is wrapped by an error that says which process keeps a pod's network: it was killed and does not end.
+// ErrStuck is wrapped by an error that says which process keeps a pod's network: nobody waits for it any more, since it was killed and does
+// not end, or, after a failed ADD, since the DEL of that takes longer than Add's caller was to wait.
 var ErrStuck = errors.New("a process does not end")
 
 // turns has a turn per pod, for as long as somebody has or wants it.

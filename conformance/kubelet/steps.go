@@ -197,7 +197,7 @@ func (v *visit) limits(ctx context.Context) (string, error) {
 }
 
 // reload lets systemd read its units again, at which it realises the cgroups that it knows anew. Those of the cgroupfs driver it does not know:
-// what it then does to a hierarchy that it shares is not ours to promise. What has no property, such as memory.oom.group with systemd 252, it writes
+// what it then does to a hierarchy that it shares is not ours to promise. What has no property, memory.oom.group, it writes
 // over, and the daemon puts it back a moment later (package cgroup): so a first look may find systemd's value, and says so.
 func (v *visit) reload(ctx context.Context) (string, error) {
 	if v.driver != "systemd" {
@@ -209,14 +209,24 @@ func (v *visit) reload(ctx context.Context) (string, error) {
 	}
 	began := time.Now()
 	saw, err := v.limits(ctx)
-	if first := err; first != nil {
-		for ; err != nil && time.Since(began) < putBack; time.Sleep(50 * time.Millisecond) {
+	if first := err; first != nil && onlyOOMGroup(first) {
+		for ; err != nil && onlyOOMGroup(err) && time.Since(began) < putBack; time.Sleep(50 * time.Millisecond) {
 			saw, err = v.limits(ctx)
 		}
 		saw += fmt.Sprintf(" after %.1f s; at first: %v", time.Since(began).Seconds(), first)
 	}
 	v.ids = was
 	return saw, errors.Join(err, v.untouched(ctx))
+}
+
+// onlyOOMGroup says whether nothing else is wrong than what systemd writes over for want of a property.
+func onlyOOMGroup(wrong error) bool {
+	for line := range strings.Lines(wrong.Error()) {
+		if !strings.Contains(line, ": memory.oom.group is ") {
+			return false
+		}
+	}
+	return true
 }
 
 // putBack is how long the daemon has to put back what systemd wrote over, as in the tests of package cgroup.
