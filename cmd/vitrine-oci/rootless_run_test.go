@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -199,13 +200,13 @@ func TestRootlessBetween(t *testing.T) {
 }
 
 // What a terminal sends to everybody in front of it comes to the container once, though two
-// processes pass signals on.
+// processes pass signals on. The shell has nothing to wait for: a second copy finds the first one taken, and is counted.
 func TestRootlessInterrupt(t *testing.T) {
 	u := newUser(t)
 	up := func(s map[string]any) {
 		s["mounts"] = append(s["mounts"].([]any), map[string]any{"destination": "/up", "type": "bind", "source": u.home, "options": []string{"bind"}})
 	}
-	b := u.bundleWith("trap 'echo interrupt; echo . >> /up/got' INT; trap 'exit 4' TERM; touch /up/up; while :; do sleep 0.02; done", mappedSpec, up)
+	b := u.bundleWith("trap 'echo interrupt; echo . >> /up/got' INT; trap 'exit 4' TERM; touch /up/up; while :; do :; done", mappedSpec, up)
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -220,33 +221,50 @@ func TestRootlessInterrupt(t *testing.T) {
 	}
 	tty := os.NewFile(uintptr(slave), "tty")
 	defer tty.Close()
-	const times = 10
-	go func() { // ends with the terminal
-		wait := func(file string, size int64) {
-			for range 500 {
-				if info, err := os.Stat(u.home + file); err == nil && info.Size() >= size {
-					break
-				}
-				time.Sleep(20 * time.Millisecond)
-			}
-		}
-		wait("/up", 0)
-		for i := range times { // one after the other: signals of one number do not queue
-			master.WriteString("\x03")
-			wait("/got", int64(2*(i+1)))
-			time.Sleep(100 * time.Millisecond) // a second copy would come
-		}
-		exec.Command("kill", "-TERM", strconv.Itoa(u.pidOf(u.tag))).Run()
-	}()
+	const times = 20
+	typed := make(chan error, 1)
+	go func() { typed <- u.interrupt(master, times) }()
 	u.node.with = func(cmd *exec.Cmd) {
 		cmd.Stdin = tty
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	}
 	r := u.oci("run", "--bundle", b, u.tag)
 	u.node.with = nil
+	if err := <-typed; err != nil {
+		t.Error(err)
+	}
 	if r.code != 4 || strings.Count(r.out, "interrupt\n") != times {
 		t.Errorf("%+v", r)
 	}
+}
+
+// interrupt types the terminal's interrupt so often, each when the one before has come, since signals of one number do not queue. It
+// ends the container then, also where one does not come.
+func (u *user) interrupt(master *os.File, times int) error {
+	defer func() { _ = exec.Command("kill", "-TERM", strconv.Itoa(u.pidOf(u.tag))).Run() }()
+	if !u.grows("/up", 0) {
+		return errors.New("the container does not come up")
+	}
+	for i := range times {
+		if _, err := master.WriteString("\x03"); err != nil {
+			return err
+		}
+		if !u.grows("/got", int64(2*(i+1))) {
+			return fmt.Errorf("interrupt %d does not come", i+1)
+		}
+		time.Sleep(100 * time.Millisecond) // a second copy would come
+	}
+	return nil
+}
+
+// grows waits until a file of the user's is there and has that size. It is on a disk, which may be busy with what others have written.
+func (u *user) grows(file string, size int64) bool {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if info, err := os.Stat(u.home + file); err == nil && info.Size() >= size {
+			return true
+		}
+	}
+	return false
 }
 
 // pidOf is a container's, as its state file says.

@@ -48,7 +48,7 @@ func TestChurnUnderKills(t *testing.T) {
 	}
 	over := make(chan struct{})
 	go func() { busy.Wait(); close(over) }()
-	kills := 0
+	kills, slowest := 0, time.Duration(0)
 	patience := 400 // milliseconds, longer while nothing gets done: a slow machine must have its chance between two kills
 	for alive := true; alive; {
 		before := answered.Load()
@@ -61,12 +61,14 @@ func TestChurnUnderKills(t *testing.T) {
 			}
 			s.killDaemon()
 			kills++
+			begun := time.Now()
 			if err := s.EnsureDaemon(s.ctx); err != nil {
 				t.Fatal(err)
 			}
+			slowest = max(slowest, time.Since(begun))
 		}
 	}
-	t.Logf("%d pods under %d kills", workers*pods, kills)
+	t.Logf("%d pods under %d kills; the slowest start of a daemon took %s", workers*pods, kills, slowest.Round(time.Millisecond))
 	s.restart()
 }
 
